@@ -1,0 +1,21 @@
+// Size arithmetic that raises instead of wrapping around.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+
+namespace seqkernels {
+
+// The product of non-negative sizes; raises std::overflow_error where it does not fit in 64 bits.
+inline int64_t checked_product(std::initializer_list<int64_t> factors) {
+    int64_t product = 1;
+    for (int64_t factor : factors) {
+        if (__builtin_mul_overflow(product, factor, &product)) {
+            throw std::overflow_error("a size does not fit in 64 bits");
+        }
+    }
+    return product;
+}
+
+}  // namespace seqkernels

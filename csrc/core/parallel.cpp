@@ -1,0 +1,95 @@
+#include "parallel.h"
+
+#include <dlfcn.h>
+#include <sched.h>
+
+namespace seqkernels {
+namespace {
+
+// Entry points of the OpenMP runtime, as GCC's code calls them.
+struct OpenMp {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+    int (*thread_number)() = nullptr;
+    int (*thread_count)() = nullptr;
+    int (*in_parallel)() = nullptr;
+    std::string path;
+};
+
+OpenMp& openmp() {
+    static OpenMp runtime;
+    return runtime;
+}
+
+struct Region {
+    void (*body)(void*, int, int);
+    void* context;
+};
+
+void enter(void* argument) {
+    const Region* region = static_cast<const Region*>(argument);
+    region->body(region->context, openmp().thread_number(), openmp().thread_count());
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+bool bind_openmp(const char* library, bool load) {
+    void* handle = dlopen(library, RTLD_LAZY | (load ? 0 : RTLD_NOLOAD));
+    if (handle == nullptr) return false;
+    OpenMp found;
+    found.parallel = reinterpret_cast<decltype(found.parallel)>(dlsym(handle, "GOMP_parallel"));
+    found.thread_number =
+        reinterpret_cast<decltype(found.thread_number)>(dlsym(handle, "omp_get_thread_num"));
+    found.thread_count =
+        reinterpret_cast<decltype(found.thread_count)>(dlsym(handle, "omp_get_num_threads"));
+    found.in_parallel =
+        reinterpret_cast<decltype(found.in_parallel)>(dlsym(handle, "omp_in_parallel"));
+    if (!found.parallel || !found.thread_number || !found.thread_count || !found.in_parallel) {
+        dlclose(handle);
+        return false;
+    }
+    Dl_info where;
+    if (dladdr(reinterpret_cast<void*>(found.parallel), &where) != 0 && where.dli_fname) {
+        found.path = where.dli_fname;
+    }
+    openmp() = found;
+    return true;
+}
+
+std::string openmp_path() { return openmp().path; }
+
+void run_parallel(int threads, void (*body)(void*, int, int), void* context) {
+    if (threads <= 1 || openmp().parallel == nullptr || openmp().in_parallel()) {
+        body(context, 0, 1);
+        return;
+    }
+    Region region{body, context};
+    openmp().parallel(enter, &region, static_cast<unsigned>(threads), 0);
+}
+
+void Barrier::wait(int threads) {
+    if (threads == 1) return;
+    const unsigned generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        generation_.store(generation + 1, std::memory_order_release);
+        return;
+    }
+    constexpr int spins_before_yielding = 1000;
+    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
+        if (spins < spins_before_yielding) {
+            relax();
+        } else {
+            sched_yield();
+        }
+    }
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,48 @@
+// The one thread pool: the OpenMP runtime that torch itself runs on.
+//
+// Nothing here is linked against an OpenMP runtime, because a second one in the process would bring
+// its own threads. Instead the three entry points that a parallel region needs are looked up in the
+// runtime that is already loaded (GNU's libgomp; LLVM's and Intel's export the same names).
+#pragma once
+
+#include <atomic>
+#include <string>
+
+namespace seqkernels {
+
+// Binds the OpenMP runtime that `library` (a path: libtorch_cpu.so) depends on, or is. Returns false,
+// and leaves every region serial, where there is none. With `load` the library is loaded if need be.
+bool bind_openmp(const char* library, bool load);
+
+// The path of the bound runtime, empty when there is none.
+std::string openmp_path();
+
+// Runs body(context, thread, threads) on `threads` threads of the pool, the caller being thread 0,
+// and returns when all have finished. The runtime may grant fewer threads than asked for: `threads`
+// as passed to the body is what there is. The body must not throw.
+void run_parallel(int threads, void (*body)(void* context, int thread, int threads), void* context);
+
+// The same for a callable body(thread, threads).
+template <class Body>
+void run_parallel(int threads, Body&& body) {
+    run_parallel(
+        threads,
+        [](void* context, int thread, int granted) {
+            (*static_cast<std::remove_reference_t<Body>*>(context))(thread, granted);
+        },
+        &body);
+}
+
+// A barrier for the threads of one region. It spins, since a step of a recurrence lasts microseconds,
+// and gives its core away once it has spun for about 20 us, so that a machine with fewer free cores
+// than threads still gets on.
+class Barrier {
+   public:
+    void wait(int threads);
+
+   private:
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<unsigned> generation_{0};
+};
+
+}  // namespace seqkernels

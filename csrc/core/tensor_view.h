@@ -1,0 +1,21 @@
+// Typed, non-owning views of the arrays that cross the native face. Nothing here knows torch or Python.
+#pragma once
+
+#include <cstdint>
+
+namespace seqkernels {
+
+enum class DataType { float32, float64, int32, int64 };
+
+constexpr int max_dimensions = 8;
+
+// An array as its owner describes it: element counts and element strides, outermost first.
+struct TensorView {
+    void* data = nullptr;
+    DataType dtype = DataType::float32;
+    int dimensions = 0;
+    int64_t sizes[max_dimensions] = {};
+    int64_t strides[max_dimensions] = {};
+};
+
+}  // namespace seqkernels

@@ -1,0 +1,337 @@
+// Convolution, bias, activation and max-pooling of a batch of sequences, in one pass.
+//
+//   output[n, p, f] = max over windows w of pool p of
+//                     activation(bias[f] + sum over taps j, channels c of
+//                                weight[f, c, j] input[n, w stride + j dilation - padding, c])
+//   argmax[n, p, f] = the first such window, -1 where the sample has none (output is then 0)
+//
+// Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input. Scratch,
+// owned by the call: the packed weights, F k C; and for each thread the running maxima of one sample,
+// the convolution of one stretch of windows for one panel of filters (windowed pooling only), and one
+// stretch of input with its channels side by side (only where they do not lie so already).
+//
+// A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product whose
+// left operand has row stride `stride C`: it is read where it lies. Only the maximum and its window
+// leave the registers. The activations are monotone: the maximum comes first, then bias and activation
+// on what is left.
+//
+// Cost: 2 N W F k C FLOPs, W being the windows of a sample. Bytes: the input once, the weights once per
+// sample from L2 (1 / (2 W) of the FLOPs, in numbers). Limit: the multiply-add rate.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "activation.h"
+#include "convolution_input.h"
+#include "product.h"
+
+namespace seqkernels {
+
+// Windows worked on at a stretch, so that their input stays in L2 while all panels of filters pass.
+static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape, int64_t element_bytes) {
+    constexpr int64_t input_bytes = 128 * 1024;
+    const int64_t row_bytes = larger(1, shape.channels * element_bytes);
+    const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
+    const int64_t positions = larger(1, input_bytes / row_bytes);
+    const int64_t windows = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
+    return larger(96, windows);  // below, reading the weights again would cost more
+}
+
+template <class Vector>
+class ConvolutionForwardKernel {
+    using T = typename Vector::Element;
+    static constexpr int tile_rows = Tile<Vector>::rows;
+    static constexpr int panel_vectors = Tile<Vector>::vectors;
+    static constexpr int64_t panel_width = panel_vectors * Vector::width;
+    static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
+
+   public:
+    explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments)
+        : call_(arguments),
+          shape_(arguments.shape),
+          layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
+          direct_(arguments.input.stride_channel == 1 || shape_.channels <= 1),
+          windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T))),
+          pools_per_stretch_(shape_.pool_size == 0
+                                 ? 1
+                                 : larger(1, (windows_per_stretch_ - shape_.pool_size) /
+                                                     larger(1, shape_.pool_stride) + 1)) {}
+
+    void run(int threads) {
+        if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
+        const int64_t panels = layout_.panels();
+        // Samples are shared out one by one; where they are few, so are the panels of a sample.
+        const int64_t groups = smaller(panels, divide_rounding_up(4 * threads, shape_.batch));
+        const int64_t items = shape_.batch * groups;
+
+        const Scratch<T> packed(layout_.elements());
+        const Scratch<T> zeros(shape_.channels + 1);
+        for (int64_t channel = 0; channel < shape_.channels; ++channel) zeros.data()[channel] = 0;
+        const int64_t private_count = private_elements();
+        const Scratch<T> privates(checked_product({private_count, threads}));
+        packed_ = packed.data();
+        zeros_ = zeros.data();
+
+        std::atomic<int64_t> next{0};
+        Barrier barrier;
+        run_parallel(threads, [&](int thread, int granted) {
+            pack_panels(packed_, layout_, part_of(panels, 1, thread, granted),
+                        [&](int64_t filter, int64_t k) {
+                            const ConvolutionWeight<T>& weight = call_.weight;
+                            return weight.data + filter * weight.stride_filter +
+                                   k / shape_.channels * weight.stride_tap +
+                                   k % shape_.channels * weight.stride_channel;
+                        });
+            barrier.wait(granted);
+            T* mine = privates.data() + thread * private_count;
+            for (int64_t item = next++; item < items; item = next++) {
+                sample(item / groups, part_of(panels, 1, item % groups, groups), mine);
+            }
+        });
+    }
+
+   private:
+    int64_t windows_in_stretch() const {
+        return shape_.pool_size == 0
+                   ? windows_per_stretch_
+                   : (pools_per_stretch_ - 1) * shape_.pool_stride + shape_.pool_size;
+    }
+
+    int64_t positions_in_stretch() const {
+        const int64_t spread = checked_product({windows_in_stretch() - 1, shape_.stride});
+        return smaller(shape_.length, spread + shape_.dilation * (shape_.kernel_size - 1) + 1);
+    }
+
+    // Per thread: maxima and their windows for all filters, the convolution of a stretch for one panel,
+    // the input of a stretch.
+    int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
+    int64_t convolution_elements() const {
+        return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
+    }
+    int64_t private_elements() const {
+        const int64_t input =
+            direct_ ? 0 : checked_product({positions_in_stretch(), shape_.channels});
+        const int64_t count = 2 * maxima_elements() + convolution_elements() + input;
+        return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
+    }
+
+    void sample(int64_t n, Range panels, T* scratch) {
+        const int64_t length = sample_length(shape_, call_.lengths, n);
+        const int64_t windows = shape_.windows(length);
+        const int64_t pools = shape_.pools(windows);
+        if (shape_.pool_size == 0) {
+            if (pools > 0) over_time(n, length, windows, panels, scratch);
+        } else {
+            windowed(n, length, pools, panels, scratch);
+        }
+        no_window(n, pools, panels);
+    }
+
+    // Max over all windows of a sample.
+    void over_time(int64_t n, int64_t length, int64_t windows, Range panels, T* scratch) {
+        T* maxima = scratch;
+        T* winners = scratch + maxima_elements();
+        T* stretch_input = scratch + 2 * maxima_elements();
+        for (int64_t begin = 0; begin < windows; begin += windows_per_stretch_) {
+            const int64_t end = smaller(windows, begin + windows_per_stretch_);
+            const SampleRows<T> rows = reach(n, length, begin, end, stretch_input);
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                const int64_t first = layout_.first_column(panel);
+                convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
+                                     begin == 0);
+            }
+        }
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            const int64_t first = layout_.first_column(panel);
+            for (int64_t unit = 0; unit < layout_.units_of(panel); ++unit) {
+                const int64_t filter = first + unit * Vector::width;
+                finish(n, 0, filter, Vector::load(maxima + filter), Vector::load(winners + filter));
+            }
+        }
+    }
+
+    // Max over windows of windows: the convolution of a stretch is kept for one panel of filters.
+    void windowed(int64_t n, int64_t length, int64_t pools, Range panels, T* scratch) {
+        T* convolution = scratch + 2 * maxima_elements();
+        T* stretch_input = convolution + convolution_elements();
+        for (int64_t begin = 0; begin < pools; begin += pools_per_stretch_) {
+            const int64_t end = smaller(pools, begin + pools_per_stretch_);
+            const int64_t first_window = begin * shape_.pool_stride;
+            const int64_t last_window = (end - 1) * shape_.pool_stride + shape_.pool_size;
+            const SampleRows<T> rows = reach(n, length, first_window, last_window, stretch_input);
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                convolve_into_memory(rows, first_window, last_window, panel, convolution);
+                for (int64_t pool = begin; pool < end; ++pool) {
+                    pool_from_memory(n, pool, first_window, panel, convolution);
+                }
+            }
+        }
+    }
+
+    // The rows that windows [begin, end) of a sample read: in place, or packed into `scratch`.
+    SampleRows<T> reach(int64_t n, int64_t length, int64_t begin, int64_t end, T* scratch) const {
+        const SequenceView<T>& input = call_.input;
+        if (direct_) return {input.data + n * input.stride_batch, input.stride_length, length};
+        const int64_t first = larger(0, window_start(shape_, begin));
+        const int64_t last =
+            smaller(length, window_start(shape_, end - 1) +
+                                shape_.dilation * (shape_.kernel_size - 1) + 1);
+        if (first < last) pack_positions(shape_, input, n, first, last, scratch);
+        return {scratch - first * shape_.channels, shape_.channels, length};
+    }
+
+    // The convolution of `tile` windows from `window` on with one panel of filters, without bias.
+    void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<T>& rows,
+                  int64_t window, const T* panel) const {
+        const int64_t channels = shape_.channels;
+        const int64_t taps = shape_.kernel_size;
+        const int64_t start = window_start(shape_, window);
+        const int64_t last_start = start + (tile - 1) * shape_.stride;
+        const int64_t span = shape_.dilation * (taps - 1);
+        for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
+        const T* pointers[tile_rows];
+        const bool whole = start >= 0 && last_start + span < rows.length;
+        if (whole && shape_.dilation == 1 && rows.dense(channels)) {
+            for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
+            multiply_accumulate(sums, tile, vectors, pointers, 1, panel, taps * channels);
+            return;
+        }
+        for (int64_t tap = 0; tap < taps; ++tap) {
+            for (int m = 0; m < tile; ++m) {
+                const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
+                pointers[m] = rows.has(position) ? rows.at(position) : zeros_;
+            }
+            multiply_accumulate(sums, tile, vectors, pointers, 1,
+                                panel + tap * channels * vectors * Vector::width, channels);
+        }
+    }
+
+    void convolve_into_maxima(const SampleRows<T>& rows, int64_t begin, int64_t end, int64_t panel,
+                              T* maxima, T* winners, bool first_stretch) const {
+        const T* weights = packed_ + layout_.offset(panel);
+        const int64_t vectors = layout_.units_of(panel);
+        Vector best[panel_vectors], winner[panel_vectors];
+        for (int64_t v = 0; v < vectors; ++v) {
+            // Any window takes the place of -infinity but one that is itself -infinity: the first
+            // window is the winner until another takes its place.
+            best[v] = first_stretch ? Vector::broadcast(minus_infinity)
+                                    : Vector::load(maxima + v * Vector::width);
+            winner[v] = first_stretch ? Vector::from_integer(0)
+                                      : Vector::load(winners + v * Vector::width);
+        }
+        for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
+            Vector sums[Tile<Vector>::sums];
+            convolve(sums, tile, vectors, rows, begin + first, weights);
+            for (int64_t v = 0; v < vectors; ++v) {
+                Vector maximum_so_far = best[v], winner_so_far = winner[v];
+                for (int m = 0; m < tile; ++m) {
+                    take_maximum(sums[m * vectors + v], Vector::from_integer(begin + first + m),
+                                 maximum_so_far, winner_so_far);
+                }
+                best[v] = maximum_so_far;
+                winner[v] = winner_so_far;
+            }
+        });
+        for (int64_t v = 0; v < vectors; ++v) {
+            best[v].store(maxima + v * Vector::width);
+            winner[v].store(winners + v * Vector::width);
+        }
+    }
+
+    void convolve_into_memory(const SampleRows<T>& rows, int64_t begin, int64_t end, int64_t panel,
+                              T* convolution) const {
+        const T* weights = packed_ + layout_.offset(panel);
+        const int64_t vectors = layout_.units_of(panel);
+        for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
+            Vector sums[Tile<Vector>::sums];
+            convolve(sums, tile, vectors, rows, begin + first, weights);
+            for (int64_t i = 0; i < tile * vectors; ++i) {
+                sums[i].store(convolution + (first * vectors + i) * Vector::width);
+            }
+        });
+    }
+
+    void pool_from_memory(int64_t n, int64_t pool, int64_t first_window, int64_t panel,
+                          const T* convolution) const {
+        const int64_t vectors = layout_.units_of(panel);
+        const int64_t begin = pool * shape_.pool_stride;
+        for (int64_t v = 0; v < vectors; ++v) {
+            Vector best = Vector::broadcast(minus_infinity);
+            Vector winner = Vector::from_integer(begin);
+            for (int64_t window = begin; window < begin + shape_.pool_size; ++window) {
+                const int64_t row = window - first_window;
+                take_maximum(Vector::load(convolution + (row * vectors + v) * Vector::width),
+                             Vector::from_integer(window), best, winner);
+            }
+            finish(n, pool, layout_.first_column(panel) + v * Vector::width, best, winner);
+        }
+    }
+
+    static void take_maximum(Vector candidate, Vector window, Vector& best, Vector& winner) {
+        const typename Vector::Mask better = replaces_maximum(candidate, best);
+        best = select(better, candidate, best);
+        winner = select(better, window, winner);
+    }
+
+    // Bias and activation of one vector of maxima; writes them and their windows.
+    void finish(int64_t n, int64_t pool, int64_t filter, Vector best, Vector winner) const {
+        const int64_t count = smaller(Vector::width, shape_.filters - filter);
+        if (call_.bias != nullptr) best = best + load_up_to<Vector>(call_.bias + filter, count);
+        best = activate(shape_.activation, best);
+        T* output = call_.output + n * call_.output_stride_batch +
+                    pool * call_.output_stride_pooled + filter * call_.output_stride_filter;
+        if (call_.output_stride_filter == 1) {
+            store_up_to(best, output, count);
+        } else {
+            T values[Vector::width];
+            best.store(values);
+            for (int64_t lane = 0; lane < count; ++lane) {
+                output[lane * call_.output_stride_filter] = values[lane];
+            }
+        }
+        T bits[Vector::width];
+        winner.store(bits);
+        int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters + filter;
+        for (int64_t lane = 0; lane < count; ++lane) {
+            typename Vector::Integer window;
+            std::memcpy(&window, bits + lane, sizeof window);
+            argmax[lane] = static_cast<int32_t>(window);
+        }
+    }
+
+    // Zeros for the pools from `pools` on, which this sample is too short for.
+    void no_window(int64_t n, int64_t pools, Range panels) const {
+        const int64_t first = layout_.first_column(panels.begin);
+        const int64_t last = smaller(shape_.filters, layout_.first_column(panels.end));
+        for (int64_t pool = pools; pool < shape_.pooled; ++pool) {
+            T* output = call_.output + n * call_.output_stride_batch +
+                        pool * call_.output_stride_pooled;
+            int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters;
+            for (int64_t filter = first; filter < last; ++filter) {
+                output[filter * call_.output_stride_filter] = 0;
+                argmax[filter] = -1;
+            }
+        }
+    }
+
+    const ConvolutionForward<T>& call_;
+    const ConvolutionShape& shape_;
+    const PanelLayout<Vector> layout_;
+    const bool direct_;  // channels lie side by side: read the input in place
+    const int64_t windows_per_stretch_;
+    const int64_t pools_per_stretch_;
+    T* packed_ = nullptr;
+    const T* zeros_ = nullptr;
+};
+
+template <class Vector>
+void convolution_forward(const ConvolutionForward<typename Vector::Element>& arguments,
+                         int threads) {
+    ConvolutionForwardKernel<Vector>(arguments).run(threads);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,57 @@
+// How the convolution kernels reach into a sequence batch: which positions of a sample are real, rows of
+// channels in memory, and a packed copy where channels do not lie side by side.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "product.h"
+
+namespace seqkernels {
+
+// Real positions of a sample, never more than L.
+static inline int64_t sample_length(const ConvolutionShape& shape, const int64_t* lengths,
+                                    int64_t sample) {
+    return lengths == nullptr ? shape.length : lengths[sample];
+}
+
+// A stretch of one sample, positions with their channels side by side.
+//   rows + position * stride is position's row of C channels, for positions in [0, length).
+template <class T>
+struct SampleRows {
+    const T* rows;
+    int64_t stride;
+    int64_t length;
+
+    bool has(int64_t position) const { return position >= 0 && position < length; }
+    const T* at(int64_t position) const { return rows + position * stride; }
+    // Whether consecutive positions follow each other without a gap.
+    bool dense(int64_t channels) const { return stride == channels; }
+};
+
+// The first input position that window `window` covers; negative within the padding.
+static inline int64_t window_start(const ConvolutionShape& shape, int64_t window) {
+    return window * shape.stride - shape.padding_left;
+}
+
+// Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
+template <class T>
+inline void pack_positions(const ConvolutionShape& shape, const SequenceView<T>& input,
+                           int64_t sample, int64_t begin, int64_t end, T* target) {
+    const T* source = input.data + sample * input.stride_batch + begin * input.stride_length;
+    // Blocks of positions keep the target's lines in cache while channel after channel is read along
+    // the sequence, the direction in which (N, C, L) lies.
+    constexpr int64_t block = 16;
+    for (int64_t first = 0; first < end - begin; first += block) {
+        const int64_t last = smaller(first + block, end - begin);
+        for (int64_t channel = 0; channel < shape.channels; ++channel) {
+            const T* line = source + channel * input.stride_channel;
+            for (int64_t position = first; position < last; ++position) {
+                target[position * shape.channels + channel] = line[position * input.stride_length];
+            }
+        }
+    }
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,198 @@
+// What a kernel is given, and the table of kernels that each ISA fills.
+//
+// Sizes and strides count elements. Who calls a kernel has checked them: the pointers cover what the
+// shapes say, and no output overlaps another array.
+#pragma once
+
+#include <cstdint>
+
+namespace seqkernels {
+
+enum class Activation { identity, relu, tanh, sigmoid };
+enum class RecurrentCell { lstm, rnn_tanh, rnn_relu };
+
+constexpr int64_t gates_of(RecurrentCell cell) { return cell == RecurrentCell::lstm ? 4 : 1; }
+
+// Shapes of a convolution with pooling. N samples of L positions with C channels, F filters of k taps,
+// P pooled outputs a sample and filter.
+struct ConvolutionShape {
+    int64_t batch;
+    int64_t length;
+    int64_t channels;
+    int64_t filters;
+    int64_t kernel_size;
+    int64_t stride;
+    int64_t padding_left;
+    int64_t padding_right;
+    int64_t dilation;
+    int64_t pool_size;    // windows in a pool; 0: all of them, pooled == 1
+    int64_t pool_stride;  // windows from one pool to the next; 0 with pool_size 0
+    int64_t pooled;
+    Activation activation;
+
+    // Windows that fit into a sequence of `length` positions and its padding.
+    int64_t windows(int64_t length) const {
+        const int64_t room =
+            length + padding_left + padding_right - dilation * (kernel_size - 1) - 1;
+        return room < 0 ? 0 : room / stride + 1;
+    }
+    // Pooled outputs that fit into that many windows.
+    int64_t pools(int64_t windows) const {
+        if (pool_size == 0) return windows > 0 ? 1 : 0;
+        return windows < pool_size ? 0 : (windows - pool_size) / pool_stride + 1;
+    }
+};
+
+// A sequence batch as the convolution reads it: (N, L, C) with any strides.
+template <class T>
+struct SequenceView {
+    const T* data;
+    int64_t stride_batch;
+    int64_t stride_length;
+    int64_t stride_channel;
+};
+
+template <class T>
+struct ConvolutionWeight {
+    const T* data;  // (F, C, k)
+    int64_t stride_filter;
+    int64_t stride_channel;
+    int64_t stride_tap;
+};
+
+template <class T>
+struct ConvolutionForward {
+    ConvolutionShape shape;
+    SequenceView<T> input;
+    ConvolutionWeight<T> weight;
+    const T* bias;           // (F,) contiguous, or null
+    const int64_t* lengths;  // (N,) contiguous, or null
+    T* output;               // (N, P, F) with the strides below, written whole
+    int64_t output_stride_batch;
+    int64_t output_stride_pooled;
+    int64_t output_stride_filter;
+    int32_t* argmax;  // (N, P, F) contiguous: the winning window, -1 where there is none
+};
+
+template <class T>
+struct ConvolutionBackward {
+    ConvolutionShape shape;
+    SequenceView<T> input;
+    ConvolutionWeight<T> weight;
+    const int64_t* lengths;
+    const T* grad_output;  // (N, P, F) with the strides below
+    int64_t grad_output_stride_batch;
+    int64_t grad_output_stride_pooled;
+    int64_t grad_output_stride_filter;
+    const T* output;  // as the forward wrote it
+    int64_t output_stride_batch;
+    int64_t output_stride_pooled;
+    int64_t output_stride_filter;
+    const int32_t* argmax;  // (N, P, F) contiguous
+    T* grad_input;          // (N, L, C) contiguous, written whole; or null
+    T* grad_weight;         // (F, k, C) contiguous, written whole; or null
+    T* grad_bias;           // (F,), written whole; or null
+};
+
+// Shapes of a recurrence: T steps, N samples, I inputs, H hidden units, G gates.
+struct RecurrenceShape {
+    int64_t steps;
+    int64_t batch;
+    int64_t inputs;
+    int64_t hidden;
+    RecurrentCell cell;
+    bool reverse;
+
+    int64_t gates() const { return gates_of(cell); }
+};
+
+template <class T>
+struct RecurrenceInput {
+    const T* data;  // (T, N, I), unit stride between inputs
+    int64_t stride_step;
+    int64_t stride_batch;
+};
+
+template <class T>
+struct Matrix {
+    const T* data;
+    int64_t stride_row;
+    int64_t stride_column;
+};
+
+template <class T>
+struct RecurrenceForward {
+    RecurrenceShape shape;
+    RecurrenceInput<T> input;
+    const T* initial_hidden;  // (N, H) contiguous
+    const T* initial_cell;    // (N, H) contiguous; null without a cell state
+    Matrix<T> weight_ih;      // (G H, I)
+    Matrix<T> weight_hh;      // (G H, H)
+    const T* bias_ih;         // (G H,) contiguous, or null
+    const T* bias_hh;         // (G H,) contiguous, or null
+    const int64_t* lengths;   // (N,) contiguous, or null
+    T* output;                // (T, N, H) contiguous, written whole
+    T* final_hidden;          // (N, H) contiguous
+    T* final_cell;            // (N, H) contiguous; null without a cell state
+    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM leaves the gates after
+    // their activations for the backward. Not written where lengths end. An RNN, which leaves nothing
+    // here, may be given `output`.
+    T* gates;
+    T* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
+};
+
+template <class T>
+struct RecurrenceBackward {
+    RecurrenceShape shape;
+    RecurrenceInput<T> input;
+    const T* initial_hidden;
+    const T* initial_cell;
+    Matrix<T> weight_ih;
+    Matrix<T> weight_hh;
+    const int64_t* lengths;
+    const T* output;             // (T, N, H), as the forward wrote it
+    const T* gates;              // (T, N, G H), as the forward left it; not read without a cell state
+    const T* cells;              // (T, N, H); null without a cell state
+    const T* grad_output;        // (T, N, H) contiguous, or null for zeros
+    const T* grad_final_hidden;  // (N, H) contiguous, or null for zeros
+    const T* grad_final_cell;    // (N, H) contiguous, or null for zeros
+    T* grad_gates;           // (T, N, G H) contiguous scratch: gradients before the activations
+    T* grad_input;           // (T, N, I) contiguous, written whole; or null
+    T* grad_initial_hidden;  // (N, H) contiguous
+    T* grad_initial_cell;    // (N, H) contiguous: the running gradient of the cell state; null without
+    T* grad_weight_ih;       // (G H, I) contiguous, written whole; or null
+    T* grad_weight_hh;       // (G H, H) contiguous, written whole; or null
+    T* grad_bias;            // (G H,), the gradient of either bias, written whole; or null
+};
+
+template <class T>
+struct Kernels {
+    void (*convolution_forward)(const ConvolutionForward<T>&, int threads);
+    void (*convolution_backward)(const ConvolutionBackward<T>&, int threads);
+    void (*recurrence_forward)(const RecurrenceForward<T>&, int threads);
+    void (*recurrence_backward)(const RecurrenceBackward<T>&, int threads);
+    // sigmoid and tanh over `count` contiguous numbers, for the tests of the vector math
+    void (*sigmoid)(const T* source, T* target, int64_t count);
+    void (*tanh)(const T* source, T* target, int64_t count);
+};
+
+struct KernelTable {
+    Kernels<float> float32;
+    Kernels<double> float64;
+
+    template <class T>
+    const Kernels<T>& of() const {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            return float32;
+        } else {
+            return float64;
+        }
+    }
+};
+
+// One per translation unit; null where this build has no such kernels.
+const KernelTable* scalar_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+
+}  // namespace seqkernels

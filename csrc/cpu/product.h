@@ -1,0 +1,184 @@
+// The product engine: the one place where multiply-adds happen.
+//
+// A tile of the product is M rows of the left operand times V vectors of columns of the right one,
+// accumulated in M x V vector registers over the whole depth. The left operand is read where it lies,
+// through one pointer a row, so that windows of a sequence, samples of a batch and time steps need no
+// copy. The right operand is packed once a call into panels (pack_panels).
+//
+// Every element of a product is one chain of multiply-adds in order of depth, whatever tile it falls
+// into: a sample's bits do not depend on its batch-mates, nor on how work is split among threads.
+//
+// Cost of a tile: 2 M V width depth FLOPs; per step of depth V vector loads and M broadcasts feed M V
+// multiply-adds. Limit: two fused multiply-adds a cycle.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace seqkernels {
+
+// Register tiling: the rows and vectors of columns whose accumulators, with one broadcast and the
+// column vectors, still fit the register file, with loads a step below multiply-adds a step.
+template <class Vector>
+struct Tile {
+    // 16 registers: 6 x 2 + 2 + 1. 32 registers: 6 x 4 + 4 + 1.
+    static constexpr int rows = 6;
+    static constexpr int vectors = Vector::registers == 32 ? 4 : 2;
+    // The LSTM's tile is four vectors wide, one a gate: 3 x 4 + 3 + 1, and 6 x 4 + 4 + 1.
+    static constexpr int gated_rows = Vector::registers == 32 ? 6 : 3;
+    // Sums of the largest tile.
+    static constexpr int sums = rows * vectors > gated_rows * 4 ? rows * vectors : gated_rows * 4;
+};
+
+static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t divide_rounding_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The part of [0, count) that falls to one of `parts`, in multiples of `unit`.
+struct Range {
+    int64_t begin;
+    int64_t end;
+};
+
+static inline Range part_of(int64_t count, int64_t unit, int64_t part, int64_t parts) {
+    const int64_t units = divide_rounding_up(count, unit);
+    return {smaller(count, units * part / parts * unit),
+            smaller(count, units * (part + 1) / parts * unit)};
+}
+
+template <class Vector>
+inline Vector load_up_to(const typename Vector::Element* source, int64_t count) {
+    return count >= Vector::width ? Vector::load(source) : Vector::load_first(source, count);
+}
+
+template <class Vector>
+inline void store_up_to(Vector vector, typename Vector::Element* target, int64_t count) {
+    if (count >= Vector::width) {
+        vector.store(target);
+    } else {
+        vector.store_first(target, count);
+    }
+}
+
+// The micro-kernel: sums[m * V + v] += rows[m][k * step] * packed[k * V + v] for k in [0, depth). Kept
+// out of line, so that each tile size is compiled once; going through memory for the sums costs two
+// accesses per sum and call, against `depth` multiply-adds.
+template <class Vector, int M, int V>
+[[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
+                                     int64_t step, const typename Vector::Element* packed,
+                                     int64_t depth) {
+    const typename Vector::Element* row[M];
+    Vector sum[M][V];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        row[m] = rows[m];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * V + v];
+    }
+    for (int64_t k = 0; k < depth; ++k, packed += V * Vector::width) {
+        Vector columns[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) columns[v] = Vector::load(packed + v * Vector::width);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vector left = Vector::broadcast(row[m][k * step]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[m][v] = multiply_add(left, columns[v], sum[m][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
+    }
+}
+
+// Calls function(std::integral_constant<int, value>) for a run-time value in [1, Largest].
+template <int Largest, class Function>
+inline void with_constant(int64_t value, Function&& function) {
+    if constexpr (Largest > 1) {
+        if (value < Largest) {
+            with_constant<Largest - 1>(value, function);
+            return;
+        }
+    }
+    function(std::integral_constant<int, Largest>{});
+}
+
+// The micro-kernel for a tile of up to Tile::rows rows and Tile::vectors (an LSTM: 4) vectors.
+//   sums:   rows_count x vectors vectors
+//   rows:   rows_count pointers, each to `depth` elements `step` apart
+//   packed: depth x vectors x width elements, one panel of pack_panels
+template <class Vector>
+inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
+                                const typename Vector::Element* const* rows, int64_t step,
+                                const typename Vector::Element* packed, int64_t depth) {
+    with_constant<4>(vectors, [&](auto v) {
+        // Four vectors' sums of more than `gated_rows` rows would not fit the registers.
+        constexpr int most = v > Tile<Vector>::vectors ? Tile<Vector>::gated_rows : Tile<Vector>::rows;
+        with_constant<most>(rows_count, [&](auto m) {
+            multiply_tile<Vector, m, v>(sums, rows, step, packed, depth);
+        });
+    });
+}
+
+// How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
+// gates of H, else one), cut into panels of `units` vectors of columns, each vector once per group:
+// packed[panel][k][unit][group][lane] holds element (group * columns + column, k) of the operand,
+// column = (panel * units + unit) * width + lane. Columns beyond the last are zero. The last panel
+// holds only the units it needs.
+template <class Vector>
+struct PanelLayout {
+    int64_t columns;
+    int64_t depth;
+    int64_t units;
+    int64_t groups;
+
+    int64_t vectors() const { return divide_rounding_up(columns, Vector::width); }
+    int64_t panels() const { return divide_rounding_up(vectors(), units); }
+    int64_t units_of(int64_t panel) const { return smaller(units, vectors() - panel * units); }
+    int64_t first_column(int64_t panel) const { return panel * units * Vector::width; }
+    int64_t offset(int64_t panel) const {
+        return panel * units * groups * Vector::width * depth;
+    }
+    int64_t elements() const { return vectors() * groups * Vector::width * depth; }
+};
+
+// Packs panels [range.begin, range.end). element(row, k) gives a pointer to the operand's element at
+// row `row` (group * columns + column) and depth k.
+template <class Vector, class Element>
+inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
+                        Range range, Element&& element) {
+    for (int64_t panel = range.begin; panel < range.end; ++panel) {
+        typename Vector::Element* target = packed + layout.offset(panel);
+        const int64_t first = layout.first_column(panel);
+        const int64_t width = layout.units_of(panel) * Vector::width;
+        const int64_t present = smaller(width, layout.columns - first);
+        for (int64_t k = 0; k < layout.depth; ++k) {
+            for (int64_t unit = 0; unit < width; unit += Vector::width) {
+                for (int64_t group = 0; group < layout.groups; ++group) {
+                    const int64_t row = group * layout.columns + first + unit;
+                    for (int64_t lane = 0; lane < Vector::width; ++lane) {
+                        target[lane] = unit + lane < present ? *element(row + lane, k) : 0;
+                    }
+                    target += Vector::width;
+                }
+            }
+        }
+    }
+}
+
+// Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is left
+// with a row or two: calls function(first, rows).
+template <class Function>
+inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
+    const int64_t tiles = divide_rounding_up(count, largest);
+    int64_t first = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t end = count * (tile + 1) / tiles;
+        function(first, static_cast<int>(end - first));
+        first = end;
+    }
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,351 @@
+// Gradients of one layer and direction of an LSTM or plain RNN: backpropagation through time.
+//
+// With a_t the gates before their activations (recurrence_forward.h), back from each sample's last step:
+//   dh_t = grad_output_t + W_hh^T da_{t+1}              (grad_final_hidden at the last step)
+//   LSTM: dc_t += dh_t o (1 - tanh(c_t)^2)              (grad_final_cell at the last step)
+//         da^i = dc g i (1 - i),  da^f = dc c_{t-1} f (1 - f),  da^g = dc i (1 - g^2),
+//         da^o = dh tanh(c) o (1 - o),  dc_{t-1} = dc f
+//   RNN:  da = dh (1 - h^2), or dh where h > 0
+// and then over all steps at once
+//   grad_input = W_ih^T da,  grad_weight_ih = da x^T,  grad_weight_hh = da h_{t-1}^T,  grad_bias = sum da
+//
+// Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none another.
+// Scratch, owned by the call: both weights packed the other way round, G H (I + H); the schedule, T N
+// integers; pointers for the rows of one step; blocks of the weight gradients' operands.
+//
+// Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
+// multiply-add rate for the rest.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "product.h"
+#include "recurrence_schedule.h"
+#include "row_product.h"
+#include "vector_math.h"
+#include "weight_gradient.h"
+
+namespace seqkernels {
+
+template <class Vector, RecurrentCell cell_type>
+class RecurrenceBackwardKernel {
+    using T = typename Vector::Element;
+    static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
+    static constexpr int gates = is_lstm ? 4 : 1;
+    static constexpr int tile_rows = Tile<Vector>::rows;
+    static constexpr int panel_units = Tile<Vector>::vectors;
+
+   public:
+    explicit RecurrenceBackwardKernel(const RecurrenceBackward<T>& arguments)
+        : call_(arguments),
+          shape_(arguments.shape),
+          schedule_(shape_, arguments.lengths),
+          input_layout_{shape_.inputs, gates * shape_.hidden, panel_units, 1},
+          hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1} {}
+
+    void run(int threads) {
+        const bool needs_input = call_.grad_input != nullptr;
+        const Scratch<T> input_weights(needs_input ? input_layout_.elements() : 0);
+        const Scratch<T> hidden_weights(hidden_layout_.elements());
+        const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
+        const WeightGradient<Vector> weight_ih(
+            call_.grad_weight_ih != nullptr ? gates * shape_.hidden : 0, shape_.inputs);
+        const WeightGradient<Vector> weight_hh(
+            call_.grad_weight_hh != nullptr ? gates * shape_.hidden : 0, shape_.hidden);
+        input_weights_ = input_weights.data();
+        hidden_weights_ = hidden_weights.data();
+
+        Barrier barrier;
+        run_parallel(threads, [&](int thread, int granted) {
+            prepare(thread, granted);
+            barrier.wait(granted);
+            const Grid grid = recurrence_grid(
+                shape_.batch, tile_rows, hidden_layout_.panels(),
+                hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
+            Row* mine = rows.data() + thread * (shape_.batch + 1);
+            for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
+                run_step(step, grid, thread, mine);
+                if (grid.column_parts > 1) barrier.wait(granted);
+            }
+            barrier.wait(granted);
+            initial_hidden_gradient(thread, granted);
+            if (needs_input) input_gradient(thread, granted);
+            weight_gradients(weight_ih, weight_hh, thread, granted, barrier);
+        });
+    }
+
+   private:
+    // Where one sample's data of one step lie.
+    struct Row {
+        const T* grad_gates_after;
+        const T* gates;
+        const T* hidden;
+        const T* cell;
+        const T* cell_before;
+        const T* grad_hidden;
+        const T* grad_final_hidden;
+        T* grad_gates;
+        T* grad_cell;
+    };
+
+    void prepare(int thread, int threads) const {
+        pack_transposed(hidden_weights_, hidden_layout_, call_.weight_hh, thread, threads);
+        if (call_.grad_input != nullptr) {
+            pack_transposed(input_weights_, input_layout_, call_.weight_ih, thread, threads);
+        }
+        if constexpr (is_lstm) {
+            const Range samples = part_of(shape_.batch, 1, thread, threads);
+            start_from(call_.grad_final_cell, call_.grad_initial_cell, samples);
+        }
+    }
+
+    static void pack_transposed(T* packed, const PanelLayout<Vector>& layout,
+                                const Matrix<T>& weight, int thread, int threads) {
+        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads),
+                    [&](int64_t column, int64_t row) {
+                        return weight.data + row * weight.stride_row +
+                               column * weight.stride_column;
+                    });
+    }
+
+    // target = source, or zero where there is no source.
+    void start_from(const T* source, T* target, Range samples) const {
+        const std::size_t bytes =
+            static_cast<std::size_t>((samples.end - samples.begin) * shape_.hidden) * sizeof(T);
+        if (source == nullptr) {
+            std::memset(target + samples.begin * shape_.hidden, 0, bytes);
+        } else {
+            std::memcpy(target + samples.begin * shape_.hidden,
+                        source + samples.begin * shape_.hidden, bytes);
+        }
+    }
+
+    Row row_of(int64_t n, int64_t step) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t row = schedule_.row(n, step);
+        const bool is_last = step + 1 == schedule_.length(n);
+        Row result{};
+        result.grad_gates = call_.grad_gates + row * gates * hidden;
+        if (!is_last) {
+            result.grad_gates_after =
+                call_.grad_gates + schedule_.row(n, step + 1) * gates * hidden;
+        } else if (call_.grad_final_hidden != nullptr) {
+            result.grad_final_hidden = call_.grad_final_hidden + n * hidden;
+        }
+        if (call_.grad_output != nullptr) result.grad_hidden = call_.grad_output + row * hidden;
+        result.hidden = call_.output + row * hidden;
+        if constexpr (is_lstm) {
+            result.gates = call_.gates + row * gates * hidden;
+            result.cell = call_.cells + row * hidden;
+            result.cell_before = step == 0 ? call_.initial_cell + n * hidden
+                                           : call_.cells + schedule_.row(n, step - 1) * hidden;
+            result.grad_cell = call_.grad_initial_cell + n * hidden;
+        }
+        return result;
+    }
+
+    void run_step(int64_t step, const Grid& grid, int thread, Row* rows) const {
+        const int64_t count = grid.dealt(schedule_.active(step), thread);
+        // Samples whose last step this is have no later step's gradient to add: they come after the rest.
+        const int64_t continuing =
+            step + 1 < shape_.steps ? grid.dealt(schedule_.active(step + 1), thread) : 0;
+        for (int64_t i = 0; i < count; ++i) {
+            rows[i] = row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+        }
+        const Range panels = grid.columns(hidden_layout_.panels(), thread);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            for_each_tile(continuing, tile_rows, [&](int64_t first, int tile) {
+                run_tile(rows + first, tile, panel, true);
+            });
+            for_each_tile(count - continuing, tile_rows, [&](int64_t first, int tile) {
+                run_tile(rows + continuing + first, tile, panel, false);
+            });
+        }
+    }
+
+    // The gate gradients of `tile` samples' hidden units of one panel.
+    void run_tile(const Row* rows, int tile, int64_t panel, bool continues) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t column = hidden_layout_.first_column(panel);
+        const int units = static_cast<int>(hidden_layout_.units_of(panel));
+        Vector sums[Tile<Vector>::sums];
+        for (int m = 0; m < tile; ++m) {
+            for (int u = 0; u < units; ++u) {
+                const int64_t unit = column + u * Vector::width;
+                Vector& sum = sums[m * units + u];
+                sum = Vector::broadcast(0);
+                if (rows[m].grad_hidden != nullptr) {
+                    sum = load_up_to<Vector>(rows[m].grad_hidden + unit, hidden - unit);
+                }
+                if (rows[m].grad_final_hidden != nullptr) {
+                    sum = sum + load_up_to<Vector>(rows[m].grad_final_hidden + unit, hidden - unit);
+                }
+            }
+        }
+        if (continues) {
+            const T* pointers[tile_rows];
+            for (int m = 0; m < tile; ++m) pointers[m] = rows[m].grad_gates_after;
+            multiply_accumulate(sums, tile, units, pointers, 1,
+                                hidden_weights_ + hidden_layout_.offset(panel),
+                                hidden_layout_.depth);
+        }
+        for (int m = 0; m < tile; ++m) {
+            for (int u = 0; u < units; ++u) {
+                gate_gradients(rows[m], column + u * Vector::width, sums[m * units + u]);
+            }
+        }
+    }
+
+    void gate_gradients(const Row& row, int64_t unit, Vector grad_hidden) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t count = hidden - unit;
+        const Vector one = Vector::broadcast(1);
+        if constexpr (is_lstm) {
+            const auto gate = [&](int g) {
+                return load_up_to<Vector>(row.gates + g * hidden + unit, count);
+            };
+            const Vector input_gate = gate(0), forget_gate = gate(1), candidate = gate(2),
+                         output_gate = gate(3);
+            const Vector squashed =
+                hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
+            const Vector grad_cell = load_up_to<Vector>(row.grad_cell + unit, count) +
+                                     grad_hidden * output_gate * (one - squashed * squashed);
+            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
+            const auto store = [&](int g, Vector gradient) {
+                store_up_to(gradient, row.grad_gates + g * hidden + unit, count);
+            };
+            store(0, grad_cell * candidate * (input_gate * (one - input_gate)));
+            store(1, grad_cell * before * (forget_gate * (one - forget_gate)));
+            store(2, grad_cell * input_gate * (one - candidate * candidate));
+            store(3, grad_hidden * squashed * (output_gate * (one - output_gate)));
+            store_up_to(grad_cell * forget_gate, row.grad_cell + unit, count);
+        } else {
+            const Vector h = load_up_to<Vector>(row.hidden + unit, count);
+            const Vector zero = Vector::broadcast(0);
+            const Vector gradient = cell_type == RecurrentCell::rnn_tanh
+                                        ? grad_hidden * (one - h * h)
+                                        : select(greater(h, zero), grad_hidden, zero);
+            store_up_to(gradient, row.grad_gates + unit, count);
+        }
+    }
+
+    void initial_hidden_gradient(int thread, int threads) const {
+        // Samples that ran at all are the first of the order; the others pass their gradient through.
+        const int64_t ran = shape_.steps > 0 ? schedule_.active(0) : 0;
+        const int64_t hidden = shape_.hidden;
+        const int64_t panels = hidden_layout_.panels();
+        const Grid grid = product_grid(ran, tile_rows, panels, threads);
+        multiply_rows<Vector, tile_rows, 1>(
+            hidden_layout_, hidden_weights_, grid.columns(panels, thread),
+            grid.rows(ran, tile_rows, thread), nullptr,
+            [&](int64_t position) {
+                const int64_t row = schedule_.row(schedule_.sample(position), 0);
+                return call_.grad_gates + row * gates * hidden;
+            },
+            [&](int64_t position) {
+                return call_.grad_initial_hidden + schedule_.sample(position) * hidden;
+            });
+        if (thread != 0) return;
+        for (int64_t position = ran; position < shape_.batch; ++position) {
+            const int64_t n = schedule_.sample(position);
+            start_from(call_.grad_final_hidden, call_.grad_initial_hidden, {n, n + 1});
+        }
+    }
+
+    void input_gradient(int thread, int threads) const {
+        const int64_t rows = schedule_.row_count();
+        const int64_t panels = input_layout_.panels();
+        const Grid grid = product_grid(rows, tile_rows, panels, threads);
+        multiply_rows<Vector, tile_rows, 1>(
+            input_layout_, input_weights_, grid.columns(panels, thread),
+            grid.rows(rows, tile_rows, thread), nullptr,
+            [&](int64_t index) {
+                return call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
+            },
+            [&](int64_t index) {
+                return call_.grad_input + schedule_.row_at(index) * shape_.inputs;
+            });
+        const Range samples = part_of(shape_.batch, 1, thread, threads);
+        for (int64_t n = samples.begin; n < samples.end; ++n) {
+            for (int64_t time = schedule_.length(n); time < shape_.steps; ++time) {
+                std::memset(call_.grad_input + (time * shape_.batch + n) * shape_.inputs, 0,
+                            static_cast<std::size_t>(shape_.inputs) * sizeof(T));
+            }
+        }
+    }
+
+    void weight_gradients(const WeightGradient<Vector>& weight_ih,
+                          const WeightGradient<Vector>& weight_hh, int thread, int threads,
+                          Barrier& barrier) const {
+        const int64_t rows = schedule_.row_count();
+        const int64_t hidden = shape_.hidden;
+        const auto grad_gates = [&](int64_t index) {
+            return call_.grad_gates + schedule_.row_at(index) * gates * hidden;
+        };
+        if (call_.grad_weight_ih != nullptr) {
+            weight_ih.run(
+                rows, grad_gates,
+                [&](int64_t index) {
+                    const int64_t row = schedule_.row_at(index);
+                    return call_.input.data + row / shape_.batch * call_.input.stride_step +
+                           row % shape_.batch * call_.input.stride_batch;
+                },
+                call_.grad_weight_ih, thread, threads, barrier);
+        }
+        if (call_.grad_weight_hh != nullptr) {
+            weight_hh.run(
+                rows, grad_gates,
+                [&](int64_t index) {
+                    const int64_t row = schedule_.row_at(index);
+                    const int64_t before = schedule_.row_before(row);
+                    return before < 0 ? call_.initial_hidden + row % shape_.batch * hidden
+                                      : call_.output + before * hidden;
+                },
+                call_.grad_weight_hh, thread, threads, barrier);
+        }
+        if (call_.grad_bias != nullptr) {
+            bias_gradient(part_of(gates * hidden, Vector::width, thread, threads));
+        }
+    }
+
+    void bias_gradient(Range columns) const {
+        for (int64_t i = columns.begin; i < columns.end; i += Vector::width) {
+            const int64_t count = columns.end - i;
+            Vector sum = Vector::broadcast(0);
+            for (int64_t index = 0; index < schedule_.row_count(); ++index) {
+                const T* row = call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
+                sum = sum + load_up_to<Vector>(row + i, count);
+            }
+            store_up_to(sum, call_.grad_bias + i, count);
+        }
+    }
+
+    const RecurrenceBackward<T>& call_;
+    const RecurrenceShape& shape_;
+    const Schedule schedule_;
+    const PanelLayout<Vector> input_layout_;
+    const PanelLayout<Vector> hidden_layout_;
+    T* input_weights_ = nullptr;
+    T* hidden_weights_ = nullptr;
+};
+
+template <class Vector>
+void recurrence_backward(const RecurrenceBackward<typename Vector::Element>& arguments,
+                         int threads) {
+    switch (arguments.shape.cell) {
+        case RecurrentCell::lstm:
+            RecurrenceBackwardKernel<Vector, RecurrentCell::lstm>(arguments).run(threads);
+            return;
+        case RecurrentCell::rnn_tanh:
+            RecurrenceBackwardKernel<Vector, RecurrentCell::rnn_tanh>(arguments).run(threads);
+            return;
+        case RecurrentCell::rnn_relu:
+            RecurrenceBackwardKernel<Vector, RecurrentCell::rnn_relu>(arguments).run(threads);
+            return;
+    }
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,268 @@
+// One layer and direction of an LSTM or plain RNN over a batch of sequences, in one parallel region.
+//
+//   a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+//   LSTM: i, f, g, o = sigmoid(a^i), sigmoid(a^f), tanh(a^g), sigmoid(a^o)
+//         c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
+//   RNN:  h_t = tanh(a) or max(a, 0)
+// for t = 0 .. length - 1 of each sample, or back from length - 1 to 0 when `reverse`. Outputs beyond a
+// sample's length are zero; its final state is that of its own last step.
+//
+// Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none another.
+// Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases, G H; the
+// schedule, T N integers; pointers for the rows of one step.
+//
+// The input's part of all steps is one product, left in `gates`. Then step after step the recurrent
+// weights' part is added to it, packed so that a hidden unit's gates come out of one tile, whose
+// epilogue computes gates and state in registers.
+//
+// Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes: at
+// each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds for
+// N above some 16, the bandwidth of that cache below.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "product.h"
+#include "recurrence_schedule.h"
+#include "row_product.h"
+#include "vector_math.h"
+
+namespace seqkernels {
+
+template <class Vector, RecurrentCell cell_type>
+class RecurrenceForwardKernel {
+    using T = typename Vector::Element;
+    static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
+    static constexpr int gates = is_lstm ? 4 : 1;
+    static constexpr int tile_rows = is_lstm ? Tile<Vector>::gated_rows : Tile<Vector>::rows;
+    static constexpr int panel_units = is_lstm ? 1 : Tile<Vector>::vectors;
+
+   public:
+    explicit RecurrenceForwardKernel(const RecurrenceForward<T>& arguments)
+        : call_(arguments),
+          shape_(arguments.shape),
+          schedule_(shape_, arguments.lengths),
+          input_layout_{shape_.hidden, shape_.inputs, panel_units, gates},
+          hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
+
+    void run(int threads) {
+        const Scratch<T> input_weights(input_layout_.elements());
+        const Scratch<T> hidden_weights(hidden_layout_.elements());
+        const Scratch<T> bias(gates * shape_.hidden);
+        const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
+        input_weights_ = input_weights.data();
+        hidden_weights_ = hidden_weights.data();
+        bias_ = bias.data();
+
+        Barrier barrier;
+        run_parallel(threads, [&](int thread, int granted) {
+            prepare(thread, granted);
+            barrier.wait(granted);
+            project_inputs(thread, granted);
+            barrier.wait(granted);
+            const Grid grid = recurrence_grid(
+                shape_.batch, tile_rows, hidden_layout_.panels(),
+                hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
+            Row* mine = rows.data() + thread * (shape_.batch + 1);
+            for (int64_t step = 0; step < schedule_.longest(); ++step) {
+                if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
+                run_step(step, grid, thread, mine);
+            }
+            barrier.wait(granted);
+            finish(part_of(shape_.batch, 1, thread, granted));
+        });
+    }
+
+   private:
+    // Where one sample's data of one step lie.
+    struct Row {
+        const T* hidden_before;
+        const T* cell_before;
+        T* gates;
+        T* hidden;
+        T* cell;
+    };
+
+    void prepare(int thread, int threads) const {
+        const int64_t hidden = shape_.hidden;
+        pack_panels(input_weights_, input_layout_,
+                    part_of(input_layout_.panels(), 1, thread, threads),
+                    [&](int64_t row, int64_t k) {
+                        return call_.weight_ih.data + row * call_.weight_ih.stride_row +
+                               k * call_.weight_ih.stride_column;
+                    });
+        pack_panels(hidden_weights_, hidden_layout_,
+                    part_of(hidden_layout_.panels(), 1, thread, threads),
+                    [&](int64_t row, int64_t k) {
+                        return call_.weight_hh.data + row * call_.weight_hh.stride_row +
+                               k * call_.weight_hh.stride_column;
+                    });
+        const Range mine = part_of(gates * hidden, 1, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+            bias_[i] = (call_.bias_ih == nullptr ? T(0) : call_.bias_ih[i]) +
+                       (call_.bias_hh == nullptr ? T(0) : call_.bias_hh[i]);
+        }
+        // Without every cell state to keep, the running one lives in final_cell.
+        if (is_lstm && call_.cells == nullptr) {
+            const Range samples = part_of(shape_.batch, 1, thread, threads);
+            copy(call_.initial_cell + samples.begin * hidden,
+                 call_.final_cell + samples.begin * hidden,
+                 (samples.end - samples.begin) * hidden);
+        }
+    }
+
+    void project_inputs(int thread, int threads) const {
+        const int64_t panels = input_layout_.panels();
+        const int64_t rows = schedule_.row_count();
+        const Grid grid = product_grid(rows, tile_rows, panels, threads);
+        multiply_rows<Vector, tile_rows, gates>(
+            input_layout_, input_weights_, grid.columns(panels, thread),
+            grid.rows(rows, tile_rows, thread), bias_,
+            [&](int64_t index) {
+                const int64_t row = schedule_.row_at(index);
+                return call_.input.data + row / shape_.batch * call_.input.stride_step +
+                       row % shape_.batch * call_.input.stride_batch;
+            },
+            [&](int64_t index) {
+                return call_.gates + schedule_.row_at(index) * gates * shape_.hidden;
+            });
+    }
+
+    Row row_of(int64_t n, int64_t step) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t row = schedule_.row(n, step);
+        Row result{};
+        result.gates = call_.gates + row * gates * hidden;
+        result.hidden = call_.output + row * hidden;
+        result.hidden_before = step == 0 ? call_.initial_hidden + n * hidden
+                                         : call_.output + schedule_.row(n, step - 1) * hidden;
+        if constexpr (is_lstm) {
+            if (call_.cells == nullptr) {
+                result.cell = call_.final_cell + n * hidden;
+                result.cell_before = result.cell;
+            } else {
+                result.cell = call_.cells + row * hidden;
+                result.cell_before = step == 0
+                                         ? call_.initial_cell + n * hidden
+                                         : call_.cells + schedule_.row(n, step - 1) * hidden;
+            }
+        }
+        return result;
+    }
+
+    void run_step(int64_t step, const Grid& grid, int thread, Row* rows) const {
+        const int64_t count = grid.dealt(schedule_.active(step), thread);
+        for (int64_t i = 0; i < count; ++i) {
+            rows[i] = row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+        }
+        const Range panels = grid.columns(hidden_layout_.panels(), thread);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            for_each_tile(count, tile_rows, [&](int64_t first, int tile) {
+                run_tile(rows + first, tile, panel);
+            });
+        }
+    }
+
+    // The next state of `tile` samples' hidden units of one panel.
+    void run_tile(const Row* rows, int tile, int64_t panel) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t column = hidden_layout_.first_column(panel);
+        const int units = static_cast<int>(hidden_layout_.units_of(panel));
+        Vector sums[Tile<Vector>::sums];
+        const T* pointers[tile_rows];
+        for (int m = 0; m < tile; ++m) {
+            pointers[m] = rows[m].hidden_before;
+            for (int u = 0; u < units; ++u) {
+                const int64_t unit = column + u * Vector::width;
+                for (int g = 0; g < gates; ++g) {
+                    sums[(m * units + u) * gates + g] =
+                        load_up_to<Vector>(rows[m].gates + g * hidden + unit, hidden - unit);
+                }
+            }
+        }
+        multiply_accumulate(sums, tile, units * gates, pointers, 1,
+                            hidden_weights_ + hidden_layout_.offset(panel), hidden);
+        for (int m = 0; m < tile; ++m) {
+            for (int u = 0; u < units; ++u) {
+                next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
+            }
+        }
+    }
+
+    void next_state(const Row& row, int64_t unit, const Vector* sums) const {
+        const int64_t count = shape_.hidden - unit;
+        if constexpr (is_lstm) {
+            const Vector input_gate = sigmoid(sums[0]);
+            const Vector forget_gate = sigmoid(sums[1]);
+            const Vector candidate = hyperbolic_tangent(sums[2]);
+            const Vector output_gate = sigmoid(sums[3]);
+            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
+            const Vector next = multiply_add(forget_gate, before, input_gate * candidate);
+            store_up_to(next, row.cell + unit, count);
+            store_up_to(output_gate * hyperbolic_tangent(next), row.hidden + unit, count);
+            if (call_.cells != nullptr) {
+                store_up_to(input_gate, row.gates + unit, count);
+                store_up_to(forget_gate, row.gates + shape_.hidden + unit, count);
+                store_up_to(candidate, row.gates + 2 * shape_.hidden + unit, count);
+                store_up_to(output_gate, row.gates + 3 * shape_.hidden + unit, count);
+            }
+        } else {
+            const Vector next = cell_type == RecurrentCell::rnn_tanh
+                                    ? hyperbolic_tangent(sums[0])
+                                    : maximum(Vector::broadcast(0), sums[0]);
+            store_up_to(next, row.hidden + unit, count);
+        }
+    }
+
+    // Zeros beyond the lengths, and the final states.
+    void finish(Range samples) const {
+        const int64_t hidden = shape_.hidden;
+        for (int64_t n = samples.begin; n < samples.end; ++n) {
+            const int64_t length = schedule_.length(n);
+            for (int64_t time = length; time < shape_.steps; ++time) {
+                T* output = call_.output + (time * shape_.batch + n) * hidden;
+                std::memset(output, 0, static_cast<std::size_t>(hidden) * sizeof(T));
+            }
+            const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
+            copy(length > 0 ? call_.output + last : call_.initial_hidden + n * hidden,
+                 call_.final_hidden + n * hidden, hidden);
+            if (is_lstm && call_.cells != nullptr) {
+                copy(length > 0 ? call_.cells + last : call_.initial_cell + n * hidden,
+                     call_.final_cell + n * hidden, hidden);
+            }
+        }
+    }
+
+    static void copy(const T* source, T* target, int64_t count) {
+        std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(T));
+    }
+
+    const RecurrenceForward<T>& call_;
+    const RecurrenceShape& shape_;
+    const Schedule schedule_;
+    const PanelLayout<Vector> input_layout_;
+    const PanelLayout<Vector> hidden_layout_;
+    T* input_weights_ = nullptr;
+    T* hidden_weights_ = nullptr;
+    T* bias_ = nullptr;
+};
+
+template <class Vector>
+void recurrence_forward(const RecurrenceForward<typename Vector::Element>& arguments, int threads) {
+    switch (arguments.shape.cell) {
+        case RecurrentCell::lstm:
+            RecurrenceForwardKernel<Vector, RecurrentCell::lstm>(arguments).run(threads);
+            return;
+        case RecurrentCell::rnn_tanh:
+            RecurrenceForwardKernel<Vector, RecurrentCell::rnn_tanh>(arguments).run(threads);
+            return;
+        case RecurrentCell::rnn_relu:
+            RecurrenceForwardKernel<Vector, RecurrentCell::rnn_relu>(arguments).run(threads);
+            return;
+    }
+}
+
+}  // namespace seqkernels

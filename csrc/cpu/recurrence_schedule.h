@@ -1,0 +1,94 @@
+// Which samples of a ragged batch run at which step, where in time each of them then is, and how the
+// work of a step is shared out among threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/scratch.h"
+#include "kernels.h"
+#include "product.h"
+
+namespace seqkernels {
+
+// Samples are ordered by length, longest first (equal lengths by index), so that those still running at
+// a step are the first active(step) of the order.
+class Schedule {
+   public:
+    Schedule(const RecurrenceShape& shape, const int64_t* lengths);
+    ~Schedule();
+
+    int64_t length(int64_t n) const { return lengths_ == nullptr ? shape_.steps : lengths_[n]; }
+    int64_t longest() const { return longest_; }
+    int64_t active(int64_t step) const { return active_.data()[step]; }
+    int64_t sample(int64_t position) const { return order_.data()[position]; }
+
+    // The time that sample n reads at its step'th step.
+    int64_t time(int64_t n, int64_t step) const {
+        return shape_.reverse ? length(n) - 1 - step : step;
+    }
+    // Row time * N + n of what sample n reads at its step'th step.
+    int64_t row(int64_t n, int64_t step) const { return time(n, step) * shape_.batch + n; }
+
+    // All rows time * N + n that lie within the lengths, in increasing order.
+    int64_t row_count() const { return row_count_; }
+    int64_t row_at(int64_t index) const { return rows_.data()[index]; }
+
+    // The row whose output is the hidden state before `row`; negative at a sample's first step.
+    int64_t row_before(int64_t row) const {
+        const int64_t n = row % shape_.batch;
+        const int64_t time = row / shape_.batch;
+        if (shape_.reverse) return time + 1 < length(n) ? row + shape_.batch : -1;
+        return row - shape_.batch;
+    }
+
+   private:
+    const RecurrenceShape& shape_;
+    const int64_t* lengths_;
+    Scratch<int64_t> order_;
+    Scratch<int64_t> active_;
+    Scratch<int64_t> rows_;
+    int64_t row_count_ = 0;
+    int64_t longest_ = 0;
+};
+
+// Threads as a grid of row parts by column parts.
+struct Grid {
+    int64_t row_parts;
+    int64_t column_parts;
+
+    int64_t row_part(int thread) const { return thread / column_parts; }
+    int64_t column_part(int thread) const { return thread % column_parts; }
+    bool has(int thread) const { return thread < row_parts * column_parts; }
+    Range rows(int64_t count, int64_t unit, int thread) const {
+        return has(thread) ? part_of(count, unit, row_part(thread), row_parts) : Range{0, 0};
+    }
+    Range columns(int64_t count, int thread) const {
+        return has(thread) ? part_of(count, 1, column_part(thread), column_parts) : Range{0, 0};
+    }
+    // The positions below `count` that fall to a thread when rows are dealt out in turn (so that
+    // samples of like length are spread over the threads): row_part, row_part + row_parts, ...
+    int64_t dealt(int64_t count, int thread) const {
+        const int64_t part = row_part(thread);
+        return has(thread) && count > part ? divide_rounding_up(count - part, row_parts) : 0;
+    }
+};
+
+// A product of many rows: rows first, columns where rows run out.
+static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels, int threads) {
+    const int64_t row_parts =
+        larger(1, smaller(threads, divide_rounding_up(rows, tile_rows)));
+    return {row_parts, larger(1, smaller(panels, threads / row_parts))};
+}
+
+// The steps of a recurrence. Split by samples, threads need not wait for each other, but each of them
+// reads all recurrent weights at every step: right while these stay in its own L2. Split by hidden
+// units, each reads its own part of them, and all wait for each other after every step.
+static inline Grid recurrence_grid(int64_t batch, int64_t tile_rows, int64_t panels,
+                                   int64_t weight_bytes, int threads) {
+    constexpr int64_t private_cache_bytes = 1 << 20;
+    if (batch >= threads * tile_rows && weight_bytes <= private_cache_bytes) return {threads, 1};
+    const int64_t column_parts = larger(1, smaller(panels, threads));
+    return {larger(1, smaller(batch, threads / column_parts)), column_parts};
+}
+
+}  // namespace seqkernels

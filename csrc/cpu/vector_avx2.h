@@ -1,0 +1,165 @@
+// 256-bit vectors with fused multiply-add. Operations as described in vector_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace seqkernels {
+
+template <class T>
+struct Avx2Vector;
+
+template <>
+struct Avx2Vector<float> {
+    using Element = float;
+    using Mask = __m256;
+    using Integer = int32_t;
+    static constexpr int width = 8;
+    static constexpr int registers = 16;
+
+    __m256 value;
+
+    static __m256i first(int64_t count) {
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count < width ? count : width)), lanes);
+    }
+    static Avx2Vector broadcast(float scalar) { return {_mm256_set1_ps(scalar)}; }
+    static Avx2Vector load(const float* source) { return {_mm256_loadu_ps(source)}; }
+    static Avx2Vector load_first(const float* source, int64_t count) {
+        return {_mm256_maskload_ps(source, first(count))};
+    }
+    void store(float* target) const { _mm256_storeu_ps(target, value); }
+    void store_first(float* target, int64_t count) const {
+        _mm256_maskstore_ps(target, first(count), value);
+    }
+    static Avx2Vector from_integer(int64_t integer) {
+        return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(integer)))};
+    }
+
+    friend Avx2Vector operator+(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_add_ps(a.value, b.value)};
+    }
+    friend Avx2Vector operator-(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_sub_ps(a.value, b.value)};
+    }
+    friend Avx2Vector operator*(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_mul_ps(a.value, b.value)};
+    }
+    friend Avx2Vector operator/(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_div_ps(a.value, b.value)};
+    }
+    friend Avx2Vector multiply_add(Avx2Vector a, Avx2Vector b, Avx2Vector c) {
+        return {_mm256_fmadd_ps(a.value, b.value, c.value)};
+    }
+    friend Avx2Vector maximum(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_max_ps(a.value, b.value)};
+    }
+    friend Avx2Vector minimum(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_min_ps(a.value, b.value)};
+    }
+    friend Mask greater(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_ps(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
+        return _mm256_and_ps(_mm256_cmp_ps(candidate.value, best.value, _CMP_NLE_UQ),
+                             _mm256_cmp_ps(best.value, best.value, _CMP_ORD_Q));
+    }
+    friend Avx2Vector select(Mask mask, Avx2Vector yes, Avx2Vector no) {
+        return {_mm256_blendv_ps(no.value, yes.value, mask)};
+    }
+    friend Avx2Vector absolute(Avx2Vector a) {
+        return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.value)};
+    }
+    friend Avx2Vector copy_sign(Avx2Vector magnitude, Avx2Vector sign) {
+        const __m256 bit = _mm256_set1_ps(-0.0f);
+        return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.value),
+                             _mm256_and_ps(bit, sign.value))};
+    }
+    friend Avx2Vector round_to_integer(Avx2Vector a) {
+        return {_mm256_round_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+    }
+    friend Avx2Vector power_of_two(Avx2Vector a) {
+        const __m256i exponent =
+            _mm256_add_epi32(_mm256_cvtps_epi32(a.value), _mm256_set1_epi32(127));
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+    }
+};
+
+template <>
+struct Avx2Vector<double> {
+    using Element = double;
+    using Mask = __m256d;
+    using Integer = int64_t;
+    static constexpr int width = 4;
+    static constexpr int registers = 16;
+
+    __m256d value;
+
+    static __m256i first(int64_t count) {
+        const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+        return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes);
+    }
+    static Avx2Vector broadcast(double scalar) { return {_mm256_set1_pd(scalar)}; }
+    static Avx2Vector load(const double* source) { return {_mm256_loadu_pd(source)}; }
+    static Avx2Vector load_first(const double* source, int64_t count) {
+        return {_mm256_maskload_pd(source, first(count))};
+    }
+    void store(double* target) const { _mm256_storeu_pd(target, value); }
+    void store_first(double* target, int64_t count) const {
+        _mm256_maskstore_pd(target, first(count), value);
+    }
+    static Avx2Vector from_integer(int64_t integer) {
+        return {_mm256_castsi256_pd(_mm256_set1_epi64x(integer))};
+    }
+
+    friend Avx2Vector operator+(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_add_pd(a.value, b.value)};
+    }
+    friend Avx2Vector operator-(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_sub_pd(a.value, b.value)};
+    }
+    friend Avx2Vector operator*(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_mul_pd(a.value, b.value)};
+    }
+    friend Avx2Vector operator/(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_div_pd(a.value, b.value)};
+    }
+    friend Avx2Vector multiply_add(Avx2Vector a, Avx2Vector b, Avx2Vector c) {
+        return {_mm256_fmadd_pd(a.value, b.value, c.value)};
+    }
+    friend Avx2Vector maximum(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_max_pd(a.value, b.value)};
+    }
+    friend Avx2Vector minimum(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_min_pd(a.value, b.value)};
+    }
+    friend Mask greater(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_pd(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
+        return _mm256_and_pd(_mm256_cmp_pd(candidate.value, best.value, _CMP_NLE_UQ),
+                             _mm256_cmp_pd(best.value, best.value, _CMP_ORD_Q));
+    }
+    friend Avx2Vector select(Mask mask, Avx2Vector yes, Avx2Vector no) {
+        return {_mm256_blendv_pd(no.value, yes.value, mask)};
+    }
+    friend Avx2Vector absolute(Avx2Vector a) {
+        return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.value)};
+    }
+    friend Avx2Vector copy_sign(Avx2Vector magnitude, Avx2Vector sign) {
+        const __m256d bit = _mm256_set1_pd(-0.0);
+        return {_mm256_or_pd(_mm256_andnot_pd(bit, magnitude.value),
+                             _mm256_and_pd(bit, sign.value))};
+    }
+    friend Avx2Vector round_to_integer(Avx2Vector a) {
+        return {_mm256_round_pd(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+    }
+    friend Avx2Vector power_of_two(Avx2Vector a) {
+        const __m256i exponent = _mm256_add_epi64(
+            _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(a.value)), _mm256_set1_epi64x(1023));
+        return {_mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52))};
+    }
+};
+
+}  // namespace seqkernels

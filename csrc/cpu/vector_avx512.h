@@ -1,0 +1,159 @@
+// 512-bit vectors with mask registers. Operations as described in vector_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace seqkernels {
+
+template <class T>
+struct Avx512Vector;
+
+template <>
+struct Avx512Vector<float> {
+    using Element = float;
+    using Mask = __mmask16;
+    using Integer = int32_t;
+    static constexpr int width = 16;
+    static constexpr int registers = 32;
+
+    __m512 value;
+
+    static Mask first(int64_t count) {
+        return count >= width ? Mask(0xFFFF) : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
+    }
+    static Avx512Vector broadcast(float scalar) { return {_mm512_set1_ps(scalar)}; }
+    static Avx512Vector load(const float* source) { return {_mm512_loadu_ps(source)}; }
+    static Avx512Vector load_first(const float* source, int64_t count) {
+        return {_mm512_maskz_loadu_ps(first(count), source)};
+    }
+    void store(float* target) const { _mm512_storeu_ps(target, value); }
+    void store_first(float* target, int64_t count) const {
+        _mm512_mask_storeu_ps(target, first(count), value);
+    }
+    static Avx512Vector from_integer(int64_t integer) {
+        return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(integer)))};
+    }
+
+    friend Avx512Vector operator+(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_add_ps(a.value, b.value)};
+    }
+    friend Avx512Vector operator-(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_sub_ps(a.value, b.value)};
+    }
+    friend Avx512Vector operator*(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_mul_ps(a.value, b.value)};
+    }
+    friend Avx512Vector operator/(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_div_ps(a.value, b.value)};
+    }
+    friend Avx512Vector multiply_add(Avx512Vector a, Avx512Vector b, Avx512Vector c) {
+        return {_mm512_fmadd_ps(a.value, b.value, c.value)};
+    }
+    friend Avx512Vector maximum(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_max_ps(a.value, b.value)};
+    }
+    friend Avx512Vector minimum(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_min_ps(a.value, b.value)};
+    }
+    friend Mask greater(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
+        return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best.value, best.value, _CMP_ORD_Q),
+                                       candidate.value, best.value, _CMP_NLE_UQ);
+    }
+    friend Avx512Vector select(Mask mask, Avx512Vector yes, Avx512Vector no) {
+        return {_mm512_mask_blend_ps(mask, no.value, yes.value)};
+    }
+    friend Avx512Vector absolute(Avx512Vector a) { return {_mm512_abs_ps(a.value)}; }
+    friend Avx512Vector copy_sign(Avx512Vector magnitude, Avx512Vector sign) {
+        const __m512 bit = _mm512_set1_ps(-0.0f);
+        return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.value),
+                             _mm512_and_ps(bit, sign.value))};
+    }
+    friend Avx512Vector round_to_integer(Avx512Vector a) {
+        return {_mm512_roundscale_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+    }
+    friend Avx512Vector power_of_two(Avx512Vector a) {
+        const __m512i exponent =
+            _mm512_add_epi32(_mm512_cvtps_epi32(a.value), _mm512_set1_epi32(127));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+    }
+};
+
+template <>
+struct Avx512Vector<double> {
+    using Element = double;
+    using Mask = __mmask8;
+    using Integer = int64_t;
+    static constexpr int width = 8;
+    static constexpr int registers = 32;
+
+    __m512d value;
+
+    static Mask first(int64_t count) {
+        return count >= width ? Mask(0xFF) : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
+    }
+    static Avx512Vector broadcast(double scalar) { return {_mm512_set1_pd(scalar)}; }
+    static Avx512Vector load(const double* source) { return {_mm512_loadu_pd(source)}; }
+    static Avx512Vector load_first(const double* source, int64_t count) {
+        return {_mm512_maskz_loadu_pd(first(count), source)};
+    }
+    void store(double* target) const { _mm512_storeu_pd(target, value); }
+    void store_first(double* target, int64_t count) const {
+        _mm512_mask_storeu_pd(target, first(count), value);
+    }
+    static Avx512Vector from_integer(int64_t integer) {
+        return {_mm512_castsi512_pd(_mm512_set1_epi64(integer))};
+    }
+
+    friend Avx512Vector operator+(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_add_pd(a.value, b.value)};
+    }
+    friend Avx512Vector operator-(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_sub_pd(a.value, b.value)};
+    }
+    friend Avx512Vector operator*(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_mul_pd(a.value, b.value)};
+    }
+    friend Avx512Vector operator/(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_div_pd(a.value, b.value)};
+    }
+    friend Avx512Vector multiply_add(Avx512Vector a, Avx512Vector b, Avx512Vector c) {
+        return {_mm512_fmadd_pd(a.value, b.value, c.value)};
+    }
+    friend Avx512Vector maximum(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_max_pd(a.value, b.value)};
+    }
+    friend Avx512Vector minimum(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_min_pd(a.value, b.value)};
+    }
+    friend Mask greater(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_pd_mask(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
+        return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(best.value, best.value, _CMP_ORD_Q),
+                                       candidate.value, best.value, _CMP_NLE_UQ);
+    }
+    friend Avx512Vector select(Mask mask, Avx512Vector yes, Avx512Vector no) {
+        return {_mm512_mask_blend_pd(mask, no.value, yes.value)};
+    }
+    friend Avx512Vector absolute(Avx512Vector a) { return {_mm512_abs_pd(a.value)}; }
+    friend Avx512Vector copy_sign(Avx512Vector magnitude, Avx512Vector sign) {
+        const __m512d bit = _mm512_set1_pd(-0.0);
+        return {_mm512_or_pd(_mm512_andnot_pd(bit, magnitude.value),
+                             _mm512_and_pd(bit, sign.value))};
+    }
+    friend Avx512Vector round_to_integer(Avx512Vector a) {
+        return {_mm512_roundscale_pd(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+    }
+    friend Avx512Vector power_of_two(Avx512Vector a) {
+        const __m512i exponent =
+            _mm512_add_epi64(_mm512_cvtpd_epi64(a.value), _mm512_set1_epi64(1023));
+        return {_mm512_castsi512_pd(_mm512_slli_epi64(exponent, 52))};
+    }
+};
+
+}  // namespace seqkernels

@@ -1,0 +1,76 @@
+// One number in place of a vector: the kernels on any processor, and the ones to read first.
+//
+// The three vector headers offer the same operations; the kernels are templates over the type.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace seqkernels {
+
+template <class T>
+struct ScalarVector {
+    using Element = T;
+    using Mask = bool;
+    static constexpr int width = 1;
+    static constexpr int registers = 16;
+
+    T value;
+
+    static ScalarVector broadcast(T scalar) { return {scalar}; }
+    static ScalarVector load(const T* source) { return {*source}; }
+    // Lanes from `count` on are zero, and their memory is not touched.
+    static ScalarVector load_first(const T* source, int64_t count) {
+        return {count > 0 ? *source : T(0)};
+    }
+    void store(T* target) const { *target = value; }
+    void store_first(T* target, int64_t count) const {
+        if (count > 0) *target = value;
+    }
+
+    // Carries an integer in the bits of each lane: select() moves it, as_integer() reads it back.
+    using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    static ScalarVector from_integer(int64_t integer) {
+        const Integer narrow = static_cast<Integer>(integer);
+        ScalarVector result;
+        std::memcpy(&result.value, &narrow, sizeof narrow);
+        return result;
+    }
+
+    friend ScalarVector operator+(ScalarVector a, ScalarVector b) { return {a.value + b.value}; }
+    friend ScalarVector operator-(ScalarVector a, ScalarVector b) { return {a.value - b.value}; }
+    friend ScalarVector operator*(ScalarVector a, ScalarVector b) { return {a.value * b.value}; }
+    friend ScalarVector operator/(ScalarVector a, ScalarVector b) { return {a.value / b.value}; }
+    // a * b + c; in two roundings here, since not every processor has a fused one.
+    friend ScalarVector multiply_add(ScalarVector a, ScalarVector b, ScalarVector c) {
+        return {a.value * b.value + c.value};
+    }
+    // The second operand where either is NaN.
+    friend ScalarVector maximum(ScalarVector a, ScalarVector b) {
+        return {a.value > b.value ? a.value : b.value};
+    }
+    friend ScalarVector minimum(ScalarVector a, ScalarVector b) {
+        return {a.value < b.value ? a.value : b.value};
+    }
+    friend Mask greater(ScalarVector a, ScalarVector b) { return a.value > b.value; }
+    // Whether a candidate takes the place of the maximum so far: it is greater, or the first NaN.
+    friend Mask replaces_maximum(ScalarVector candidate, ScalarVector best) {
+        return !(candidate.value <= best.value) && best.value == best.value;
+    }
+    friend ScalarVector select(Mask mask, ScalarVector yes, ScalarVector no) {
+        return mask ? yes : no;
+    }
+    friend ScalarVector absolute(ScalarVector a) { return {std::fabs(a.value)}; }
+    friend ScalarVector copy_sign(ScalarVector magnitude, ScalarVector sign) {
+        return {std::copysign(magnitude.value, sign.value)};
+    }
+    friend ScalarVector round_to_integer(ScalarVector a) { return {std::nearbyint(a.value)}; }
+    // 2^a for whole a within the exponent range of normal numbers.
+    friend ScalarVector power_of_two(ScalarVector a) {
+        return {std::ldexp(T(1), static_cast<int>(a.value))};
+    }
+};
+
+}  // namespace seqkernels

@@ -1,0 +1,19 @@
+#include "module.h"
+
+#include <pybind11/stl.h>
+
+#include "core/parallel.h"
+#include "cpu/isa.h"
+
+PYBIND11_MODULE(_cpu, module) {
+    module.doc() = "The kernels of seqkernels for the CPU. Private: seqkernels.functional checks and calls it.";
+    module.attr("compiler") = SEQKERNELS_COMPILER;
+    module.def("available_isas", &seqkernels::available_isas);
+    module.def("active_isa", &seqkernels::active_isa);
+    module.def("set_active_isa", &seqkernels::set_active_isa);
+    module.def("bind_openmp", &seqkernels::bind_openmp, pybind11::arg("library"),
+               pybind11::arg("load") = false);
+    module.def("openmp_path", &seqkernels::openmp_path);
+    seqkernels::define_convolution(module);
+    seqkernels::define_recurrence(module);
+}

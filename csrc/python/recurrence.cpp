@@ -1,0 +1,166 @@
+// Face of the recurrence kernels: checks and unpacks views.
+#include "core/checked.h"
+#include "cpu/isa.h"
+#include "expect.h"
+#include "module.h"
+#include "tensor_caster.h"
+
+namespace seqkernels {
+namespace {
+
+namespace py = pybind11;
+using OptionalView = std::optional<TensorView>;
+
+RecurrentCell cell_named(const std::string& name) {
+    if (name == "lstm") return RecurrentCell::lstm;
+    if (name == "rnn_tanh") return RecurrentCell::rnn_tanh;
+    if (name == "rnn_relu") return RecurrentCell::rnn_relu;
+    throw std::invalid_argument("cell: expected lstm, rnn_tanh or rnn_relu, got '" + name + "'");
+}
+
+RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_ih,
+                              const TensorView& weight_hh, const std::string& cell, bool reverse) {
+    expect_dimensions("input", input, 3);
+    expect_dimensions("weight_hh", weight_hh, 2);
+    RecurrenceShape shape{};
+    shape.steps = input.sizes[0];
+    shape.batch = input.sizes[1];
+    shape.inputs = input.sizes[2];
+    shape.hidden = weight_hh.sizes[1];
+    shape.cell = cell_named(cell);
+    shape.reverse = reverse;
+    const int64_t gate_rows = checked_product({shape.gates(), shape.hidden});
+    expect("weight_ih", weight_ih, input.dtype, {gate_rows, shape.inputs});
+    expect("weight_hh", weight_hh, input.dtype, {gate_rows, shape.hidden});
+    if (shape.inputs > 1 && input.strides[2] != 1) {
+        throw std::invalid_argument("input: expected unit stride in the last dimension, got strides " +
+                                    shape_text(input.strides, 3));
+    }
+    constexpr int64_t element = sizeof(double);
+    checked_product({shape.steps, shape.batch, gate_rows, element});
+    checked_product({shape.steps, shape.batch, shape.inputs, element});
+    checked_product({gate_rows, shape.inputs, element});
+    checked_product({gate_rows, shape.hidden, element});
+    return shape;
+}
+
+template <class T>
+RecurrenceInput<T> input_view(const TensorView& view) {
+    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
+}
+
+template <class T>
+Matrix<T> matrix_view(const TensorView& view) {
+    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
+}
+
+void expect_given(const char* name, const OptionalView& view, bool given) {
+    if (view.has_value() != given) {
+        throw std::invalid_argument(std::string(name) + ": expected " +
+                                    (given ? "a tensor, got None" : "None, got a tensor"));
+    }
+}
+
+void forward(const std::string& cell, bool reverse, const TensorView& input,
+             const TensorView& initial_hidden, const OptionalView& initial_cell,
+             const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
+             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
+             const TensorView& final_hidden, const OptionalView& final_cell,
+             const TensorView& gates, const OptionalView& cells, int threads) {
+    const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
+    const bool has_cell = shape.cell == RecurrentCell::lstm;
+    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("final_cell", final_cell, has_cell);
+    if (!has_cell) expect_given("cells", cells, false);
+    expect_at_least("threads", threads, 1);
+    const DataType dtype = input.dtype;
+    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t gate_rows = shape.gates() * hidden;
+    with_element_type("input", input, [&](auto element) {
+        using T = decltype(element);
+        RecurrenceForward<T> call{};
+        call.shape = shape;
+        call.input = input_view<T>(input);
+        call.initial_hidden =
+            contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
+        call.initial_cell = contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.weight_ih = matrix_view<T>(weight_ih);
+        call.weight_hh = matrix_view<T>(weight_hh);
+        call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {gate_rows});
+        call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {gate_rows});
+        call.lengths = expect_lengths(lengths, batch, steps);
+        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
+        call.final_hidden = contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
+        call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
+        call.gates = contiguous_data<T>("gates", gates, dtype, {steps, batch, gate_rows});
+        call.cells = contiguous_data<T>("cells", cells, dtype, {steps, batch, hidden});
+        const py::gil_scoped_release release;
+        active_kernels().of<T>().recurrence_forward(call, threads);
+    });
+}
+
+void backward(const std::string& cell, bool reverse, const TensorView& input,
+              const TensorView& initial_hidden, const OptionalView& initial_cell,
+              const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& lengths,
+              const TensorView& output, const OptionalView& gates, const OptionalView& cells,
+              const OptionalView& grad_output, const OptionalView& grad_final_hidden,
+              const OptionalView& grad_final_cell, const TensorView& grad_gates,
+              const OptionalView& grad_input, const TensorView& grad_initial_hidden,
+              const OptionalView& grad_initial_cell, const OptionalView& grad_weight_ih,
+              const OptionalView& grad_weight_hh, const OptionalView& grad_bias, int threads) {
+    const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
+    const bool has_cell = shape.cell == RecurrentCell::lstm;
+    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("gates", gates, has_cell);
+    expect_given("cells", cells, has_cell);
+    expect_given("grad_initial_cell", grad_initial_cell, has_cell);
+    expect_at_least("threads", threads, 1);
+    const DataType dtype = input.dtype;
+    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t gate_rows = shape.gates() * hidden;
+    with_element_type("input", input, [&](auto element) {
+        using T = decltype(element);
+        RecurrenceBackward<T> call{};
+        call.shape = shape;
+        call.input = input_view<T>(input);
+        call.initial_hidden =
+            contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
+        call.initial_cell = contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.weight_ih = matrix_view<T>(weight_ih);
+        call.weight_hh = matrix_view<T>(weight_hh);
+        call.lengths = expect_lengths(lengths, batch, steps);
+        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
+        call.gates = contiguous_data<T>("gates", gates, dtype, {steps, batch, gate_rows});
+        call.cells = contiguous_data<T>("cells", cells, dtype, {steps, batch, hidden});
+        call.grad_output =
+            contiguous_data<T>("grad_output", grad_output, dtype, {steps, batch, hidden});
+        call.grad_final_hidden =
+            contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
+        call.grad_final_cell =
+            contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
+        call.grad_gates =
+            contiguous_data<T>("grad_gates", grad_gates, dtype, {steps, batch, gate_rows});
+        call.grad_input =
+            contiguous_data<T>("grad_input", grad_input, dtype, {steps, batch, shape.inputs});
+        call.grad_initial_hidden =
+            contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
+        call.grad_initial_cell =
+            contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
+        call.grad_weight_ih =
+            contiguous_data<T>("grad_weight_ih", grad_weight_ih, dtype, {gate_rows, shape.inputs});
+        call.grad_weight_hh =
+            contiguous_data<T>("grad_weight_hh", grad_weight_hh, dtype, {gate_rows, hidden});
+        call.grad_bias = contiguous_data<T>("grad_bias", grad_bias, dtype, {gate_rows});
+        const py::gil_scoped_release release;
+        active_kernels().of<T>().recurrence_backward(call, threads);
+    });
+}
+
+}  // namespace
+
+void define_recurrence(py::module_& module) {
+    module.def("recurrence_forward", &forward);
+    module.def("recurrence_backward", &backward);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,28 @@
+// Python arrays as TensorView arguments of pybind11 functions.
+//
+// The view comes from DLPack's C exchange API (the `__dlpack_c_exchange_api__` attribute of a tensor's
+// type, torch >= 2.10): no torch header, nothing linked, no ownership taken. It is valid for the call.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/tensor_view.h"
+
+namespace seqkernels {
+
+// The view of a Python array. Returns false for an object that is no such array; raises ValueError for
+// one that is not on the CPU, of another dtype than DataType lists, or of too many dimensions.
+bool view_of(pybind11::handle object, TensorView& view);
+
+}  // namespace seqkernels
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<seqkernels::TensorView> {
+    PYBIND11_TYPE_CASTER(seqkernels::TensorView, const_name("torch.Tensor"));
+    bool load(handle source, bool) { return seqkernels::view_of(source, value); }
+};
+
+}  // namespace pybind11::detail

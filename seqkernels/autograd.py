@@ -1,0 +1,265 @@
+"""The native operations with their gradients, for arguments that ``functional`` has checked.
+
+First-order gradients come from the native backward kernels. Where gradients of gradients are wanted
+(``create_graph=True``) the backward runs through ``reference`` instead, which is made of torch's own
+operations and differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .checks import ConvolutionGeometry
+
+
+def conv1d_max_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    geometry: ConvolutionGeometry,
+    activation: str,
+    channels_last: bool,
+) -> Tensor:
+    """Convolution, activation and max pooling of (N, L, C) sequences of any strides.
+
+    Returns (N, F), or with ``geometry.pool_size`` (N, F, P), with ``channels_last`` (N, P, F).
+    """
+    arguments = (input, weight, bias, lengths, geometry, activation, channels_last)
+    if _wants_gradient(input, weight, bias):
+        return _Conv1dMaxPool.apply(*arguments)[0]
+    return ops.conv1d_max_pool(*arguments)[0]
+
+
+def lstm(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An LSTM over (T, N, I); returns output (T, N, H), h_n and c_n (N, H)."""
+    return _recurrence("lstm", reverse, input, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths)
+
+
+def rnn(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor]:
+    """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H)."""
+    cell = f"rnn_{nonlinearity}"
+    return _recurrence(cell, reverse, input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)[:2]
+
+
+def lstm_cell(
+    input: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM on (N, I): a sequence of length 1."""
+    return lstm(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh, None, False)[1:]
+
+
+def rnn_cell(
+    input: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    nonlinearity: str,
+) -> Tensor:
+    """One step of an RNN on (N, I): a sequence of length 1."""
+    return rnn(input.unsqueeze(0), h, w_ih, w_hh, b_ih, b_hh, None, False, nonlinearity)[1]
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def _recurrence(cell: str, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    if _wants_gradient(*tensors[:-1]):
+        return _Recurrence.apply(cell, reverse, *tensors)[:3]
+    return ops.recurrence(cell, reverse, *tensors, False)[:3]
+
+
+def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:
+    """Gradients of ``function(*inputs)`` that can themselves be differentiated.
+
+    ``grads`` has one gradient, or None, for each output; ``needs`` says which inputs want one.
+    """
+    with torch.enable_grad():
+        outputs = function(*inputs)
+        pairs = [
+            (output, grad)
+            for output, grad in zip(outputs, grads, strict=True)
+            if grad is not None and output.requires_grad
+        ]
+        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in pairs],
+                wanted,
+                [grad for _, grad in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if need else None for need in needs]
+
+
+def _if_needed(gradients, needs) -> list[Tensor | None]:
+    return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+
+
+class _Conv1dMaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(input, weight, bias, lengths, geometry, activation, channels_last):
+        return ops.conv1d_max_pool(
+            input, weight, bias, lengths, geometry, activation, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, bias, lengths, ctx.geometry, ctx.activation, ctx.channels_last = inputs
+        pooled, argmax = output
+        ctx.mark_non_differentiable(argmax)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, bias, lengths, pooled, argmax)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        input, weight, bias, lengths, output, argmax = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if grad_output is None:
+            return (None,) * 7
+        if torch.is_grad_enabled():
+            gradients = _through_reference(
+                _Conv1dMaxPool._reference(ctx, lengths),
+                (input, weight, bias),
+                needs,
+                (grad_output,),
+            )
+        else:
+            gradients = ops.conv1d_max_pool_backward(
+                grad_output,
+                output,
+                argmax,
+                input,
+                weight,
+                lengths,
+                ctx.geometry,
+                ctx.activation,
+                ctx.channels_last,
+                list(needs),
+            )
+        return *_if_needed(gradients, needs), None, None, None, None
+
+    @staticmethod
+    def _reference(ctx, lengths):
+        geometry = ConvolutionGeometry(*ctx.geometry)
+        # Only "same" pads the two sides differently.
+        is_even = geometry.padding_left == geometry.padding_right
+
+        def function(input, weight, bias):
+            output = reference.conv1d_max_pool(
+                input,
+                weight,
+                bias,
+                geometry.stride,
+                geometry.padding_left if is_even else "same",
+                geometry.dilation,
+                activation=ctx.activation,
+                pool_size=geometry.pool_size or None,
+                pool_stride=geometry.pool_stride or None,
+                lengths=lengths,
+                channels_last=True,
+            )
+            channels_first = geometry.pool_size and not ctx.channels_last
+            return (output.transpose(1, 2) if channels_first else output,)
+
+        return function
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(cell, reverse, input, hidden, cell_state, w_ih, w_hh, b_ih, b_hh, lengths):
+        return ops.recurrence(
+            cell, reverse, input, hidden, cell_state, w_ih, w_hh, b_ih, b_hh, lengths, True
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.cell, ctx.reverse, *tensors = inputs
+        hidden_states, _, final_cell, gates, cells = output
+        not_differentiable = (gates, cells) if ctx.cell == "lstm" else (final_cell, gates, cells)
+        ctx.mark_non_differentiable(*not_differentiable)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, hidden_states, gates, cells)
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_hidden, grad_cell_state, *_):
+        *inputs, lengths, output, gates, cells = ctx.saved_tensors
+        input, hidden, cell_state, w_ih, w_hh, _, _ = inputs
+        needs = ctx.needs_input_grad[2:9]
+        grads = (grad_output, grad_hidden, grad_cell_state)
+        if all(grad is None for grad in grads):
+            return (None,) * 10
+        if torch.is_grad_enabled():
+            gradients = _through_reference(
+                _Recurrence._reference(ctx, lengths),
+                inputs,
+                needs,
+                grads if ctx.cell == "lstm" else grads[:2],
+            )
+        else:
+            *gradients, grad_bias = ops.recurrence_backward(
+                ctx.cell,
+                ctx.reverse,
+                input,
+                hidden,
+                cell_state,
+                w_ih,
+                w_hh,
+                lengths,
+                output,
+                gates,
+                cells,
+                *grads,
+                [needs[0], needs[3], needs[4], needs[5] or needs[6]],
+            )
+            gradients += [grad_bias, grad_bias]
+        return None, None, *_if_needed(gradients, needs), None
+
+    @staticmethod
+    def _reference(ctx, lengths):
+        how = {"lengths": lengths, "reverse": ctx.reverse}
+
+        def lstm(input, hidden, cell_state, *weights):
+            output, (h_n, c_n) = reference.lstm(input, (hidden, cell_state), *weights, **how)
+            return output, h_n, c_n
+
+        def rnn(input, hidden, cell_state, *weights):
+            nonlinearity = ctx.cell.removeprefix("rnn_")
+            return reference.rnn(input, hidden, *weights, nonlinearity=nonlinearity, **how)
+
+        return lstm if ctx.cell == "lstm" else rnn

@@ -1,0 +1,331 @@
+"""Every check of a public argument, in one place.
+
+``functional`` and ``reference`` call these before anything is computed. A message names the
+argument, what was expected and what came. The classes are those torch raises for the same mistake:
+
+* ``TypeError``: a Python object of the wrong type (no tensor, no integer, lengths that are no
+  integers);
+* ``RuntimeError``: tensors whose shapes, dtypes or devices do not fit together, and a convolution
+  or pooling argument below its least value;
+* ``ValueError``: the wrong number of dimensions of a recurrence's input, and all that torch has no
+  word for (an unknown activation, lengths beyond the sequence, sizes that overflow 64 bits).
+
+The checks that pass cost a comparison each; text is put together only for a failure.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid")
+NONLINEARITIES = ("tanh", "relu")
+
+_INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh")
+_STATE_NAMES = {1: ("hx",), 2: ("hx[0]", "hx[1]")}
+_OPTIONAL = ("bias", "b_ih", "b_hh")
+_LARGEST = 2**63 - 1
+
+
+class ConvolutionGeometry(NamedTuple):
+    """How a convolution and its pooling walk along time; ``pool_size`` 0 pools over all of it."""
+
+    stride: int
+    padding_left: int
+    padding_right: int
+    dilation: int
+    pool_size: int
+    pool_stride: int
+
+
+def output_length(length, kernel_size, geometry: ConvolutionGeometry):
+    """Number of convolution windows in a sequence of ``length`` elements, 0 if it is too short.
+
+    ``length`` is an ``int``, a ``torch.SymInt``, or an integer tensor of lengths.
+    """
+    span = geometry.dilation * (kernel_size - 1) + 1
+    padded = length + geometry.padding_left + geometry.padding_right
+    return _at_least_zero((padded - span) // geometry.stride + 1)
+
+
+def pooled_length(windows, geometry: ConvolutionGeometry):
+    """Number of pooled positions over ``windows`` convolution windows.
+
+    Over all time that is one position, or 0 where there is no window. ``windows`` is an ``int``, a
+    ``torch.SymInt``, or an integer tensor.
+    """
+    if geometry.pool_size:
+        return _at_least_zero((windows - geometry.pool_size) // geometry.pool_stride + 1)
+    if isinstance(windows, Tensor):
+        return windows.clamp(max=1)
+    return min(windows, 1) if type(windows) is int else torch.sym_min(windows, 1)
+
+
+def _at_least_zero(count):
+    if isinstance(count, Tensor):
+        return count.clamp(min=0)
+    return max(count, 0) if type(count) is int else torch.sym_max(count, 0)
+
+
+def conv1d_max_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int | str,
+    dilation: int,
+    activation: str,
+    pool_size: int | None,
+    pool_stride: int | None,
+    lengths: Tensor | None,
+    channels_last: bool,
+) -> ConvolutionGeometry:
+    """Check the arguments of ``functional.conv1d_max_pool``; returns its geometry."""
+    tensor("input", input)
+    tensor("weight", weight)
+    if input.dim() not in (2, 3):
+        layout = "(N, L, C) or (L, C)" if channels_last else "(N, C, L) or (C, L)"
+        raise RuntimeError(f"input: expected shape {layout}, got {_shape(input)}")
+    if weight.dim() != 3:
+        raise RuntimeError(f"weight: expected 3 dimensions (F, C, k), got shape {_shape(weight)}")
+    filters, channels, kernel_size = weight.shape
+    if filters == 0 or kernel_size == 0:
+        raise RuntimeError(
+            f"weight: expected at least 1 filter of size at least 1, got shape {_shape(weight)}"
+        )
+    axes = (-2, -1) if channels_last else (-1, -2)
+    length, input_channels = input.shape[axes[0]], input.shape[axes[1]]
+    if input_channels != channels:
+        raise RuntimeError(
+            f"input: expected {channels} channels in dimension {axes[1]} for weight of shape "
+            f"{_shape(weight)}, got {input_channels} in shape {_shape(input)}"
+        )
+    _same_kind(input, ("weight", "bias"), (weight, bias))
+    if bias is not None and bias.shape != (filters,):
+        raise RuntimeError(f"bias: expected shape ({filters},), got {_shape(bias)}")
+
+    stride = _integer("stride", stride, 1)
+    dilation = _integer("dilation", dilation, 1)
+    if isinstance(padding, str):
+        padding_left, padding_right = _named_padding(padding, kernel_size, stride, dilation)
+    else:
+        padding_left = padding_right = _integer("padding", padding, 0)
+    pool_size, pool_stride = pooling(pool_size, pool_stride)
+    one_of("activation", activation, ACTIVATIONS)
+    geometry = ConvolutionGeometry(
+        stride, padding_left, padding_right, dilation, pool_size, pool_stride
+    )
+    batch = input.shape[0] if input.dim() == 3 else None
+    if not torch.compiler.is_compiling():
+        _fits_64_bits(1 if batch is None else batch, length, weight.shape, geometry)
+    if lengths is not None:
+        check_lengths(lengths, batch, length, input)
+    return geometry
+
+
+def pooling(pool_size: int | None, pool_stride: int | None) -> tuple[int, int]:
+    """Check the pooling arguments; returns ``(0, 0)`` for pooling over all time."""
+    if pool_size is None:
+        if pool_stride is not None:
+            raise ValueError(
+                f"pool_stride: expected None where pool_size is None, got {pool_stride!r}"
+            )
+        return 0, 0
+    pool_size = _integer("pool_size", pool_size, 1)
+    return pool_size, pool_size if pool_stride is None else _integer("pool_stride", pool_stride, 1)
+
+
+def recurrence(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    gates: int,
+) -> None:
+    """Check the arguments of ``functional.lstm`` (4 gates) and ``rnn`` (1)."""
+    tensor("input", input)
+    if input.dim() not in (2, 3):
+        raise ValueError(f"input: expected shape (T, N, I) or (T, I), got {_shape(input)}")
+    hidden = _weights(input, w_ih, w_hh, b_ih, b_hh, gates)
+    if hx is not None:
+        _states(input, hx, (*input.shape[1:-1], hidden))
+    if lengths is not None:
+        check_lengths(lengths, input.shape[1] if input.dim() == 3 else None, input.shape[0], input)
+
+
+def cell(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    gates: int,
+) -> None:
+    """Check the arguments of ``functional.lstm_cell`` (4 gates) and ``rnn_cell`` (1)."""
+    tensor("input", input)
+    if input.dim() not in (1, 2):
+        raise ValueError(f"input: expected shape (N, I) or (I,), got {_shape(input)}")
+    hidden = _weights(input, w_ih, w_hh, b_ih, b_hh, gates)
+    if hx is not None:
+        _states(input, hx, (*input.shape[:-1], hidden), ranks=(1, 2))
+
+
+def state_pair(hx: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+    """Check that an LSTM's ``hx`` is a pair (h, c), or None."""
+    if hx is None:
+        return None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx: expected a tuple (h, c) of tensors, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"hx: expected two states (h, c), got {len(hx)}")
+    return hx
+
+
+def check_lengths(lengths: Tensor, batch: int | None, limit: int, input: Tensor) -> None:
+    """Check ``lengths`` for a batch of sequences of at most ``limit`` elements (None: unbatched).
+
+    The values are read, and compared with 0 and ``limit``, on the CPU only and not while a graph
+    is being traced: elsewhere a look at them would wait for the device, or find no numbers.
+    """
+    tensor("lengths", lengths)
+    if lengths.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"lengths: expected an integer tensor, got {lengths.dtype}")
+    expected = () if batch is None else (batch,)
+    if lengths.shape != expected:
+        raise ValueError(f"lengths: expected shape {expected}, got {_shape(lengths)}")
+    if lengths.device != input.device and lengths.device.type != "cpu":
+        raise RuntimeError(
+            f"lengths: expected device cpu or {input.device}, that of input, got {lengths.device}"
+        )
+    if torch.compiler.is_compiling() or not lengths.is_cpu or isinstance(lengths, FakeTensor):
+        return
+    if lengths.numel():
+        lowest, highest = (int(extreme) for extreme in torch.aminmax(lengths))
+        if lowest < 0 or highest > limit:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"lengths: expected values from 0 to {limit}, got {wrong}")
+
+
+def tensor(name: str, value: object) -> None:
+    """Check that ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def one_of(name: str, value: object, names: Sequence[str]) -> None:
+    """Check that ``value`` is one of ``names``."""
+    if value not in names:
+        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+
+
+def _weights(input, w_ih, w_hh, b_ih, b_hh, gates: int) -> int:
+    """Check a recurrence's weights against each other and ``input``; returns the hidden size."""
+    _same_kind(input, _WEIGHT_NAMES, (w_ih, w_hh, b_ih, b_hh))
+    rows = "H" if gates == 1 else f"{gates}*H"
+    shape = w_hh.shape
+    if len(shape) != 2 or shape[0] != gates * shape[1]:
+        raise RuntimeError(f"w_hh: expected shape ({rows}, H), got {_shape(w_hh)}")
+    hidden = shape[1]
+    shape = w_ih.shape
+    if len(shape) != 2 or shape[0] != gates * hidden:
+        raise RuntimeError(
+            f"w_ih: expected shape ({rows}, I) with H = {hidden} as in w_hh, got {_shape(w_ih)}"
+        )
+    if shape[1] != input.shape[-1]:
+        raise RuntimeError(
+            f"input: expected {shape[1]} features in its last dimension as in w_ih, "
+            f"got {input.shape[-1]} in shape {_shape(input)}"
+        )
+    for name, bias in (("b_ih", b_ih), ("b_hh", b_hh)):
+        if bias is not None and bias.shape != (gates * hidden,):
+            raise RuntimeError(f"{name}: expected shape ({gates * hidden},), got {_shape(bias)}")
+    return hidden
+
+
+def _states(input: Tensor, hx: Sequence[Tensor], expected: tuple, ranks: tuple = ()) -> None:
+    """Check the states; a rank outside ``ranks`` (if any are named) is a ValueError."""
+    names = _STATE_NAMES[len(hx)]
+    _same_kind(input, names, hx)
+    for name, state in zip(names, hx, strict=True):
+        if state.shape != expected:
+            error = ValueError if ranks and state.dim() not in ranks else RuntimeError
+            raise error(f"{name}: expected shape {expected}, got {_shape(state)}")
+
+
+def _same_kind(input: Tensor, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Check that all (a bias may be None) are of input's device and floating-point dtype."""
+    dtype, device = input.dtype, input.device
+    if not dtype.is_floating_point:
+        raise RuntimeError(f"input: expected a floating-point dtype, got {dtype}")
+    for name, other in zip(names, tensors, strict=True):
+        if other is None and name in _OPTIONAL:
+            continue
+        tensor(name, other)
+        if other.dtype != dtype:
+            raise RuntimeError(f"{name}: expected {dtype}, the dtype of input, got {other.dtype}")
+        if other.device != device:
+            raise RuntimeError(
+                f"{name}: expected device {device}, that of input, got {other.device}"
+            )
+
+
+def _integer(name: str, value: object, lowest: int) -> int:
+    """``value`` as an int that is at least ``lowest``; as in torch, also from a tuple of one."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 1:
+            raise RuntimeError(f"{name}: expected a single integer, got {value!r}")
+        value = value[0]
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if number < lowest:
+        raise RuntimeError(f"{name}: expected at least {lowest}, got {number}")
+    if number > _LARGEST:
+        raise ValueError(f"{name}: expected a number that fits 64 bits, got {number}")
+    return number
+
+
+def _named_padding(padding: str, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise RuntimeError(f"padding: expected an int, 'same' or 'valid', got {padding!r}")
+    if stride != 1:
+        raise RuntimeError(f"padding: expected stride 1 with padding='same', got {stride}")
+    total = dilation * (kernel_size - 1)
+    return total // 2, total - total // 2
+
+
+def _fits_64_bits(batch: int, length: int, weight_shape, geometry: ConvolutionGeometry) -> None:
+    """Check the numbers from which native code computes sizes and offsets."""
+    filters, channels, kernel_size = weight_shape
+    batch, channels = max(batch, 1), max(channels, 1)
+    padded = length + geometry.padding_left + geometry.padding_right
+    windows = output_length(length, kernel_size, geometry)
+    for what, size in (
+        ("dilation * (k - 1) + 1", geometry.dilation * (kernel_size - 1) + 1),
+        ("bytes of the padded input", batch * padded * channels * 8),
+        ("bytes of the output", batch * filters * pooled_length(windows, geometry) * 8),
+    ):
+        if size > _LARGEST:
+            raise ValueError(
+                f"input: expected sizes that fit 64 bits, got {size} {what} for input of batch "
+                f"{batch}, length {length}, weight of shape {tuple(weight_shape)} and {geometry}"
+            )
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(value.shape)

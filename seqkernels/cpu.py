@@ -1,0 +1,44 @@
+"""Which CPU kernels there are, and which are in use."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from . import _cpu
+
+_switching = threading.RLock()
+
+
+def available_isas() -> list[str]:
+    """The instruction sets whose kernels this build has and this machine runs, slowest first.
+
+    Of "scalar", "avx2" and "avx512". The environment variable ``SEQKERNELS_ISA``, read when the
+    package is imported, forces one of them; otherwise the last is in use.
+    """
+    return _cpu.available_isas()
+
+
+def active_isa() -> str:
+    """The instruction set in use."""
+    return _cpu.active_isa()
+
+
+@contextlib.contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Use another instruction set's kernels within a ``with`` block.
+
+    The choice is the whole process's, backward passes included: a thread that enters such a block
+    waits until no other thread is in one.
+
+    Raises:
+        ValueError: ``name`` is not one of ``available_isas()``.
+    """
+    with _switching:
+        before = _cpu.active_isa()
+        _cpu.set_active_isa(name)
+        try:
+            yield
+        finally:
+            _cpu.set_active_isa(before)

@@ -1,0 +1,399 @@
+"""The functions of the package, with the arguments checked and the shapes described.
+
+float32 and float64 tensors on the CPU are computed by the package's kernels. Every other dtype and
+device goes to ``reference``, the same functions in torch operations, and a warning says so once.
+Gradients flow to every floating-point argument, and gradients of gradients too.
+
+Under autocast, tensors of different dtypes are brought to the widest of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import autograd, checks, reference
+
+NATIVE_DTYPES = (torch.float32, torch.float64)
+
+
+def conv1d_max_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    *,
+    activation: str = "identity",
+    pool_size: int | None = None,
+    pool_stride: int | None = None,
+    lengths: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """Convolution over time, activation and max pooling in one operation.
+
+    ``max_pool(activation(conv1d(input, weight, bias)))``, Kim's layer for sentences (arXiv
+    1408.5882, 2014): ``o_i = tanh(W [w_{i-1}; w_i; w_{i+1}] + b)``, ``c = max_i o_i``. The
+    convolution's output is never held in memory as a whole when the pooling is over all time.
+
+    Args:
+        input: (N, C, L), or (C, L) without a batch; with ``channels_last`` (N, L, C) or (L, C). Any
+            strides.
+        weight: F filters, (F, C, k), as in ``torch.nn.functional.conv1d``.
+        bias: (F,), or None.
+        stride: distance of one window from the next, at least 1.
+        padding: zeros on either side, at least 0; "valid" for none; "same" (with stride 1) for as
+            many windows as elements: of ``dilation * (k - 1)`` zeros the left gets half, rounded
+            down.
+        dilation: distance of the elements within a window, at least 1.
+        activation: "identity", "relu", "tanh" or "sigmoid".
+        pool_size: windows to a pooled position; None pools over all time.
+        pool_stride: distance of one pooled position from the next; None means ``pool_size``.
+        lengths: (N,) integers, each from 0 to L (without a batch: 0 dimensions), on the CPU or on
+            input's device. Sample n is treated as if it had been run alone, cut to ``lengths[n]``:
+            its zero padding begins directly after its last element, and what stands there in
+            ``input``, even NaN, changes no bit of any result or gradient.
+        channels_last: the layout of input and of a pooled output.
+
+    Returns:
+        (N, F) if ``pool_size`` is None, otherwise (N, F, L_pooled), with ``channels_last``
+        (N, L_pooled, F); without N for input without a batch. Contiguous, of input's dtype. With
+        ``L_out = (L + padding - dilation * (k - 1) - 1) // stride + 1``, the padding of both sides
+        counted, ``L_pooled = (L_out - pool_size) // pool_stride + 1``, and 0 if that is negative.
+
+        A sample too short for one window, or for one pooled position, yields exactly 0 there,
+        whatever the activation, and receives no gradient. So do the pooled positions of a sample
+        beyond those it would have had alone. Of equal maxima the first one receives the gradient;
+        NaN wins the maximum.
+
+    Raises:
+        TypeError: an argument that is no tensor, no integer, or lengths of a floating-point dtype.
+        RuntimeError: shapes, dtypes or devices that do not fit together; no filter, or filters of
+            size 0; a stride, dilation, padding or pooling argument below its least value; unknown
+            padding; "same" with a stride other than 1.
+        ValueError: an unknown activation; ``pool_stride`` without ``pool_size``; lengths of another
+            shape than (N,), negative or beyond L; sizes that do not fit 64 bits.
+    """
+    if is_autocast(input):
+        input, weight, bias = _widest(input, weight, bias)
+    geometry = checks.conv1d_max_pool(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        activation,
+        pool_size,
+        pool_stride,
+        lengths,
+        channels_last,
+    )
+    if not has_kernel(input):
+        say_once("conv1d_max_pool", input)
+        return reference.conv1d_max_pool(
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            activation=activation,
+            pool_size=pool_size,
+            pool_stride=pool_stride,
+            lengths=lengths,
+            channels_last=channels_last,
+        )
+    batched = input if input.dim() == 3 else input.unsqueeze(0)
+    output = autograd.conv1d_max_pool(
+        batched if channels_last else batched.transpose(1, 2),
+        weight,
+        bias,
+        _batched_lengths(lengths),
+        geometry,
+        activation,
+        channels_last,
+    )
+    return output if batched is input else output.squeeze(0)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000).
+
+    ``i, f, o = sigma(W_x x + W_h h + b)`` and ``g = tanh(...)`` alike, ``c' = f * c + i * g``,
+    ``h' = o * tanh(c')``: what ``torch.nn.LSTMCell`` computes, with its weights.
+
+    Args:
+        input: (N, I), or (I,) without a batch. Any strides.
+        hx: the state (h, c), each (N, H) or (H,); None means zeros.
+        w_ih: (4*H, I), the rows in the order i, f, g, o.
+        w_hh: (4*H, H).
+        b_ih: (4*H,), or None.
+        b_hh: (4*H,), or None.
+
+    Returns:
+        The new state (h, c), shaped as hx.
+
+    Raises:
+        TypeError: an argument that is no tensor; hx that is no tuple.
+        ValueError: input, h or c with a number of dimensions other than 1 or 2.
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+    """
+    hx = checks.state_pair(hx)
+    if is_autocast(input):
+        input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
+    checks.cell(input, hx, w_ih, w_hh, b_ih, b_hh, gates=4)
+    if not has_kernel(input):
+        say_once("lstm_cell", input)
+        return reference.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    if input.dim() == 2:
+        h, c = hx if hx is not None else _zeros(2, len(input), w_hh)
+        return autograd.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
+    h, c = _unsqueezed(hx) if hx is not None else _zeros(2, 1, w_hh)
+    h, c = autograd.lstm_cell(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh)
+    return h.squeeze(0), c.squeeze(0)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of an RNN: ``h' = tanh(W_x x + W_h h + b)``, or relu in tanh's place.
+
+    What ``torch.nn.RNNCell`` computes, with its weights.
+
+    Args:
+        input: (N, I), or (I,) without a batch. Any strides.
+        hx: the state h, (N, H) or (H,); None means zeros.
+        w_ih: (H, I).
+        w_hh: (H, H).
+        b_ih: (H,), or None.
+        b_hh: (H,), or None.
+        nonlinearity: "tanh" or "relu".
+
+    Returns:
+        The new state h, shaped as hx.
+
+    Raises:
+        TypeError: an argument that is no tensor.
+        ValueError: input or hx with a number of dimensions other than 1 or 2; an unknown
+            nonlinearity.
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+    """
+    checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
+    states = None if hx is None else (hx,)
+    if is_autocast(input):
+        input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
+    checks.cell(input, states, w_ih, w_hh, b_ih, b_hh, gates=1)
+    if not has_kernel(input):
+        say_once("rnn_cell", input)
+        h = None if states is None else states[0]
+        return reference.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity=nonlinearity)
+    if input.dim() == 2:
+        (h,) = states if states is not None else _zeros(1, len(input), w_hh)
+        return autograd.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    (h,) = _unsqueezed(states) if states is not None else _zeros(1, 1, w_hh)
+    h = autograd.rnn_cell(input.unsqueeze(0), h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    return h.squeeze(0)
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One layer of an LSTM in one direction: ``lstm_cell`` at every step of a sequence.
+
+    Args:
+        input: (T, N, I), or (T, I) without a batch. Any strides.
+        hx: the initial state (h, c), each (N, H) or (H,); None means zeros.
+        w_ih: (4*H, I), the rows in the order i, f, g, o.
+        w_hh: (4*H, H).
+        b_ih: (4*H,), or None.
+        b_hh: (4*H,), or None.
+        lengths: (N,) integers, each from 0 to T (without a batch: 0 dimensions), on the CPU or on
+            input's device. Sequence n is treated as if it had been run alone, cut to
+            ``lengths[n]``: what stands behind it in ``input``, even NaN, changes no bit of any
+            result or gradient.
+        reverse: read from the last element (of each sequence) to the first.
+
+    Returns:
+        ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
+        ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n and c_n (N, H) or (H,), the state
+        after the last step, for a sequence of length 0 the initial one.
+
+    Raises:
+        TypeError: an argument that is no tensor; hx that is no tuple; lengths of a floating-point
+            dtype.
+        ValueError: input with a number of dimensions other than 2 or 3; lengths of another shape
+            than (N,), negative or beyond T.
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+    """
+    hx = checks.state_pair(hx)
+    if is_autocast(input):
+        input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
+    checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
+    if not has_kernel(input):
+        say_once("lstm", input)
+        return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
+    lengths = _batched_lengths(lengths)
+    if input.dim() == 3:
+        h, c = hx if hx is not None else _zeros(2, input.shape[1], w_hh)
+        output, h, c = autograd.lstm(input, h, c, w_ih, w_hh, b_ih, b_hh, lengths, reverse)
+        return output, (h, c)
+    h, c = _unsqueezed(hx) if hx is not None else _zeros(2, 1, w_hh)
+    output, h, c = autograd.lstm(input.unsqueeze(1), h, c, w_ih, w_hh, b_ih, b_hh, lengths, reverse)
+    return output.squeeze(1), (h.squeeze(0), c.squeeze(0))
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One layer of an RNN in one direction: ``rnn_cell`` at every step of a sequence.
+
+    Args:
+        input: (T, N, I), or (T, I) without a batch. Any strides.
+        hx: the initial state, (N, H) or (H,); None means zeros.
+        w_ih: (H, I).
+        w_hh: (H, H).
+        b_ih: (H,), or None.
+        b_hh: (H,), or None.
+        nonlinearity: "tanh" or "relu".
+        lengths: as in ``lstm``.
+        reverse: as in ``lstm``.
+
+    Returns:
+        ``(output, h_n)``: output (T, N, H) or (T, H), where ``output[t]`` is h after ``input[t]``
+        was read, and 0 beyond ``lengths[n]``; h_n (N, H) or (H,), the state after the last step,
+        for a sequence of length 0 the initial one.
+
+    Raises:
+        TypeError: an argument that is no tensor; lengths of a floating-point dtype.
+        ValueError: input with a number of dimensions other than 2 or 3; an unknown nonlinearity;
+            lengths of another shape than (N,), negative or beyond T.
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+    """
+    checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
+    states = None if hx is None else (hx,)
+    if is_autocast(input):
+        input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
+    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, gates=1)
+    if not has_kernel(input):
+        say_once("rnn", input)
+        return reference.rnn(
+            input,
+            None if states is None else states[0],
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            nonlinearity=nonlinearity,
+            lengths=lengths,
+            reverse=reverse,
+        )
+    lengths = _batched_lengths(lengths)
+    if input.dim() == 3:
+        (h,) = states if states is not None else _zeros(1, input.shape[1], w_hh)
+        return autograd.rnn(input, h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity)
+    (h,) = _unsqueezed(states) if states is not None else _zeros(1, 1, w_hh)
+    output, h = autograd.rnn(
+        input.unsqueeze(1), h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity
+    )
+    return output.squeeze(1), h.squeeze(0)
+
+
+def has_kernel(input: Tensor) -> bool:
+    """Whether the package's own kernels compute on tensors of input's dtype and device."""
+    return input.is_cpu and input.dtype in NATIVE_DTYPES
+
+
+def say_once(operation: str, input: Tensor) -> None:
+    """Warn, once per operation, dtype and device type, that torch's operations compute it."""
+    case = (operation, input.dtype, input.device.type)
+    if case in _said or torch.compiler.is_compiling():
+        return
+    _said.add(case)
+    warnings.warn(
+        f"seqkernels.{operation}: no kernel for {input.dtype} on {input.device.type}, "
+        "computing it with torch's operations",
+        stacklevel=3,
+    )
+
+
+_said: set[tuple[str, torch.dtype, str]] = set()
+
+
+def _zeros(count: int, batch: int, w_hh: Tensor) -> tuple[Tensor, ...]:
+    """The initial states where none are given: one tensor of zeros, as often as wanted."""
+    return (w_hh.new_zeros(batch, w_hh.shape[1]),) * count
+
+
+def _unsqueezed(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(state.unsqueeze(0) for state in states)
+
+
+def _batched_lengths(lengths: Tensor | None) -> Tensor | None:
+    """The lengths as the kernels read them: contiguous int64 on the CPU, (N,)."""
+    if lengths is None:
+        return None
+    return lengths.to("cpu", torch.int64).reshape(-1).contiguous()
+
+
+def is_autocast(input: Tensor) -> bool:
+    if not isinstance(input, Tensor):
+        return False
+    device_type = input.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _widest(*arguments):
+    """The arguments, tensors and tuples of them, with floating-point tensors in one dtype."""
+    tensors = [
+        tensor
+        for argument in arguments
+        for tensor in (argument if isinstance(argument, (tuple, list)) else (argument,))
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+    ]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+    def widen(argument):
+        if isinstance(argument, (tuple, list)):
+            return tuple(map(widen, argument))
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            return argument.to(dtype)
+        return argument
+
+    return tuple(map(widen, arguments))

@@ -1,0 +1,278 @@
+"""What LSTM and RNN share: a stack of recurrent layers in one or two directions.
+
+Parameters are read by name at every call. There is no flattened copy of them, so whatever puts
+other tensors in their place (``torch.func.functional_call``, ``torch.nn.utils.parametrize``, a
+weight dropped by hand) is obeyed. ``torch.compile`` breaks the graph at instances of torch's own
+classes, so these are not subclasses of them.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .. import checks, functional
+from . import fallback
+
+States = tuple[Tensor, ...]
+
+
+class RecurrentLayers(nn.Module):
+    """Parameters, layers, directions, dropout, and the forms of input of a recurrence.
+
+    A subclass says how many rows of a weight belong to a hidden unit (``gates``), how wide its
+    states are, and computes one layer in one direction (``_layer``). ``mode`` is torch's name.
+    """
+
+    mode: str
+    gates: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._check_arguments(dropout)
+
+        rows, directions = self.gates * hidden_size, 2 if bidirectional else 1
+        output_size = proj_size or hidden_size
+        for index, names in enumerate(self._parameter_names()):
+            features = input_size if index < directions else output_size * directions
+            shapes = {
+                "weight_ih": (rows, features),
+                "weight_hh": (rows, output_size),
+                "bias_ih": (rows,),
+                "bias_hh": (rows,),
+                "weight_hr": (proj_size, hidden_size),
+            }
+            for name in names:
+                shape = shapes[name[: name.index("_l")]]
+                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def _check_arguments(self, dropout: object) -> None:
+        for name in ("bias", "batch_first"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        for name, lowest in (
+            ("input_size", 1),
+            ("hidden_size", 1),
+            ("num_layers", 1),
+            ("proj_size", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {value!r}")
+            if value < lowest:
+                raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size: expected less than hidden_size {self.hidden_size}, "
+                f"got {self.proj_size}"
+            )
+        is_number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
+        if not is_number or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
+        if dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout: {dropout} has no effect with num_layers=1, it is applied between layers",
+                stacklevel=4,
+            )
+
+    def _parameter_names(self) -> list[list[str]]:
+        """The names of the parameters of each layer and direction, as torch orders them."""
+        kinds = ["weight_ih", "weight_hh"]
+        kinds += ["bias_ih", "bias_hh"] if self.bias else []
+        kinds += ["weight_hr"] if self.proj_size else []
+        return [
+            [f"{kind}_l{layer}{suffix}" for kind in kinds]
+            for layer in range(self.num_layers)
+            for suffix in (("", "_reverse") if self.bidirectional else ("",))
+        ]
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as they are now."""
+        return [[getattr(self, name) for name in names] for names in self._parameter_names()]
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), as torch does."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no flattened copy. Here for programs that call it on torch's."""
+
+    def _layer(
+        self,
+        input: Tensor,
+        states: States | None,
+        weights: list[Tensor],
+        lengths: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, States]:
+        raise NotImplementedError
+
+    def state_sizes(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def run(
+        self, input: Tensor | PackedSequence, hx: States | None, lengths: Tensor | None
+    ) -> tuple[Tensor | PackedSequence, States]:
+        weights = self.all_weights
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected None for a PackedSequence, which has its own")
+            return self._run_packed(input, hx, weights)
+        checks.tensor("input", input)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input: expected 2 or 3 dimensions, got shape {tuple(input.shape)}")
+        batched = input.dim() == 3
+        time_major = input.transpose(0, 1) if batched and self.batch_first else input
+        self._check_input(input, hx, weights, time_major.shape[1:-1])
+        if len(time_major) == 0:
+            raise RuntimeError(f"input: expected at least 1 step, got shape {tuple(input.shape)}")
+        if lengths is not None:
+            batch = time_major.shape[1] if batched else None
+            checks.check_lengths(lengths, batch, len(time_major), input)
+            lengths = lengths.reshape(-1)
+        if not batched:
+            time_major = time_major.unsqueeze(1)
+            hx = None if hx is None else tuple(state.unsqueeze(1) for state in hx)
+
+        if self._has_kernel(input):
+            output, states = self._run_layers(time_major, hx, weights, lengths, packed=False)
+        else:
+            output, states = fallback.run_padded(self, time_major, hx, weights, lengths)
+        if not batched:
+            return output.squeeze(1), tuple(state.squeeze(1) for state in states)
+        return output.transpose(0, 1) if self.batch_first else output, states
+
+    def _run_packed(
+        self, input: PackedSequence, hx: States | None, weights: list[list[Tensor]]
+    ) -> tuple[PackedSequence, States]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if data.dim() != 2:
+            raise RuntimeError(f"input: expected packed data (rows, I), got {tuple(data.shape)}")
+        self._check_input(data, hx, weights, (int(batch_sizes[0]),))
+        if hx is not None and sorted_indices is not None:
+            hx = tuple(state.index_select(1, sorted_indices) for state in hx)
+        if self._has_kernel(data):
+            padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+            output, states = self._run_layers(padded, hx, weights, lengths, packed=True)
+            output = pack_padded_sequence(output, lengths).data
+        else:
+            output, states = fallback.run_packed(self, data, batch_sizes, hx, weights)
+        if unsorted_indices is not None:
+            states = tuple(state.index_select(1, unsorted_indices) for state in states)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
+
+    def _run_layers(
+        self,
+        input: Tensor,
+        hx: States | None,
+        weights: list[list[Tensor]],
+        lengths: Tensor | None,
+        packed: bool,
+    ) -> tuple[Tensor, States]:
+        """All layers over (T, N, I) input; hx and the final states (layers * directions, N, H)."""
+        directions = 2 if self.bidirectional else 1
+        final_states = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0 and self.training:
+                input = self._drop(input, lengths if packed else None)
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                states = None if hx is None else tuple(state[index] for state in hx)
+                output, states = self._layer(
+                    input, states, weights[index], lengths, reverse=direction == 1
+                )
+                outputs.append(output)
+                final_states.append(states)
+            input = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
+        return input, tuple(torch.stack(states) for states in zip(*final_states, strict=True))
+
+    def _drop(self, output: Tensor, packed_lengths: Tensor | None) -> Tensor:
+        """Dropout of a layer's output; of the packed rows where torch would have those.
+
+        So the random numbers fall on the same elements as torch's from the same generator state.
+        """
+        if packed_lengths is None:
+            return F.dropout(output, self.dropout)
+        data, *rest = pack_padded_sequence(output, packed_lengths)
+        return pad_packed_sequence(PackedSequence(F.dropout(data, self.dropout), *rest))[0]
+
+    def _has_kernel(self, input: Tensor) -> bool:
+        if self.proj_size:
+            functional.say_once(f"nn.{type(self).__name__} with proj_size", input)
+            return False
+        # Under autocast the functions bring input and weights to one dtype themselves.
+        if functional.has_kernel(input) or (input.is_cpu and functional.is_autocast(input)):
+            return True
+        functional.say_once(f"nn.{type(self).__name__}", input)
+        return False
+
+    def _check_input(self, input: Tensor, hx: States | None, weights, batch) -> None:
+        """Check what torch's layers check themselves; ``batch`` is (N,), or () without a batch."""
+        dtype, device = weights[0][0].dtype, weights[0][0].device
+        if input.device != device:
+            raise RuntimeError(
+                f"input: expected device {device}, that of the weights, got {input.device}"
+            )
+        if input.dtype != dtype and not functional.is_autocast(input):
+            raise ValueError(
+                f"input: expected {dtype}, the dtype of the weights, got {input.dtype}"
+            )
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input: expected {self.input_size} features in its last dimension, "
+                f"got shape {tuple(input.shape)}"
+            )
+        if hx is None:
+            return
+        sizes = self.state_sizes()
+        for index, (state, size) in enumerate(zip(hx, sizes, strict=True)):
+            name = "hx" if len(sizes) == 1 else f"hx[{index}]"
+            checks.tensor(name, state)
+            expected = (self.num_layers * (2 if self.bidirectional else 1), *batch, size)
+            if state.shape != expected:
+                raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(state.shape)}")
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        for name, default in (
+            ("proj_size", 0),
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0.0),
+            ("bidirectional", False),
+        ):
+            value = getattr(self, name)
+            text += "" if value == default else f", {name}={value}"
+        return text

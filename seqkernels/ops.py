@@ -1,0 +1,312 @@
+"""The operations that torch sees: schemas, CPU kernels and shapes for tracing.
+
+``torch.library`` makes them opaque to ``torch.compile`` and ``torch.export``; gradients are attached
+one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native module checks
+sizes, strides and dtypes once more, since memory depends on them.
+
+Sequences of a convolution come as (N, L, C), of any strides; recurrences run over (T, N, I). An
+output that was not asked for comes back as a tensor without elements.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _cpu, checks
+
+library = torch.library.Library("seqkernels", "DEF")
+
+library.define(
+    "conv1d_max_pool(Tensor input, Tensor weight, Tensor? bias, Tensor? lengths, int[] geometry, "
+    "str activation, bool channels_last) -> (Tensor, Tensor)"
+)
+library.define(
+    "conv1d_max_pool_backward(Tensor grad_output, Tensor output, Tensor argmax, Tensor input, "
+    "Tensor weight, Tensor? lengths, int[] geometry, str activation, bool channels_last, "
+    "bool[] needs) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "recurrence(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
+    "bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    "recurrence_backward(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? lengths, Tensor output, Tensor gates, "
+    "Tensor cells, Tensor? grad_output, Tensor? grad_hidden, Tensor? grad_cell_state, "
+    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _empty_convolution(input, weight, geometry, channels_last) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, contiguous in the caller's layout; the same as (N, P, F); and the argmax."""
+    geometry = checks.ConvolutionGeometry(*geometry)
+    batch, filters = input.shape[0], weight.shape[0]
+    if geometry.pool_size == 0:
+        output = input.new_empty(batch, filters)
+        view = output.unsqueeze(1)
+        pooled = 1
+    else:
+        windows = checks.output_length(input.shape[1], weight.shape[2], geometry)
+        pooled = checks.pooled_length(windows, geometry)
+        shape = (batch, pooled, filters) if channels_last else (batch, filters, pooled)
+        output = input.new_empty(shape)
+        view = _as_pooled(output, geometry, channels_last)
+    return output, view, input.new_empty(batch, pooled, filters, dtype=torch.int32)
+
+
+def _as_pooled(output: Tensor, geometry, channels_last: bool) -> Tensor:
+    """An output, or its gradient, as (N, P, F)."""
+    if checks.ConvolutionGeometry(*geometry).pool_size == 0:
+        return output.unsqueeze(1)
+    return output if channels_last else output.transpose(1, 2)
+
+
+def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channels_last):
+    output, view, argmax = _empty_convolution(input, weight, geometry, channels_last)
+    bias = None if bias is None else bias.contiguous()
+    _cpu.conv1d_max_pool_forward(
+        input,
+        weight,
+        bias,
+        lengths,
+        view,
+        argmax,
+        geometry,
+        activation,
+        torch.get_num_threads(),
+    )
+    return output, argmax
+
+
+def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, channels_last):
+    output, _, argmax = _empty_convolution(input, weight, geometry, channels_last)
+    return output, argmax
+
+
+def _empty_convolution_gradients(input, weight, needs) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, (N, L, C); weight, (F, C, k) with channels side by side; and bias."""
+    filters, channels, kernel_size = weight.shape
+    return (
+        input.new_empty(input.shape) if needs[0] else input.new_empty(0),
+        weight.new_empty(filters, kernel_size, channels) if needs[1] else weight.new_empty(0),
+        weight.new_empty(filters) if needs[2] else weight.new_empty(0),
+    )
+
+
+def _conv1d_max_pool_backward(
+    grad_output,
+    output,
+    argmax,
+    input,
+    weight,
+    lengths,
+    geometry,
+    activation,
+    channels_last,
+    needs,
+):
+    gradients = _empty_convolution_gradients(input, weight, needs)
+    _cpu.conv1d_max_pool_backward(
+        _as_pooled(grad_output, geometry, channels_last),
+        _as_pooled(output, geometry, channels_last),
+        argmax,
+        input,
+        weight,
+        lengths,
+        *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)),
+        geometry,
+        activation,
+        torch.get_num_threads(),
+    )
+    return _transposed_weight_gradient(gradients, needs)
+
+
+def _conv1d_max_pool_backward_shapes(
+    grad_output, output, argmax, input, weight, lengths, geometry, activation, channels_last, needs
+):
+    return _transposed_weight_gradient(_empty_convolution_gradients(input, weight, needs), needs)
+
+
+def _transposed_weight_gradient(gradients, needs) -> tuple[Tensor, Tensor, Tensor]:
+    grad_input, grad_weight, grad_bias = gradients
+    return grad_input, grad_weight.transpose(1, 2) if needs[1] else grad_weight, grad_bias
+
+
+def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
+    """output, final hidden state, final cell state, gates, cell states."""
+    steps, batch, _ = input.shape
+    hidden = weight_hh.shape[1]
+    output = input.new_empty(steps, batch, hidden)
+    final = input.new_empty(batch, hidden)
+    if cell != "lstm":
+        return output, final, *(input.new_empty(0) for _ in range(3))
+    gates = input.new_empty((steps, batch, 4 * hidden) if training else 0)
+    cells = input.new_empty((steps, batch, hidden) if training else 0)
+    return output, final, input.new_empty(batch, hidden), gates, cells
+
+
+def _with_unit_stride(input: Tensor) -> Tensor:
+    return input if input.stride(-1) == 1 or input.shape[-1] <= 1 else input.contiguous()
+
+
+def _recurrence(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    training,
+):
+    output, final, final_cell, gates, cells = outputs = _empty_recurrence(
+        cell, input, weight_hh, training
+    )
+    is_lstm = cell == "lstm"
+    if not is_lstm:
+        scratch = output  # where an RNN's input projections may lie
+    elif training:
+        scratch = gates
+    else:
+        scratch = input.new_empty(*output.shape[:2], weight_hh.shape[0])
+    _cpu.recurrence_forward(
+        cell,
+        reverse,
+        _with_unit_stride(input),
+        hidden.contiguous(),
+        cell_state.contiguous() if is_lstm else None,
+        weight_ih,
+        weight_hh,
+        None if bias_ih is None else bias_ih.contiguous(),
+        None if bias_hh is None else bias_hh.contiguous(),
+        lengths,
+        output,
+        final,
+        final_cell if is_lstm else None,
+        scratch,
+        cells if is_lstm and training else None,
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+def _recurrence_shapes(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    training,
+):
+    return _empty_recurrence(cell, input, weight_hh, training)
+
+
+def _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs) -> tuple[Tensor, ...]:
+    """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
+    batch, hidden = input.shape[1], weight_hh.shape[1]
+    return (
+        input.new_empty(input.shape if needs[0] else 0),
+        input.new_empty(batch, hidden),
+        input.new_empty((batch, hidden) if cell == "lstm" else 0),
+        weight_ih.new_empty(weight_ih.shape if needs[1] else 0),
+        weight_hh.new_empty(weight_hh.shape if needs[2] else 0),
+        weight_hh.new_empty(weight_hh.shape[0] if needs[3] else 0),
+    )
+
+
+def _recurrence_backward(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    lengths,
+    output,
+    gates,
+    cells,
+    grad_output,
+    grad_hidden,
+    grad_cell_state,
+    needs,
+):
+    gradients = _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+    grad_input, grad_initial, grad_initial_cell, grad_weight_ih, grad_weight_hh, grad_bias = (
+        gradients
+    )
+    is_lstm = cell == "lstm"
+    _cpu.recurrence_backward(
+        cell,
+        reverse,
+        _with_unit_stride(input),
+        hidden.contiguous(),
+        cell_state.contiguous() if is_lstm else None,
+        weight_ih,
+        weight_hh,
+        lengths,
+        output,
+        gates if is_lstm else None,
+        cells if is_lstm else None,
+        None if grad_output is None else grad_output.contiguous(),
+        None if grad_hidden is None else grad_hidden.contiguous(),
+        None if grad_cell_state is None else grad_cell_state.contiguous(),
+        input.new_empty(*output.shape[:2], weight_hh.shape[0]),
+        grad_input if needs[0] else None,
+        grad_initial,
+        grad_initial_cell if is_lstm else None,
+        grad_weight_ih if needs[1] else None,
+        grad_weight_hh if needs[2] else None,
+        grad_bias if needs[3] else None,
+        torch.get_num_threads(),
+    )
+    return gradients
+
+
+def _recurrence_backward_shapes(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    lengths,
+    output,
+    gates,
+    cells,
+    grad_output,
+    grad_hidden,
+    grad_cell_state,
+    needs,
+):
+    return _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+
+
+for _name, _kernel, _shapes in (
+    ("conv1d_max_pool", _conv1d_max_pool, _conv1d_max_pool_shapes),
+    (
+        "conv1d_max_pool_backward",
+        _conv1d_max_pool_backward,
+        _conv1d_max_pool_backward_shapes,
+    ),
+    ("recurrence", _recurrence, _recurrence_shapes),
+    ("recurrence_backward", _recurrence_backward, _recurrence_backward_shapes),
+):
+    library.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"seqkernels::{_name}", _shapes, lib=library)
+
+conv1d_max_pool = torch.ops.seqkernels.conv1d_max_pool.default
+conv1d_max_pool_backward = torch.ops.seqkernels.conv1d_max_pool_backward.default
+recurrence = torch.ops.seqkernels.recurrence.default
+recurrence_backward = torch.ops.seqkernels.recurrence_backward.default

@@ -98,8 +98,20 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 def _recurrence(cell: str, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if _wants_gradient(*tensors[:-1]):
+        if torch.compiler.is_compiling():
+            tensors = _distinct(tensors)
         return _Recurrence.apply(cell, reverse, *tensors)[:3]
     return ops.recurrence(cell, reverse, *tensors, False)[:3]
+
+
+def _distinct(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The tensors, one that comes again as a view of itself: Dynamo takes no tensor twice."""
+    return [
+        tensor.view_as(tensor)
+        if tensor is not None and any(tensor is earlier for earlier in tensors[:place])
+        else tensor
+        for place, tensor in enumerate(tensors)
+    ]
 
 
 def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:

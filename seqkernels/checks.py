@@ -231,24 +231,26 @@ def one_of(name: str, value: object, names: Sequence[str]) -> None:
 def _weights(input, w_ih, w_hh, b_ih, b_hh, gates: int) -> int:
     """Check a recurrence's weights against each other and ``input``; returns the hidden size."""
     _same_kind(input, _WEIGHT_NAMES, (w_ih, w_hh, b_ih, b_hh))
-    rows = "H" if gates == 1 else f"{gates}*H"
     shape = w_hh.shape
     if len(shape) != 2 or shape[0] != gates * shape[1]:
-        raise RuntimeError(f"w_hh: expected shape ({rows}, H), got {_shape(w_hh)}")
+        raise RuntimeError(f"w_hh: expected shape ({gates} * H, H), got {_shape(w_hh)}")
     hidden = shape[1]
     shape = w_ih.shape
     if len(shape) != 2 or shape[0] != gates * hidden:
         raise RuntimeError(
-            f"w_ih: expected shape ({rows}, I) with H = {hidden} as in w_hh, got {_shape(w_ih)}"
+            f"w_ih: expected shape ({gates} * H, I) with H = {hidden} as in w_hh, "
+            f"got {_shape(w_ih)}"
         )
     if shape[1] != input.shape[-1]:
         raise RuntimeError(
             f"input: expected {shape[1]} features in its last dimension as in w_ih, "
             f"got {input.shape[-1]} in shape {_shape(input)}"
         )
-    for name, bias in (("b_ih", b_ih), ("b_hh", b_hh)):
-        if bias is not None and bias.shape != (gates * hidden,):
-            raise RuntimeError(f"{name}: expected shape ({gates * hidden},), got {_shape(bias)}")
+    rows = gates * hidden
+    if b_ih is not None and b_ih.shape != (rows,):
+        raise RuntimeError(f"b_ih: expected shape ({rows},), got {_shape(b_ih)}")
+    if b_hh is not None and b_hh.shape != (rows,):
+        raise RuntimeError(f"b_hh: expected shape ({rows},), got {_shape(b_hh)}")
     return hidden
 
 
@@ -264,23 +266,27 @@ def _states(input: Tensor, hx: Sequence[Tensor], expected: tuple, ranks: tuple =
 
 def _same_kind(input: Tensor, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
     """Check that all (a bias may be None) are of input's device and floating-point dtype."""
-    dtype, device = input.dtype, input.device
+    dtype, on_cpu = input.dtype, input.is_cpu
     if not dtype.is_floating_point:
         raise RuntimeError(f"input: expected a floating-point dtype, got {dtype}")
     for name, other in zip(names, tensors, strict=True):
-        if other is None and name in _OPTIONAL:
-            continue
-        tensor(name, other)
-        if other.dtype != dtype:
-            raise RuntimeError(f"{name}: expected {dtype}, the dtype of input, got {other.dtype}")
-        if other.device != device:
-            raise RuntimeError(
-                f"{name}: expected device {device}, that of input, got {other.device}"
-            )
+        if isinstance(other, Tensor):
+            if other.dtype is not dtype:
+                raise RuntimeError(
+                    f"{name}: expected {dtype}, the dtype of input, got {other.dtype}"
+                )
+            if not (on_cpu and other.is_cpu) and other.device != input.device:
+                raise RuntimeError(
+                    f"{name}: expected device {input.device}, that of input, got {other.device}"
+                )
+        elif other is not None or name not in _OPTIONAL:
+            tensor(name, other)
 
 
 def _integer(name: str, value: object, lowest: int) -> int:
     """``value`` as an int that is at least ``lowest``; as in torch, also from a tuple of one."""
+    if type(value) is int and lowest <= value <= _LARGEST:
+        return value
     if isinstance(value, (tuple, list)):
         if len(value) != 1:
             raise RuntimeError(f"{name}: expected a single integer, got {value!r}")

@@ -357,8 +357,8 @@ _said: set[tuple[str, torch.dtype, str]] = set()
 
 
 def _zeros(count: int, batch: int, w_hh: Tensor) -> tuple[Tensor, ...]:
-    """The initial states where none are given: one tensor of zeros, as often as wanted."""
-    return (w_hh.new_zeros(batch, w_hh.shape[1]),) * count
+    """The initial states where none are given."""
+    return tuple(w_hh.new_zeros(batch, w_hh.shape[1]) for _ in range(count))
 
 
 def _unsqueezed(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -373,8 +373,11 @@ def _batched_lengths(lengths: Tensor | None) -> Tensor | None:
 
 
 def is_autocast(input: Tensor) -> bool:
+    """Whether autocast is on for the device of ``input``."""
     if not isinstance(input, Tensor):
         return False
+    if input.is_cpu:
+        return torch.is_autocast_enabled("cpu")
     device_type = input.device.type
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 

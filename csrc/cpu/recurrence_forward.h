@@ -237,7 +237,7 @@ class RecurrenceForwardKernel {
     }
 
     static void copy(const T* source, T* target, int64_t count) {
-        std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(T));
+        if (count > 0) std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(T));
     }
 
     const RecurrenceForward<T>& call_;

@@ -1,0 +1,49 @@
+# `make help` lists what there is. Everything lives in .venv and build/; nothing else is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: help demo test bench lint format native-test clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torch's layers and with ours
+	$(BIN)/python examples/sentence_classification.py
+
+test: $(VENV)/.installed  ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed  ## Time the layers against torch's
+	$(BIN)/python -m bench
+
+lint: $(VENV)/.tools  ## Check the style of Python (ruff) and C++ (clang-format)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests/native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.tools  ## Put Python and C++ into that style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc tests/native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+
+clean:  ## Remove what was built and installed
+	rm -rf $(VENV) build results *.egg-info seqkernels/_cpu*.so
+
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt ruff clang-format
+	@touch $@
+
+$(VENV)/.dependencies: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch numpy matplotlib rich pytest hypothesis
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(NATIVE_SOURCES)
+	$(PIP) install --quiet --no-deps --editable .
+	@touch $@

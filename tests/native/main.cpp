@@ -1,0 +1,24 @@
+// Runs all tests, or those whose names contain the first argument. Exit code 1 if one failed.
+#include <cstring>
+
+#include "check.h"
+#include "core/parallel.h"
+
+int main(int argc, char** argv) {
+    using namespace seqkernels::testing;
+    if (!seqkernels::bind_openmp("libgomp.so.1", true)) std::puts("no OpenMP runtime: serial");
+    std::printf("ISAs:");
+    for (const std::string& name : seqkernels::available_isas()) std::printf(" %s", name.c_str());
+    std::puts("");
+    int run = 0;
+    for (const Test& test : tests()) {
+        if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
+        const int before = failures();
+        test.run();
+        std::printf("%s %s\n", failures() == before ? "ok    " : "FAILED", test.name);
+        std::fflush(stdout);
+        ++run;
+    }
+    std::printf("%d tests, %d failures\n", run, failures());
+    return run > 0 && failures() == 0 ? 0 : 1;
+}

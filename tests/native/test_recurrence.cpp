@@ -1,0 +1,243 @@
+// The recurrence kernels: forward against loops over the equations, backward against differences of it,
+// in arrays of exactly the size they need.
+#include <limits>
+
+#include "check.h"
+
+namespace seqkernels::testing {
+namespace {
+
+using Numbers = std::vector<double>;
+
+// One problem in double. `parameters` in the order input, hidden, cell, weight_ih, weight_hh, bias.
+struct Problem {
+    RecurrenceShape shape;
+    std::vector<int64_t> lengths;
+    Numbers input, hidden, cell, weight_ih, weight_hh, bias;
+    Numbers grad_output, grad_final_hidden, grad_final_cell;
+
+    Problem(RecurrenceShape recurrence, bool ragged) : shape(recurrence) {
+        const RecurrenceShape& s = shape;
+        const int64_t rows = s.gates() * s.hidden;
+        input = random_numbers<double>(s.steps * s.batch * s.inputs, 1);
+        hidden = random_numbers<double>(s.batch * s.hidden, 2);
+        cell = random_numbers<double>(s.batch * s.hidden, 3);
+        weight_ih = random_numbers<double>(rows * s.inputs, 4);
+        weight_hh = random_numbers<double>(rows * s.hidden, 5);
+        bias = random_numbers<double>(rows, 6);
+        for (double& weight : weight_hh) weight /= std::sqrt(static_cast<double>(s.hidden));
+        grad_output = random_numbers<double>(s.steps * s.batch * s.hidden, 7);
+        grad_final_hidden = random_numbers<double>(s.batch * s.hidden, 8);
+        grad_final_cell = random_numbers<double>(s.batch * s.hidden, 9);
+        if (ragged) {
+            for (int64_t n = 0; n < s.batch; ++n) lengths.push_back(n * 5 % (s.steps + 1));
+        }
+    }
+
+    int64_t length(int64_t n) const {
+        return lengths.empty() ? shape.steps : lengths[static_cast<std::size_t>(n)];
+    }
+};
+
+struct Result {
+    Numbers output, final_hidden, final_cell;
+};
+
+double at(const Numbers& numbers, int64_t index) { return numbers[static_cast<std::size_t>(index)]; }
+
+// The equations of recurrence_forward.h, one number at a time.
+Result solve(const Problem& p) {
+    const RecurrenceShape& s = p.shape;
+    const int64_t H = s.hidden;
+    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    Result result{Numbers(p.grad_output.size(), 0), p.hidden, p.cell};
+    for (int64_t n = 0; n < s.batch; ++n) {
+        for (int64_t step = 0; step < p.length(n); ++step) {
+            const int64_t time = s.reverse ? p.length(n) - 1 - step : step;
+            const int64_t row = time * s.batch + n;
+            const Numbers before(result.final_hidden.begin() + n * H,
+                                 result.final_hidden.begin() + (n + 1) * H);
+            const auto gate = [&](int64_t g) {
+                double sum = at(p.bias, g);
+                for (int64_t i = 0; i < s.inputs; ++i) {
+                    sum += at(p.weight_ih, g * s.inputs + i) * at(p.input, row * s.inputs + i);
+                }
+                for (int64_t j = 0; j < H; ++j) sum += at(p.weight_hh, g * H + j) * at(before, j);
+                return sum;
+            };
+            for (int64_t j = 0; j < H; ++j) {
+                double& h = result.final_hidden[static_cast<std::size_t>(n * H + j)];
+                if (s.cell == RecurrentCell::lstm) {
+                    double& c = result.final_cell[static_cast<std::size_t>(n * H + j)];
+                    c = sigmoid(gate(H + j)) * c + sigmoid(gate(j)) * std::tanh(gate(2 * H + j));
+                    h = sigmoid(gate(3 * H + j)) * std::tanh(c);
+                } else if (s.cell == RecurrentCell::rnn_tanh) {
+                    h = std::tanh(gate(j));
+                } else {
+                    h = std::fmax(gate(j), 0);
+                }
+                result.output[static_cast<std::size_t>(row * H + j)] = h;
+            }
+        }
+    }
+    return result;
+}
+
+double loss(const Problem& p) {
+    const Result result = solve(p);
+    double sum = 0;
+    for (std::size_t i = 0; i < result.output.size(); ++i) sum += result.output[i] * p.grad_output[i];
+    for (std::size_t i = 0; i < result.final_hidden.size(); ++i) {
+        sum += result.final_hidden[i] * p.grad_final_hidden[i];
+        if (p.shape.cell == RecurrentCell::lstm) sum += result.final_cell[i] * p.grad_final_cell[i];
+    }
+    return sum;
+}
+
+struct Gradients {
+    Numbers input, hidden, cell, weight_ih, weight_hh, bias;
+};
+
+// Central differences of the loss: exact to some 1e-9 at a step of 1e-5.
+Gradients differentiate(Problem p) {
+    Gradients gradients;
+    const auto differences = [&](Numbers& parameter) {
+        Numbers found;
+        constexpr double step = 1e-5;
+        for (double& number : parameter) {
+            const double middle = number;
+            number = middle + step;
+            const double above = loss(p);
+            number = middle - step;
+            found.push_back((above - loss(p)) / (2 * step));
+            number = middle;
+        }
+        return found;
+    };
+    gradients.input = differences(p.input);
+    gradients.hidden = differences(p.hidden);
+    if (p.shape.cell == RecurrentCell::lstm) gradients.cell = differences(p.cell);
+    gradients.weight_ih = differences(p.weight_ih);
+    gradients.weight_hh = differences(p.weight_hh);
+    gradients.bias = differences(p.bias);
+    return gradients;
+}
+
+template <class T>
+void run_case(const Problem& p, const Result& exact, const Gradients* exact_gradients,
+              const Kernels<T>& kernels, int threads) {
+    const RecurrenceShape& s = p.shape;
+    const bool is_lstm = s.cell == RecurrentCell::lstm;
+    std::vector<T> input = converted<T>(p.input);
+    for (int64_t n = 0; n < s.batch; ++n) {
+        // What stands beyond a length must not be read.
+        for (int64_t time = p.length(n); time < s.steps; ++time) {
+            for (int64_t i = 0; i < s.inputs; ++i) {
+                input[static_cast<std::size_t>((time * s.batch + n) * s.inputs + i)] =
+                    std::numeric_limits<T>::quiet_NaN();
+            }
+        }
+    }
+    const auto hidden = converted<T>(p.hidden), cell = converted<T>(p.cell),
+               weight_ih = converted<T>(p.weight_ih), weight_hh = converted<T>(p.weight_hh),
+               bias = converted<T>(p.bias), grad_output = converted<T>(p.grad_output),
+               grad_final_hidden = converted<T>(p.grad_final_hidden),
+               grad_final_cell = converted<T>(p.grad_final_cell);
+    const auto outputs = p.grad_output.size();
+    std::vector<T> output(outputs), final_hidden(hidden.size()), final_cell(cell.size()),
+        gates(outputs * static_cast<std::size_t>(s.gates())), cells(outputs);
+
+    RecurrenceForward<T> forward{};
+    forward.shape = s;
+    forward.input = {input.data(), s.batch * s.inputs, s.inputs};
+    forward.initial_hidden = hidden.data();
+    forward.initial_cell = is_lstm ? cell.data() : nullptr;
+    forward.weight_ih = {weight_ih.data(), s.inputs, 1};
+    forward.weight_hh = {weight_hh.data(), s.hidden, 1};
+    forward.bias_ih = bias.data();
+    forward.lengths = p.lengths.empty() ? nullptr : p.lengths.data();
+    forward.output = output.data();
+    forward.final_hidden = final_hidden.data();
+    forward.final_cell = is_lstm ? final_cell.data() : nullptr;
+    forward.gates = gates.data();
+    forward.cells = nullptr;
+    kernels.recurrence_forward(forward, threads);
+    const std::vector<T> inference = output;
+    forward.cells = is_lstm ? cells.data() : nullptr;
+    kernels.recurrence_forward(forward, threads);
+    CHECK(inference == output);
+
+    const double tolerance = 64 * std::numeric_limits<T>::epsilon();
+    CHECK(relative_error(output, exact.output) <= tolerance);
+    CHECK(relative_error(final_hidden, exact.final_hidden) <= tolerance);
+    if (is_lstm) CHECK(relative_error(final_cell, exact.final_cell) <= tolerance);
+    if (exact_gradients == nullptr) return;
+
+    std::vector<T> grad_gates(gates.size()), grad_input(input.size()), grad_hidden(hidden.size()),
+        grad_cell(cell.size()), grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()),
+        grad_bias(bias.size());
+    RecurrenceBackward<T> backward{};
+    backward.shape = s;
+    backward.input = forward.input;
+    backward.initial_hidden = forward.initial_hidden;
+    backward.initial_cell = forward.initial_cell;
+    backward.weight_ih = forward.weight_ih;
+    backward.weight_hh = forward.weight_hh;
+    backward.lengths = forward.lengths;
+    backward.output = output.data();
+    backward.gates = is_lstm ? gates.data() : nullptr;
+    backward.cells = forward.cells;
+    backward.grad_output = grad_output.data();
+    backward.grad_final_hidden = grad_final_hidden.data();
+    backward.grad_final_cell = is_lstm ? grad_final_cell.data() : nullptr;
+    backward.grad_gates = grad_gates.data();
+    backward.grad_input = grad_input.data();
+    backward.grad_initial_hidden = grad_hidden.data();
+    backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;
+    backward.grad_weight_ih = grad_weight_ih.data();
+    backward.grad_weight_hh = grad_weight_hh.data();
+    backward.grad_bias = grad_bias.data();
+    kernels.recurrence_backward(backward, threads);
+
+    const double differences = 1e-7 + tolerance;
+    CHECK(relative_error(grad_input, exact_gradients->input) <= differences);
+    CHECK(relative_error(grad_hidden, exact_gradients->hidden) <= differences);
+    if (is_lstm) CHECK(relative_error(grad_cell, exact_gradients->cell) <= differences);
+    CHECK(relative_error(grad_weight_ih, exact_gradients->weight_ih) <= differences);
+    CHECK(relative_error(grad_weight_hh, exact_gradients->weight_hh) <= differences);
+    CHECK(relative_error(grad_bias, exact_gradients->bias) <= differences);
+}
+
+void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden, bool with_gradients) {
+    for (const RecurrentCell cell :
+         {RecurrentCell::lstm, RecurrentCell::rnn_tanh, RecurrentCell::rnn_relu}) {
+        for (const bool variant : {false, true}) {
+            const Problem problem({steps, batch, inputs, hidden, cell, variant}, variant);
+            const Result exact = solve(problem);
+            const Gradients gradients = with_gradients ? differentiate(problem) : Gradients{};
+            for_each_isa([&](const std::string&, const KernelTable& table) {
+                for (const int threads : {1, 3}) {
+                    const Gradients* expected = with_gradients ? &gradients : nullptr;
+                    run_case<float>(problem, exact, expected, table.float32, threads);
+                    run_case<double>(problem, exact, expected, table.float64, threads);
+                }
+            });
+        }
+    }
+}
+
+TEST(recurrence_agrees_with_its_equations_and_their_differences) {
+    check_shape(3, 4, 2, 3, true);
+    check_shape(1, 1, 1, 1, true);
+    check_shape(2, 7, 3, 5, true);
+}
+
+TEST(recurrence_forward_agrees_with_its_equations) {
+    check_shape(5, 13, 9, 35, false);
+    check_shape(3, 2, 17, 66, false);
+    check_shape(0, 3, 4, 5, false);
+    check_shape(4, 0, 4, 5, false);
+}
+
+}  // namespace
+}  // namespace seqkernels::testing

@@ -79,13 +79,7 @@ class ConvolutionForwardKernel {
         std::atomic<int64_t> next{0};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            pack_panels(packed_, layout_, part_of(panels, 1, thread, granted),
-                        [&](int64_t filter, int64_t k) {
-                            const ConvolutionWeight<T>& weight = call_.weight;
-                            return weight.data + filter * weight.stride_filter +
-                                   k / shape_.channels * weight.stride_tap +
-                                   k % shape_.channels * weight.stride_channel;
-                        });
+            pack_weight(part_of(panels, 1, thread, granted));
             barrier.wait(granted);
             T* mine = privates.data() + thread * private_count;
             for (int64_t item = next++; item < items; item = next++) {
@@ -95,6 +89,16 @@ class ConvolutionForwardKernel {
     }
 
    private:
+    // Tap after tap, so that the depth of the product runs over a window's numbers as they lie.
+    void pack_weight(Range panels) const {
+        const ConvolutionWeight<T>& weight = call_.weight;
+        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+            pack_panels(packed_, layout_, panels, tap * shape_.channels, shape_.channels,
+                        weight.data + tap * weight.stride_tap, weight.stride_filter,
+                        weight.stride_channel);
+        }
+    }
+
     int64_t windows_in_stretch() const {
         return shape_.pool_size == 0
                    ? windows_per_stretch_
@@ -193,7 +197,7 @@ class ConvolutionForwardKernel {
         const int64_t last_start = start + (tile - 1) * shape_.stride;
         const int64_t span = shape_.dilation * (taps - 1);
         for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
-        const T* pointers[tile_rows];
+        const T* pointers[tile_rows] = {};
         const bool whole = start >= 0 && last_start + span < rows.length;
         if (whole && shape_.dilation == 1 && rows.dense(channels)) {
             for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
@@ -224,7 +228,7 @@ class ConvolutionForwardKernel {
                                       : Vector::load(winners + v * Vector::width);
         }
         for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
-            Vector sums[Tile<Vector>::sums];
+            Vector sums[most_sums<Vector>];
             convolve(sums, tile, vectors, rows, begin + first, weights);
             for (int64_t v = 0; v < vectors; ++v) {
                 Vector maximum_so_far = best[v], winner_so_far = winner[v];
@@ -247,7 +251,7 @@ class ConvolutionForwardKernel {
         const T* weights = packed_ + layout_.offset(panel);
         const int64_t vectors = layout_.units_of(panel);
         for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
-            Vector sums[Tile<Vector>::sums];
+            Vector sums[most_sums<Vector>];
             convolve(sums, tile, vectors, rows, begin + first, weights);
             for (int64_t i = 0; i < tile * vectors; ++i) {
                 sums[i].store(convolution + (first * vectors + i) * Vector::width);

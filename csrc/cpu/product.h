@@ -17,18 +17,20 @@
 
 namespace seqkernels {
 
-// Register tiling: the rows and vectors of columns whose accumulators, with one broadcast and the
-// column vectors, still fit the register file, with loads a step below multiply-adds a step.
+// Register tiling: the rows and vectors of columns whose sums, with the column vectors and one broadcast,
+// fit the register file, with loads a step below multiply-adds a step.
 template <class Vector>
 struct Tile {
     // 16 registers: 6 x 2 + 2 + 1. 32 registers: 6 x 4 + 4 + 1.
     static constexpr int rows = 6;
     static constexpr int vectors = Vector::registers == 32 ? 4 : 2;
-    // The LSTM's tile is four vectors wide, one a gate: 3 x 4 + 3 + 1, and 6 x 4 + 4 + 1.
-    static constexpr int gated_rows = Vector::registers == 32 ? 6 : 3;
-    // Sums of the largest tile.
-    static constexpr int sums = rows * vectors > gated_rows * 4 ? rows * vectors : gated_rows * 4;
+    // With 16 registers, up to this many rows are multiplied with 4 vectors: 3 x 4 + 3 + 1.
+    static constexpr int narrow_rows = 3;
 };
+
+// Sums of the largest tile: an LSTM's four gates.
+template <class Vector>
+constexpr int most_sums = Tile<Vector>::rows * 4;
 
 static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -60,22 +62,22 @@ inline void store_up_to(Vector vector, typename Vector::Element* target, int64_t
     }
 }
 
-// The micro-kernel: sums[m * V + v] += rows[m][k * step] * packed[k * V + v] for k in [0, depth). Kept
-// out of line, so that each tile size is compiled once; going through memory for the sums costs two
-// accesses per sum and call, against `depth` multiply-adds.
+// The micro-kernel: sums[m * line + v] += rows[m][k * step] * packed[k * line + v] for k in [0, depth),
+// v in [0, V), line >= V vectors. Kept out of line, so that each tile size is compiled once; going through
+// memory for the sums costs two accesses per sum and call, against `depth` multiply-adds.
 template <class Vector, int M, int V>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
-                                     int64_t depth) {
+                                     int64_t line, int64_t depth) {
     const typename Vector::Element* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
         row[m] = rows[m];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * V + v];
+        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * line + v];
     }
-    for (int64_t k = 0; k < depth; ++k, packed += V * Vector::width) {
+    for (int64_t k = 0; k < depth; ++k, packed += line * Vector::width) {
         Vector columns[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) columns[v] = Vector::load(packed + v * Vector::width);
@@ -89,7 +91,7 @@ template <class Vector, int M, int V>
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
+        for (int v = 0; v < V; ++v) sums[m * line + v] = sum[m][v];
     }
 }
 
@@ -105,21 +107,38 @@ inline void with_constant(int64_t value, Function&& function) {
     function(std::integral_constant<int, Largest>{});
 }
 
-// The micro-kernel for a tile of up to Tile::rows rows and Tile::vectors (an LSTM: 4) vectors.
-//   sums:   rows_count x vectors vectors
+// sums[m * vectors + v] += the product of a tile of up to Tile::rows rows and 4 vectors.
 //   rows:   rows_count pointers, each to `depth` elements `step` apart
 //   packed: depth x vectors x width elements, one panel of pack_panels
+// Where registers do not hold four vectors' sums of all rows, two passes take two vectors each: that
+// reads the panel half as often from L2 as tiles of fewer rows would.
 template <class Vector>
 inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
                                 const typename Vector::Element* const* rows, int64_t step,
                                 const typename Vector::Element* packed, int64_t depth) {
-    with_constant<4>(vectors, [&](auto v) {
-        // Four vectors' sums of more than `gated_rows` rows would not fit the registers.
-        constexpr int most = v > Tile<Vector>::vectors ? Tile<Vector>::gated_rows : Tile<Vector>::rows;
-        with_constant<most>(rows_count, [&](auto m) {
-            multiply_tile<Vector, m, v>(sums, rows, step, packed, depth);
+    constexpr int at_once = Tile<Vector>::vectors;
+    if (vectors <= at_once) {
+        with_constant<at_once>(vectors, [&](auto v) {
+            with_constant<Tile<Vector>::rows>(rows_count, [&](auto m) {
+                multiply_tile<Vector, m, v>(sums, rows, step, packed, vectors, depth);
+            });
         });
-    });
+        return;
+    }
+    if (rows_count <= Tile<Vector>::narrow_rows && vectors == 4) {
+        with_constant<Tile<Vector>::narrow_rows>(rows_count, [&](auto m) {
+            multiply_tile<Vector, m, 4>(sums, rows, step, packed, vectors, depth);
+        });
+        return;
+    }
+    for (int64_t first = 0; first < vectors; first += at_once) {
+        with_constant<at_once>(smaller(at_once, vectors - first), [&](auto v) {
+            with_constant<Tile<Vector>::rows>(rows_count, [&](auto m) {
+                multiply_tile<Vector, m, v>(sums + first, rows, step,
+                                            packed + first * Vector::width, vectors, depth);
+            });
+        });
+    }
 }
 
 // How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
@@ -144,24 +163,46 @@ struct PanelLayout {
     int64_t elements() const { return vectors() * groups * Vector::width * depth; }
 };
 
-// Packs panels [range.begin, range.end). element(row, k) gives a pointer to the operand's element at
-// row `row` (group * columns + column) and depth k.
-template <class Vector, class Element>
+// Packs depths [first_depth, first_depth + depth) of the panels in `range` from a matrix whose row
+// group * columns + column, at depth first_depth + k, lies at data[row * stride_row + k * stride_depth].
+template <class Vector>
 inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
-                        Range range, Element&& element) {
+                        Range range, int64_t first_depth, int64_t depth,
+                        const typename Vector::Element* data, int64_t stride_row,
+                        int64_t stride_depth) {
+    using T = typename Vector::Element;
+    // Rows of a matrix are read along their depth where that is how they lie: a block of depths of all
+    // lanes of one vector stays in cache while it is written column by column.
+    constexpr int64_t block = 16;
     for (int64_t panel = range.begin; panel < range.end; ++panel) {
-        typename Vector::Element* target = packed + layout.offset(panel);
-        const int64_t first = layout.first_column(panel);
-        const int64_t width = layout.units_of(panel) * Vector::width;
-        const int64_t present = smaller(width, layout.columns - first);
-        for (int64_t k = 0; k < layout.depth; ++k) {
-            for (int64_t unit = 0; unit < width; unit += Vector::width) {
+        const int64_t units = layout.units_of(panel);
+        const int64_t line = units * layout.groups * Vector::width;
+        T* panel_target = packed + layout.offset(panel) + first_depth * line;
+        for (int64_t begin = 0; begin < depth; begin += block) {
+            const int64_t end = smaller(depth, begin + block);
+            for (int64_t unit = 0; unit < units; ++unit) {
+                const int64_t column = layout.first_column(panel) + unit * Vector::width;
+                const int64_t present = smaller(Vector::width, layout.columns - column);
                 for (int64_t group = 0; group < layout.groups; ++group) {
-                    const int64_t row = group * layout.columns + first + unit;
-                    for (int64_t lane = 0; lane < Vector::width; ++lane) {
-                        target[lane] = unit + lane < present ? *element(row + lane, k) : 0;
+                    T* target = panel_target + (unit * layout.groups + group) * Vector::width;
+                    const T* source = data + (group * layout.columns + column) * stride_row;
+                    if (stride_row == 1) {
+                        for (int64_t k = begin; k < end; ++k) {
+                            load_up_to<Vector>(source + k * stride_depth, present)
+                                .store(target + k * line);
+                        }
+                        continue;
                     }
-                    target += Vector::width;
+                    for (int64_t lane = 0; lane < Vector::width; ++lane) {
+                        const T* row = source + lane * stride_row;
+                        if (lane < present) {
+                            for (int64_t k = begin; k < end; ++k) {
+                                target[k * line + lane] = row[k * stride_depth];
+                            }
+                        } else {
+                            for (int64_t k = begin; k < end; ++k) target[k * line + lane] = 0;
+                        }
+                    }
                 }
             }
         }
@@ -172,12 +213,15 @@ inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vect
 // with a row or two: calls function(first, rows).
 template <class Function>
 inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
+    if (count == 0) return;
     const int64_t tiles = divide_rounding_up(count, largest);
+    const int64_t least = count / tiles;
+    const int64_t larger_tiles = count - least * tiles;
     int64_t first = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t end = count * (tile + 1) / tiles;
-        function(first, static_cast<int>(end - first));
-        first = end;
+        const int64_t rows = least + (tile < larger_tiles);
+        function(first, static_cast<int>(rows));
+        first += rows;
     }
 }
 

@@ -33,6 +33,7 @@ namespace seqkernels {
 template <class Vector, RecurrentCell cell_type>
 class RecurrenceBackwardKernel {
     using T = typename Vector::Element;
+    using Operand = typename WeightGradient<Vector>::Operand;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
     static constexpr int tile_rows = Tile<Vector>::rows;
@@ -51,10 +52,10 @@ class RecurrenceBackwardKernel {
         const Scratch<T> input_weights(needs_input ? input_layout_.elements() : 0);
         const Scratch<T> hidden_weights(hidden_layout_.elements());
         const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
-        const WeightGradient<Vector> weight_ih(
-            call_.grad_weight_ih != nullptr ? gates * shape_.hidden : 0, shape_.inputs);
-        const WeightGradient<Vector> weight_hh(
-            call_.grad_weight_hh != nullptr ? gates * shape_.hidden : 0, shape_.hidden);
+        const bool needs_weights = call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
+        const WeightGradient<Vector> gradient(needs_weights ? gates * shape_.hidden : 0);
+        const Operand inputs(shape_.inputs, call_.grad_weight_ih);
+        const Operand states(shape_.hidden, call_.grad_weight_hh);
         input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
 
@@ -73,7 +74,10 @@ class RecurrenceBackwardKernel {
             barrier.wait(granted);
             initial_hidden_gradient(thread, granted);
             if (needs_input) input_gradient(thread, granted);
-            weight_gradients(weight_ih, weight_hh, thread, granted, barrier);
+            if (needs_weights) weight_gradients(gradient, inputs, states, thread, granted, barrier);
+            if (call_.grad_bias != nullptr) {
+                bias_gradient(part_of(gates * shape_.hidden, Vector::width, thread, granted));
+            }
         });
     }
 
@@ -104,11 +108,8 @@ class RecurrenceBackwardKernel {
 
     static void pack_transposed(T* packed, const PanelLayout<Vector>& layout,
                                 const Matrix<T>& weight, int thread, int threads) {
-        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads),
-                    [&](int64_t column, int64_t row) {
-                        return weight.data + row * weight.stride_row +
-                               column * weight.stride_column;
-                    });
+        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads), 0, layout.depth,
+                    weight.data, weight.stride_column, weight.stride_row);
     }
 
     // target = source, or zero where there is no source.
@@ -171,7 +172,7 @@ class RecurrenceBackwardKernel {
         const int64_t hidden = shape_.hidden;
         const int64_t column = hidden_layout_.first_column(panel);
         const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[Tile<Vector>::sums];
+        Vector sums[most_sums<Vector>];
         for (int m = 0; m < tile; ++m) {
             for (int u = 0; u < units; ++u) {
                 const int64_t unit = column + u * Vector::width;
@@ -186,7 +187,7 @@ class RecurrenceBackwardKernel {
             }
         }
         if (continues) {
-            const T* pointers[tile_rows];
+            const T* pointers[tile_rows] = {};
             for (int m = 0; m < tile; ++m) pointers[m] = rows[m].grad_gates_after;
             multiply_accumulate(sums, tile, units, pointers, 1,
                                 hidden_weights_ + hidden_layout_.offset(panel),
@@ -238,7 +239,7 @@ class RecurrenceBackwardKernel {
         const int64_t hidden = shape_.hidden;
         const int64_t panels = hidden_layout_.panels();
         const Grid grid = product_grid(ran, tile_rows, panels, threads);
-        multiply_rows<Vector, tile_rows, 1>(
+        multiply_rows(
             hidden_layout_, hidden_weights_, grid.columns(panels, thread),
             grid.rows(ran, tile_rows, thread), nullptr,
             [&](int64_t position) {
@@ -259,7 +260,7 @@ class RecurrenceBackwardKernel {
         const int64_t rows = schedule_.row_count();
         const int64_t panels = input_layout_.panels();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows<Vector, tile_rows, 1>(
+        multiply_rows(
             input_layout_, input_weights_, grid.columns(panels, thread),
             grid.rows(rows, tile_rows, thread), nullptr,
             [&](int64_t index) {
@@ -277,49 +278,40 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void weight_gradients(const WeightGradient<Vector>& weight_ih,
-                          const WeightGradient<Vector>& weight_hh, int thread, int threads,
-                          Barrier& barrier) const {
-        const int64_t rows = schedule_.row_count();
+    void weight_gradients(const WeightGradient<Vector>& gradient, const Operand& inputs,
+                          const Operand& states, int thread, int threads, Barrier& barrier) const {
         const int64_t hidden = shape_.hidden;
-        const auto grad_gates = [&](int64_t index) {
-            return call_.grad_gates + schedule_.row_at(index) * gates * hidden;
-        };
-        if (call_.grad_weight_ih != nullptr) {
-            weight_ih.run(
-                rows, grad_gates,
-                [&](int64_t index) {
-                    const int64_t row = schedule_.row_at(index);
-                    return call_.input.data + row / shape_.batch * call_.input.stride_step +
-                           row % shape_.batch * call_.input.stride_batch;
-                },
-                call_.grad_weight_ih, thread, threads, barrier);
-        }
-        if (call_.grad_weight_hh != nullptr) {
-            weight_hh.run(
-                rows, grad_gates,
-                [&](int64_t index) {
-                    const int64_t row = schedule_.row_at(index);
-                    const int64_t before = schedule_.row_before(row);
-                    return before < 0 ? call_.initial_hidden + row % shape_.batch * hidden
-                                      : call_.output + before * hidden;
-                },
-                call_.grad_weight_hh, thread, threads, barrier);
-        }
-        if (call_.grad_bias != nullptr) {
-            bias_gradient(part_of(gates * hidden, Vector::width, thread, threads));
-        }
+        gradient.run(
+            schedule_.row_count(),
+            [&](int64_t index) {
+                return call_.grad_gates + schedule_.row_at(index) * gates * hidden;
+            },
+            inputs,
+            [&](int64_t index) {
+                const int64_t row = schedule_.row_at(index);
+                return call_.input.data + row / shape_.batch * call_.input.stride_step +
+                       row % shape_.batch * call_.input.stride_batch;
+            },
+            states,
+            [&](int64_t index) {
+                const int64_t row = schedule_.row_at(index);
+                const int64_t before = schedule_.row_before(row);
+                return before < 0 ? call_.initial_hidden + row % shape_.batch * hidden
+                                  : call_.output + before * hidden;
+            },
+            thread, threads, barrier);
     }
 
     void bias_gradient(Range columns) const {
-        for (int64_t i = columns.begin; i < columns.end; i += Vector::width) {
-            const int64_t count = columns.end - i;
-            Vector sum = Vector::broadcast(0);
-            for (int64_t index = 0; index < schedule_.row_count(); ++index) {
-                const T* row = call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
-                sum = sum + load_up_to<Vector>(row + i, count);
+        T* sums = call_.grad_bias;
+        for (int64_t i = columns.begin; i < columns.end; ++i) sums[i] = 0;
+        for (int64_t index = 0; index < schedule_.row_count(); ++index) {
+            const T* row = call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
+            for (int64_t i = columns.begin; i < columns.end; i += Vector::width) {
+                const int64_t count = columns.end - i;
+                store_up_to(load_up_to<Vector>(sums + i, count) + load_up_to<Vector>(row + i, count),
+                            sums + i, count);
             }
-            store_up_to(sum, call_.grad_bias + i, count);
         }
     }
 

@@ -37,7 +37,7 @@ class RecurrenceForwardKernel {
     using T = typename Vector::Element;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
-    static constexpr int tile_rows = is_lstm ? Tile<Vector>::gated_rows : Tile<Vector>::rows;
+    static constexpr int tile_rows = Tile<Vector>::rows;
     static constexpr int panel_units = is_lstm ? 1 : Tile<Vector>::vectors;
 
    public:
@@ -45,7 +45,7 @@ class RecurrenceForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths),
-          input_layout_{shape_.hidden, shape_.inputs, panel_units, gates},
+          input_layout_{gates * shape_.hidden, shape_.inputs, Tile<Vector>::vectors, 1},
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
@@ -89,17 +89,13 @@ class RecurrenceForwardKernel {
     void prepare(int thread, int threads) const {
         const int64_t hidden = shape_.hidden;
         pack_panels(input_weights_, input_layout_,
-                    part_of(input_layout_.panels(), 1, thread, threads),
-                    [&](int64_t row, int64_t k) {
-                        return call_.weight_ih.data + row * call_.weight_ih.stride_row +
-                               k * call_.weight_ih.stride_column;
-                    });
+                    part_of(input_layout_.panels(), 1, thread, threads), 0, shape_.inputs,
+                    call_.weight_ih.data, call_.weight_ih.stride_row,
+                    call_.weight_ih.stride_column);
         pack_panels(hidden_weights_, hidden_layout_,
-                    part_of(hidden_layout_.panels(), 1, thread, threads),
-                    [&](int64_t row, int64_t k) {
-                        return call_.weight_hh.data + row * call_.weight_hh.stride_row +
-                               k * call_.weight_hh.stride_column;
-                    });
+                    part_of(hidden_layout_.panels(), 1, thread, threads), 0, hidden,
+                    call_.weight_hh.data, call_.weight_hh.stride_row,
+                    call_.weight_hh.stride_column);
         const Range mine = part_of(gates * hidden, 1, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; ++i) {
             bias_[i] = (call_.bias_ih == nullptr ? T(0) : call_.bias_ih[i]) +
@@ -118,7 +114,7 @@ class RecurrenceForwardKernel {
         const int64_t panels = input_layout_.panels();
         const int64_t rows = schedule_.row_count();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows<Vector, tile_rows, gates>(
+        multiply_rows(
             input_layout_, input_weights_, grid.columns(panels, thread),
             grid.rows(rows, tile_rows, thread), bias_,
             [&](int64_t index) {
@@ -171,8 +167,8 @@ class RecurrenceForwardKernel {
         const int64_t hidden = shape_.hidden;
         const int64_t column = hidden_layout_.first_column(panel);
         const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[Tile<Vector>::sums];
-        const T* pointers[tile_rows];
+        Vector sums[most_sums<Vector>];
+        const T* pointers[tile_rows] = {};
         for (int m = 0; m < tile; ++m) {
             pointers[m] = rows[m].hidden_before;
             for (int u = 0; u < units; ++u) {

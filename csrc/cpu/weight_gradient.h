@@ -1,16 +1,17 @@
 // Weight gradients of a recurrence, over all steps at once:
-//   weight_gradient[m][i] = sum over rows r of left(r)[m] * right(r)[i]
-// for m in [0, left_count) and i in [0, right_count).
+//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i]
+// for m in [0, left_count), and for each of two right operands p, i in [0, right_count_p).
 //
-// Both operands lie with the summed index outermost, so blocks of rows are packed: the right operand
-// into panels, shared by all threads; the left one, each thread its own rows of the gradient, into
-// tiles of interleaved rows. Block after block is then added to the gradient.
+// The operands lie with the summed index outermost, so blocks of rows are packed: the right ones into
+// panels, shared by all threads; the left one, each thread its own rows of the gradient, into tiles of
+// interleaved rows. Block after block is then added to the gradients.
 //
-// Scratch, owned by the call: block_rows (left_count + right_count) elements.
+// Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements.
 // Cost: 2 rows left_count right_count FLOPs; packing copies 1 / (2 left_count) of that.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -26,76 +27,119 @@ class WeightGradient {
     static constexpr int64_t block_rows = 256;
 
    public:
-    WeightGradient(int64_t left_count, int64_t right_count)
-        : left_count_(left_count),
-          right_count_(right_count),
-          right_(PanelLayout<Vector>{right_count, block_rows, panel_vectors, 1}.elements()),
-          left_(checked_product({left_count, block_rows})) {}
+    // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
+    class Operand {
+       public:
+        // Without a target nothing is computed.
+        Operand(int64_t count, T* target)
+            : count_(target == nullptr ? 0 : count),
+              target_(target),
+              packed_(PanelLayout<Vector>{count_, block_rows, panel_vectors, 1}.elements()) {}
 
-    // Called by every thread of a region. left(r) and right(r) give rows of contiguous elements;
-    // target is (left_count, right_count) contiguous.
-    template <class Left, class Right>
-    void run(int64_t rows, Left&& left, Right&& right, T* target, int thread, int threads,
+       private:
+        friend class WeightGradient;
+        const int64_t count_;
+        T* const target_;
+        const Scratch<T> packed_;
+    };
+
+    explicit WeightGradient(int64_t left_count)
+        : left_count_(left_count), left_(checked_product({left_count, block_rows})) {}
+
+    // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
+    template <class Left, class Right0, class Right1>
+    void run(int64_t rows, Left&& left, const Operand& operand0, Right0&& right0,
+             const Operand& operand1, Right1&& right1, int thread, int threads,
              Barrier& barrier) const {
         const Range mine = part_of(left_count_, tile_rows, thread, threads);
         T* packed_left = left_.data() + mine.begin * block_rows;
-        clear(target, mine);
+        clear(operand0, mine);
+        clear(operand1, mine);
         for (int64_t begin = 0; begin < rows; begin += block_rows) {
             const int64_t depth = smaller(block_rows, rows - begin);
-            const PanelLayout<Vector> layout{right_count_, depth, panel_vectors, 1};
-            pack_panels(right_.data(), layout, part_of(layout.panels(), 1, thread, threads),
-                        [&](int64_t i, int64_t k) { return right(begin + k) + i; });
+            pack_right(operand0, depth, begin, right0, thread, threads);
+            pack_right(operand1, depth, begin, right1, thread, threads);
             pack_left(packed_left, mine, begin, depth, left);
             barrier.wait(threads);
-            for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-                for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
-                    add_tile(packed_left + first * depth, tile, layout, panel,
-                             target + (mine.begin + first) * right_count_);
-                });
-            }
+            add_product(packed_left, mine, operand0, depth);
+            add_product(packed_left, mine, operand1, depth);
             barrier.wait(threads);
         }
     }
 
    private:
-    void clear(T* target, Range mine) const {
-        for (int64_t i = mine.begin * right_count_; i < mine.end * right_count_; ++i) target[i] = 0;
+    static void clear(const Operand& operand, Range mine) {
+        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
+            operand.target_[i] = 0;
+        }
     }
 
-    // A thread's columns of the left operand, tile after tile: packed[k][m] within a tile.
-    template <class Left>
-    void pack_left(T* packed, Range mine, int64_t begin, int64_t depth, Left&& left) const {
-        for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
-            T* target = packed + first * depth;
-            for (int64_t k = 0; k < depth; ++k) {
-                const T* source = left(begin + k) + mine.begin + first;
-                for (int m = 0; m < tile; ++m) target[k * tile + m] = source[m];
+    // A thread's panels of a block of a right operand, whose rows lie as panels want them.
+    template <class Right>
+    static void pack_right(const Operand& operand, int64_t depth, int64_t begin, Right&& right,
+                           int thread, int threads) {
+        const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
+        const Range panels = part_of(layout.panels(), 1, thread, threads);
+        if (panels.begin == panels.end) return;
+        for (int64_t k = 0; k < depth; ++k) {
+            const T* source = right(begin + k);
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                const int64_t units = layout.units_of(panel);
+                T* target = operand.packed_.data() + layout.offset(panel) + k * units * Vector::width;
+                for (int64_t unit = 0; unit < units; ++unit) {
+                    const int64_t i = layout.first_column(panel) + unit * Vector::width;
+                    load_up_to<Vector>(source + i, operand.count_ - i)
+                        .store(target + unit * Vector::width);
+                }
             }
-        });
+        }
     }
 
-    void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
-                  T* target) const {
-        const int vectors = static_cast<int>(layout.units_of(panel));
-        Vector sums[Tile<Vector>::sums];
-        const T* pointers[tile_rows];
+    // A thread's columns of a block of the left operand, tile after tile: packed[k][m] within a tile.
+    template <class Left>
+    static void pack_left(T* packed, Range mine, int64_t begin, int64_t depth, Left&& left) {
+        for (int64_t k = 0; k < depth; ++k) {
+            const T* source = left(begin + k) + mine.begin;
+            for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
+                with_constant<tile_rows>(tile, [&](auto rows) {
+                    std::memcpy(packed + first * depth + k * rows, source + first,
+                                rows * sizeof(T));
+                });
+            });
+        }
+    }
+
+    static void add_product(const T* packed_left, Range mine, const Operand& operand,
+                            int64_t depth) {
+        const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
+        for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+            for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
+                add_tile(packed_left + first * depth, tile, layout, panel, operand,
+                         operand.target_ + (mine.begin + first) * operand.count_);
+            });
+        }
+    }
+
+    static void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
+                         const Operand& operand, T* target) {
+        const int64_t vectors = layout.units_of(panel);
+        Vector sums[most_sums<Vector>];
+        const T* pointers[tile_rows] = {};
         for (int m = 0; m < tile; ++m) pointers[m] = left + m;
         for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
-        multiply_accumulate(sums, tile, vectors, pointers, tile, right_.data() + layout.offset(panel),
-                            layout.depth);
+        multiply_accumulate(sums, tile, vectors, pointers, tile,
+                            operand.packed_.data() + layout.offset(panel), layout.depth);
         for (int m = 0; m < tile; ++m) {
-            for (int v = 0; v < vectors; ++v) {
+            for (int64_t v = 0; v < vectors; ++v) {
                 const int64_t i = layout.first_column(panel) + v * Vector::width;
-                T* place = target + m * right_count_ + i;
-                const int64_t count = right_count_ - i;
+                T* place = target + m * operand.count_ + i;
+                const int64_t count = operand.count_ - i;
                 store_up_to(load_up_to<Vector>(place, count) + sums[m * vectors + v], place, count);
             }
         }
     }
 
     const int64_t left_count_;
-    const int64_t right_count_;
-    const Scratch<T> right_;
     const Scratch<T> left_;
 };
 

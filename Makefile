@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 	$(BIN)/python examples/sentence_classification.py
 
 test: $(VENV)/.installed  ## Run the whole test suite
-	$(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 bench: $(VENV)/.installed  ## Time the layers against torch's
 	$(BIN)/python -m bench
@@ -41,7 +41,7 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt torch numpy matplotlib rich pytest hypothesis
+	$(PIP) install --quiet --constraint constraints.txt torch numpy matplotlib rich pytest hypothesis cmake ninja
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(NATIVE_SOURCES)

@@ -1,0 +1,57 @@
+"""The C++ tests of the kernels: plain, and under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def build(folder: pathlib.Path, *options: str) -> pathlib.Path:
+    """Build the C++ test binary with CMake; returns its path."""
+    configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder]
+    options = ("-DSEQKERNELS_PYTHON=OFF", "-DSEQKERNELS_TESTS=ON", *options)
+    run([*configure, *options])
+    output = run(["cmake", "--build", folder])
+    assert "warning:" not in output, output
+    return folder / "seqkernels_native_tests"
+
+
+def run(command) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> pathlib.Path:
+    return build(tmp_path_factory.mktemp("plain"), "-DCMAKE_BUILD_TYPE=Release")
+
+
+def test_kernels(plain):
+    assert " 0 failures" in run([plain])
+
+
+def test_kernels_under_sanitizers(tmp_path):
+    assert " 0 failures" in run([build(tmp_path, "-DSEQKERNELS_SANITIZE=ON")])
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_nothing_compiled_for_one_isa_can_be_linked_into_another(plain, isa):
+    """The linker keeps one of equal inline functions: none compiled for an ISA may be a shared one."""
+    objects = list(plain.parent.glob(f"**/kernels_{isa}.cpp.o"))
+    if not objects:
+        pytest.skip(f"this build has no {isa} kernels")
+    if shutil.which("nm") is None:
+        pytest.skip("no nm on this machine")
+    (found,) = objects
+    symbols = run(["nm", "--demangle", "--defined-only", found]).splitlines()
+    weak = [line.split(maxsplit=2)[2] for line in symbols if line.split(maxsplit=2)[1] in "WVu"]
+    vector = {"avx2": "Avx2Vector", "avx512": "Avx512Vector"}[isa]
+    assert [name for name in weak if vector not in name and not name.startswith("DW.ref")] == []
+    strong = [line.split(maxsplit=2)[2] for line in symbols if line.split(maxsplit=2)[1] == "T"]
+    assert strong == [f"seqkernels::{isa}_kernels()"]

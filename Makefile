@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test bench lint format native-test clean
+.PHONY: help demo test bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{ printf "%-8s%s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torch's layers and with ours
 	$(BIN)/python examples/sentence_classification.py

@@ -7,11 +7,13 @@
 
 #include <atomic>
 #include <string>
+#include <type_traits>
 
 namespace seqkernels {
 
-// Binds the OpenMP runtime that `library` (a path: libtorch_cpu.so) depends on, or is. Returns false,
-// and leaves every region serial, where there is none. With `load` the library is loaded if need be.
+// Binds the OpenMP runtime that `library` (a path: libtorch_cpu.so) depends on, or is. Returns
+// false, and leaves every region serial, where there is none. With `load` the library is loaded if
+// need be.
 bool bind_openmp(const char* library, bool load);
 
 // The path of the bound runtime, empty when there is none.
@@ -33,14 +35,14 @@ void run_parallel(int threads, Body&& body) {
         &body);
 }
 
-// A barrier for the threads of one region. It spins, since a step of a recurrence lasts microseconds,
-// and gives its core away once it has spun for about 20 us, so that a machine with fewer free cores
-// than threads still gets on.
+// A barrier for the threads of one region. It spins, since a step of a recurrence lasts
+// microseconds, and gives its core away once it has spun for about 20 us, so that a machine with
+// fewer free cores than threads still gets on.
 class Barrier {
-   public:
+ public:
     void wait(int threads);
 
-   private:
+ private:
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> generation_{0};
 };

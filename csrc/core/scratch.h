@@ -1,4 +1,5 @@
-// Scratch memory of one call: allocated before the threads start, aligned to a cache line, never zeroed.
+// Scratch memory of one call: allocated before the threads start, aligned to a cache line, never
+// zeroed.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ constexpr int64_t cache_line_bytes = 64;
 
 template <class T>
 class Scratch {
-   public:
+ public:
     explicit Scratch(int64_t count) {
         const int64_t bytes = checked_product({count, static_cast<int64_t>(sizeof(T))});
         if (bytes > std::numeric_limits<int64_t>::max() - cache_line_bytes) throw std::bad_alloc();
@@ -27,7 +28,7 @@ class Scratch {
 
     T* data() const { return data_.get(); }
 
-   private:
+ private:
     struct Free {
         void operator()(void* memory) const { std::free(memory); }
     };

@@ -1,4 +1,5 @@
-// Typed, non-owning views of the arrays that cross the native face. Nothing here knows torch or Python.
+// Typed, non-owning views of the arrays that cross the native face. Nothing here knows torch or
+// Python.
 #pragma once
 
 #include <cstdint>

@@ -8,16 +8,17 @@
 //   grad_input[n, s + j dilation, c] += g[n, p, f] weight[f, c, j]
 // over taps j that fall on real positions; all else is exactly zero.
 //
-// Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input. Scratch,
-// owned by the call: g, N P F; the weights with channels side by side, F k C; and where the input's
-// channels do not lie side by side, a packed copy of as many samples as 1 MiB holds (at least one).
+// Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input.
+// Scratch, owned by the call: g, N P F; the weights with channels side by side, F k C; and where
+// the input's channels do not lie side by side, a packed copy of as many samples as 1 MiB holds (at
+// least one).
 //
 // grad_input is shared out by samples and grad_weight by filters, so that no two threads write one
 // address and every sum has one order: the same bits on every run, without atomics.
 //
-// Cost: 4 N P F k C FLOPs. Bytes, from cache: a window read for each of grad_weight's terms; a row of
-// weights read and a window read and written for each of grad_input's: about one load or store for each
-// multiply-add. Limit: L1 and L2 bandwidth.
+// Cost: 4 N P F k C FLOPs. Bytes, from cache: a window read for each of grad_weight's terms; a row
+// of weights read and a window read and written for each of grad_input's: about one load or store
+// for each multiply-add. Limit: L1 and L2 bandwidth.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +36,7 @@ template <class Vector>
 class ConvolutionBackwardKernel {
     using T = typename Vector::Element;
 
-   public:
+ public:
     explicit ConvolutionBackwardKernel(const ConvolutionBackward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
@@ -48,12 +49,11 @@ class ConvolutionBackwardKernel {
         const Scratch<T> gradients(checked_product({entries, shape_.filters}));
         const bool needs_weight = call_.grad_input != nullptr;
         const bool needs_packed = call_.grad_weight != nullptr && !direct_;
-        const Scratch<T> weight(
-            needs_weight ? checked_product({shape_.filters, window_elements_}) : 0);
+        const Scratch<T> weight(needs_weight ? checked_product({shape_.filters, window_elements_})
+                                             : 0);
         const Scratch<T> packed(
-            needs_packed
-                ? checked_product({samples_per_block_, shape_.length, shape_.channels})
-                : 0);
+            needs_packed ? checked_product({samples_per_block_, shape_.length, shape_.channels})
+                         : 0);
         const int64_t terms_per_thread = checked_product({samples_per_block_, shape_.pooled});
         const Scratch<Term> terms(
             call_.grad_weight != nullptr ? checked_product({terms_per_thread, threads}) : 0);
@@ -79,7 +79,7 @@ class ConvolutionBackwardKernel {
         });
     }
 
-   private:
+ private:
     // One term of a filter's weight gradient: the gradient, and the window it scales.
     struct Term {
         const T* window;
@@ -88,8 +88,8 @@ class ConvolutionBackwardKernel {
 
     int64_t samples_per_block() const {
         constexpr int64_t block_bytes = 1 << 20;
-        const int64_t sample_bytes = larger(
-            1, checked_product({shape_.length, shape_.channels, int64_t(sizeof(T))}));
+        const int64_t sample_bytes =
+            larger(1, checked_product({shape_.length, shape_.channels, int64_t(sizeof(T))}));
         return larger(1, smaller(shape_.batch, block_bytes / sample_bytes));
     }
 
@@ -174,9 +174,9 @@ class ConvolutionBackwardKernel {
     // The weight gradient of a thread's filters, block of samples after block of samples.
     void weight_gradient(Range filters, Term* terms, int thread, int threads,
                          Barrier& barrier) const {
-        std::memset(call_.grad_weight + filters.begin * window_elements_, 0,
-                    static_cast<std::size_t>((filters.end - filters.begin) * window_elements_) *
-                        sizeof(T));
+        std::memset(
+            call_.grad_weight + filters.begin * window_elements_, 0,
+            static_cast<std::size_t>((filters.end - filters.begin) * window_elements_) * sizeof(T));
         for (int64_t begin = 0; begin < shape_.batch; begin += samples_per_block_) {
             const int64_t end = smaller(shape_.batch, begin + samples_per_block_);
             if (!direct_) {
@@ -203,8 +203,8 @@ class ConvolutionBackwardKernel {
                 length};
     }
 
-    // Adds what samples [begin, end) contribute to filter f's weight gradient: windows that are one run
-    // of numbers together, so that their sum stays in registers, the others tap by tap.
+    // Adds what samples [begin, end) contribute to filter f's weight gradient: windows that are one
+    // run of numbers together, so that their sum stays in registers, the others tap by tap.
     void add_block(int64_t f, int64_t begin, int64_t end, Term* terms) const {
         T* gradient = call_.grad_weight + f * window_elements_;
         int64_t count = 0;
@@ -246,7 +246,8 @@ class ConvolutionBackwardKernel {
                 const T* window = terms[term].window + column;
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; ++v) {
-                    sums[v] = multiply_add(scale, Vector::load(window + v * Vector::width), sums[v]);
+                    sums[v] =
+                        multiply_add(scale, Vector::load(window + v * Vector::width), sums[v]);
                 }
             }
             for (int v = 0; v < vectors; ++v) {

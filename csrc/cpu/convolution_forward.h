@@ -5,18 +5,19 @@
 //                                weight[f, c, j] input[n, w stride + j dilation - padding, c])
 //   argmax[n, p, f] = the first such window, -1 where the sample has none (output is then 0)
 //
-// Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input. Scratch,
-// owned by the call: the packed weights, F k C; and for each thread the running maxima of one sample,
-// the convolution of one stretch of windows for one panel of filters (windowed pooling only), and one
-// stretch of input with its channels side by side (only where they do not lie so already).
+// Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input.
+// Scratch, owned by the call: the packed weights, F k C; and for each thread the running maxima of
+// one sample, the convolution of one stretch of windows for one panel of filters (windowed pooling
+// only), and one stretch of input with its channels side by side (only where they do not lie so
+// already).
 //
-// A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product whose
-// left operand has row stride `stride C`: it is read where it lies. Only the maximum and its window
-// leave the registers. The activations are monotone: the maximum comes first, then bias and activation
-// on what is left.
+// A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
+// whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
+// window leave the registers. The activations are monotone: the maximum comes first, then bias and
+// activation on what is left.
 //
-// Cost: 2 N W F k C FLOPs, W being the windows of a sample. Bytes: the input once, the weights once per
-// sample from L2 (1 / (2 W) of the FLOPs, in numbers). Limit: the multiply-add rate.
+// Cost: 2 N W F k C FLOPs, W being the windows of a sample. Bytes: the input once, the weights once
+// per sample from L2 (1 / (2 W) of the FLOPs, in numbers). Limit: the multiply-add rate.
 #pragma once
 
 #include <atomic>
@@ -49,7 +50,7 @@ class ConvolutionForwardKernel {
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
-   public:
+ public:
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
@@ -59,7 +60,8 @@ class ConvolutionForwardKernel {
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
                                  : larger(1, (windows_per_stretch_ - shape_.pool_size) /
-                                                     larger(1, shape_.pool_stride) + 1)) {}
+                                                     larger(1, shape_.pool_stride) +
+                                                 1)) {}
 
     void run(int threads) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
@@ -88,7 +90,7 @@ class ConvolutionForwardKernel {
         });
     }
 
-   private:
+ private:
     // Tap after tap, so that the depth of the product runs over a window's numbers as they lie.
     void pack_weight(Range panels) const {
         const ConvolutionWeight<T>& weight = call_.weight;
@@ -110,8 +112,8 @@ class ConvolutionForwardKernel {
         return smaller(shape_.length, spread + shape_.dilation * (shape_.kernel_size - 1) + 1);
     }
 
-    // Per thread: maxima and their windows for all filters, the convolution of a stretch for one panel,
-    // the input of a stretch.
+    // Per thread: maxima and their windows for all filters, the convolution of a stretch for one
+    // panel, the input of a stretch.
     int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
     int64_t convolution_elements() const {
         return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
@@ -181,9 +183,8 @@ class ConvolutionForwardKernel {
         const SequenceView<T>& input = call_.input;
         if (direct_) return {input.data + n * input.stride_batch, input.stride_length, length};
         const int64_t first = larger(0, window_start(shape_, begin));
-        const int64_t last =
-            smaller(length, window_start(shape_, end - 1) +
-                                shape_.dilation * (shape_.kernel_size - 1) + 1);
+        const int64_t last = smaller(
+            length, window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1);
         if (first < last) pack_positions(shape_, input, n, first, last, scratch);
         return {scratch - first * shape_.channels, shape_.channels, length};
     }
@@ -224,8 +225,8 @@ class ConvolutionForwardKernel {
             // window is the winner until another takes its place.
             best[v] = first_stretch ? Vector::broadcast(minus_infinity)
                                     : Vector::load(maxima + v * Vector::width);
-            winner[v] = first_stretch ? Vector::from_integer(0)
-                                      : Vector::load(winners + v * Vector::width);
+            winner[v] =
+                first_stretch ? Vector::from_integer(0) : Vector::load(winners + v * Vector::width);
         }
         for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
             Vector sums[most_sums<Vector>];
@@ -312,8 +313,8 @@ class ConvolutionForwardKernel {
         const int64_t first = layout_.first_column(panels.begin);
         const int64_t last = smaller(shape_.filters, layout_.first_column(panels.end));
         for (int64_t pool = pools; pool < shape_.pooled; ++pool) {
-            T* output = call_.output + n * call_.output_stride_batch +
-                        pool * call_.output_stride_pooled;
+            T* output =
+                call_.output + n * call_.output_stride_batch + pool * call_.output_stride_pooled;
             int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters;
             for (int64_t filter = first; filter < last; ++filter) {
                 output[filter * call_.output_stride_filter] = 0;

@@ -1,5 +1,5 @@
-// How the convolution kernels reach into a sequence batch: which positions of a sample are real, rows of
-// channels in memory, and a packed copy where channels do not lie side by side.
+// How the convolution kernels reach into a sequence batch: which positions of a sample are real,
+// rows of channels in memory, and a packed copy where channels do not lie side by side.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,8 @@ template <class T>
 inline void pack_positions(const ConvolutionShape& shape, const SequenceView<T>& input,
                            int64_t sample, int64_t begin, int64_t end, T* target) {
     const T* source = input.data + sample * input.stride_batch + begin * input.stride_length;
-    // Blocks of positions keep the target's lines in cache while channel after channel is read along
-    // the sequence, the direction in which (N, C, L) lies.
+    // Blocks of positions keep the target's lines in cache while channel after channel is read
+    // along the sequence, the direction in which (N, C, L) lies.
     constexpr int64_t block = 16;
     for (int64_t first = 0; first < end - begin; first += block) {
         const int64_t last = smaller(first + block, end - begin);

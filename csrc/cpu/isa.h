@@ -11,8 +11,8 @@ namespace seqkernels {
 // Names of the ISAs whose kernels this build has and this machine runs, slowest first.
 std::vector<std::string> available_isas();
 
-// The ISA in use: the one that SEQKERNELS_ISA names, else the fastest. Raises std::invalid_argument,
-// listing the available ones, where SEQKERNELS_ISA names another.
+// The ISA in use: the one that SEQKERNELS_ISA names, else the fastest. Raises
+// std::invalid_argument, listing the available ones, where SEQKERNELS_ISA names another.
 std::string active_isa();
 
 // Puts another ISA in use, for the whole process. Raises std::invalid_argument as above.

@@ -1,7 +1,7 @@
 // What a kernel is given, and the table of kernels that each ISA fills.
 //
-// Sizes and strides count elements. Who calls a kernel has checked them: the pointers cover what the
-// shapes say, and no output overlaps another array.
+// Sizes and strides count elements. Who calls a kernel has checked them: the pointers cover what
+// the shapes say, and no output overlaps another array.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ enum class RecurrentCell { lstm, rnn_tanh, rnn_relu };
 
 constexpr int64_t gates_of(RecurrentCell cell) { return cell == RecurrentCell::lstm ? 4 : 1; }
 
-// Shapes of a convolution with pooling. N samples of L positions with C channels, F filters of k taps,
-// P pooled outputs a sample and filter.
+// Shapes of a convolution with pooling. N samples of L positions with C channels, F filters of k
+// taps, P pooled outputs a sample and filter.
 struct ConvolutionShape {
     int64_t batch;
     int64_t length;
@@ -134,9 +134,9 @@ struct RecurrenceForward {
     T* output;                // (T, N, H) contiguous, written whole
     T* final_hidden;          // (N, H) contiguous
     T* final_cell;            // (N, H) contiguous; null without a cell state
-    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM leaves the gates after
-    // their activations for the backward. Not written where lengths end. An RNN, which leaves nothing
-    // here, may be given `output`.
+    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM leaves the gates
+    // after their activations for the backward. Not written where lengths end. An RNN, which leaves
+    // nothing here, may be given `output`.
     T* gates;
     T* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
 };
@@ -150,19 +150,20 @@ struct RecurrenceBackward {
     Matrix<T> weight_ih;
     Matrix<T> weight_hh;
     const int64_t* lengths;
-    const T* output;             // (T, N, H), as the forward wrote it
-    const T* gates;              // (T, N, G H), as the forward left it; not read without a cell state
-    const T* cells;              // (T, N, H); null without a cell state
-    const T* grad_output;        // (T, N, H) contiguous, or null for zeros
+    const T* output;       // (T, N, H), as the forward wrote it
+    const T* gates;        // (T, N, G H), as the forward left it; not read without a cell state
+    const T* cells;        // (T, N, H); null without a cell state
+    const T* grad_output;  // (T, N, H) contiguous, or null for zeros
     const T* grad_final_hidden;  // (N, H) contiguous, or null for zeros
     const T* grad_final_cell;    // (N, H) contiguous, or null for zeros
-    T* grad_gates;           // (T, N, G H) contiguous scratch: gradients before the activations
-    T* grad_input;           // (T, N, I) contiguous, written whole; or null
-    T* grad_initial_hidden;  // (N, H) contiguous
-    T* grad_initial_cell;    // (N, H) contiguous: the running gradient of the cell state; null without
-    T* grad_weight_ih;       // (G H, I) contiguous, written whole; or null
-    T* grad_weight_hh;       // (G H, H) contiguous, written whole; or null
-    T* grad_bias;            // (G H,), the gradient of either bias, written whole; or null
+    T* grad_gates;               // (T, N, G H) contiguous scratch: gradients before the activations
+    T* grad_input;               // (T, N, I) contiguous, written whole; or null
+    T* grad_initial_hidden;      // (N, H) contiguous
+    T* grad_initial_cell;        // (N, H) contiguous: the running gradient of the cell state; null
+                                 // without
+    T* grad_weight_ih;           // (G H, I) contiguous, written whole; or null
+    T* grad_weight_hh;           // (G H, H) contiguous, written whole; or null
+    T* grad_bias;                // (G H,), the gradient of either bias, written whole; or null
 };
 
 template <class T>

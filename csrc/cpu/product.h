@@ -1,15 +1,16 @@
 // The product engine: the one place where multiply-adds happen.
 //
 // A tile of the product is M rows of the left operand times V vectors of columns of the right one,
-// accumulated in M x V vector registers over the whole depth. The left operand is read where it lies,
-// through one pointer a row, so that windows of a sequence, samples of a batch and time steps need no
-// copy. The right operand is packed once a call into panels (pack_panels).
+// accumulated in M x V vector registers over the whole depth. The left operand is read where it
+// lies, through one pointer a row, so that windows of a sequence, samples of a batch and time steps
+// need no copy. The right operand is packed once a call into panels (pack_panels).
 //
-// Every element of a product is one chain of multiply-adds in order of depth, whatever tile it falls
-// into: a sample's bits do not depend on its batch-mates, nor on how work is split among threads.
+// Every element of a product is one chain of multiply-adds in order of depth, whatever tile it
+// falls into: a sample's bits do not depend on its batch-mates, nor on how work is split among
+// threads.
 //
-// Cost of a tile: 2 M V width depth FLOPs; per step of depth V vector loads and M broadcasts feed M V
-// multiply-adds. Limit: two fused multiply-adds a cycle.
+// Cost of a tile: 2 M V width depth FLOPs; per step of depth V vector loads and M broadcasts feed M
+// V multiply-adds. Limit: two fused multiply-adds a cycle.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@
 
 namespace seqkernels {
 
-// Register tiling: the rows and vectors of columns whose sums, with the column vectors and one broadcast,
-// fit the register file, with loads a step below multiply-adds a step.
+// Register tiling: the rows and vectors of columns whose sums, with the column vectors and one
+// broadcast, fit the register file, with loads a step below multiply-adds a step.
 template <class Vector>
 struct Tile {
     // 16 registers: 6 x 2 + 2 + 1. 32 registers: 6 x 4 + 4 + 1.
@@ -62,9 +63,10 @@ inline void store_up_to(Vector vector, typename Vector::Element* target, int64_t
     }
 }
 
-// The micro-kernel: sums[m * line + v] += rows[m][k * step] * packed[k * line + v] for k in [0, depth),
-// v in [0, V), line >= V vectors. Kept out of line, so that each tile size is compiled once; going through
-// memory for the sums costs two accesses per sum and call, against `depth` multiply-adds.
+// The micro-kernel: sums[m * line + v] += rows[m][k * step] * packed[k * line + v] for k in [0,
+// depth), v in [0, V), line >= V vectors. Kept out of line, so that each tile size is compiled
+// once; going through memory for the sums costs two accesses per sum and call, against `depth`
+// multiply-adds.
 template <class Vector, int M, int V>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
@@ -110,8 +112,8 @@ inline void with_constant(int64_t value, Function&& function) {
 // sums[m * vectors + v] += the product of a tile of up to Tile::rows rows and 4 vectors.
 //   rows:   rows_count pointers, each to `depth` elements `step` apart
 //   packed: depth x vectors x width elements, one panel of pack_panels
-// Where registers do not hold four vectors' sums of all rows, two passes take two vectors each: that
-// reads the panel half as often from L2 as tiles of fewer rows would.
+// Where registers do not hold four vectors' sums of all rows, two passes take two vectors each:
+// that reads the panel half as often from L2 as tiles of fewer rows would.
 template <class Vector>
 inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
                                 const typename Vector::Element* const* rows, int64_t step,
@@ -157,22 +159,21 @@ struct PanelLayout {
     int64_t panels() const { return divide_rounding_up(vectors(), units); }
     int64_t units_of(int64_t panel) const { return smaller(units, vectors() - panel * units); }
     int64_t first_column(int64_t panel) const { return panel * units * Vector::width; }
-    int64_t offset(int64_t panel) const {
-        return panel * units * groups * Vector::width * depth;
-    }
+    int64_t offset(int64_t panel) const { return panel * units * groups * Vector::width * depth; }
     int64_t elements() const { return vectors() * groups * Vector::width * depth; }
 };
 
 // Packs depths [first_depth, first_depth + depth) of the panels in `range` from a matrix whose row
-// group * columns + column, at depth first_depth + k, lies at data[row * stride_row + k * stride_depth].
+// group * columns + column, at depth first_depth + k, lies at data[row * stride_row + k *
+// stride_depth].
 template <class Vector>
 inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
                         Range range, int64_t first_depth, int64_t depth,
                         const typename Vector::Element* data, int64_t stride_row,
                         int64_t stride_depth) {
     using T = typename Vector::Element;
-    // Rows of a matrix are read along their depth where that is how they lie: a block of depths of all
-    // lanes of one vector stays in cache while it is written column by column.
+    // Rows of a matrix are read along their depth where that is how they lie: a block of depths of
+    // all lanes of one vector stays in cache while it is written column by column.
     constexpr int64_t block = 16;
     for (int64_t panel = range.begin; panel < range.end; ++panel) {
         const int64_t units = layout.units_of(panel);
@@ -209,8 +210,8 @@ inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vect
     }
 }
 
-// Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is left
-// with a row or two: calls function(first, rows).
+// Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is
+// left with a row or two: calls function(first, rows).
 template <class Function>
 inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
     if (count == 0) return;

@@ -1,17 +1,20 @@
 // Gradients of one layer and direction of an LSTM or plain RNN: backpropagation through time.
 //
-// With a_t the gates before their activations (recurrence_forward.h), back from each sample's last step:
+// With a_t the gates before their activations (recurrence_forward.h), back from each sample's last
+// step:
 //   dh_t = grad_output_t + W_hh^T da_{t+1}              (grad_final_hidden at the last step)
 //   LSTM: dc_t += dh_t o (1 - tanh(c_t)^2)              (grad_final_cell at the last step)
 //         da^i = dc g i (1 - i),  da^f = dc c_{t-1} f (1 - f),  da^g = dc i (1 - g^2),
 //         da^o = dh tanh(c) o (1 - o),  dc_{t-1} = dc f
 //   RNN:  da = dh (1 - h^2), or dh where h > 0
 // and then over all steps at once
-//   grad_input = W_ih^T da,  grad_weight_ih = da x^T,  grad_weight_hh = da h_{t-1}^T,  grad_bias = sum da
+//   grad_input = W_ih^T da,  grad_weight_ih = da x^T,  grad_weight_hh = da h_{t-1}^T,  grad_bias =
+//   sum da
 //
-// Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none another.
-// Scratch, owned by the call: both weights packed the other way round, G H (I + H); the schedule, T N
-// integers; pointers for the rows of one step; blocks of the weight gradients' operands.
+// Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
+// another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); the
+// schedule, T N integers; pointers for the rows of one step; blocks of the weight gradients'
+// operands.
 //
 // Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
 // multiply-add rate for the rest.
@@ -39,7 +42,7 @@ class RecurrenceBackwardKernel {
     static constexpr int tile_rows = Tile<Vector>::rows;
     static constexpr int panel_units = Tile<Vector>::vectors;
 
-   public:
+ public:
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
@@ -52,7 +55,8 @@ class RecurrenceBackwardKernel {
         const Scratch<T> input_weights(needs_input ? input_layout_.elements() : 0);
         const Scratch<T> hidden_weights(hidden_layout_.elements());
         const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
-        const bool needs_weights = call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
+        const bool needs_weights =
+            call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
         const WeightGradient<Vector> gradient(needs_weights ? gates * shape_.hidden : 0);
         const Operand inputs(shape_.inputs, call_.grad_weight_ih);
         const Operand states(shape_.hidden, call_.grad_weight_hh);
@@ -81,7 +85,7 @@ class RecurrenceBackwardKernel {
         });
     }
 
-   private:
+ private:
     // Where one sample's data of one step lie.
     struct Row {
         const T* grad_gates_after;
@@ -150,7 +154,8 @@ class RecurrenceBackwardKernel {
 
     void run_step(int64_t step, const Grid& grid, int thread, Row* rows) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
-        // Samples whose last step this is have no later step's gradient to add: they come after the rest.
+        // Samples whose last step this is have no later step's gradient to add: they come after the
+        // rest.
         const int64_t continuing =
             step + 1 < shape_.steps ? grid.dealt(schedule_.active(step + 1), thread) : 0;
         for (int64_t i = 0; i < count; ++i) {
@@ -210,8 +215,7 @@ class RecurrenceBackwardKernel {
             };
             const Vector input_gate = gate(0), forget_gate = gate(1), candidate = gate(2),
                          output_gate = gate(3);
-            const Vector squashed =
-                hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
+            const Vector squashed = hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
             const Vector grad_cell = load_up_to<Vector>(row.grad_cell + unit, count) +
                                      grad_hidden * output_gate * (one - squashed * squashed);
             const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
@@ -234,7 +238,8 @@ class RecurrenceBackwardKernel {
     }
 
     void initial_hidden_gradient(int thread, int threads) const {
-        // Samples that ran at all are the first of the order; the others pass their gradient through.
+        // Samples that ran at all are the first of the order; the others pass their gradient
+        // through.
         const int64_t ran = shape_.steps > 0 ? schedule_.active(0) : 0;
         const int64_t hidden = shape_.hidden;
         const int64_t panels = hidden_layout_.panels();
@@ -309,8 +314,9 @@ class RecurrenceBackwardKernel {
             const T* row = call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
             for (int64_t i = columns.begin; i < columns.end; i += Vector::width) {
                 const int64_t count = columns.end - i;
-                store_up_to(load_up_to<Vector>(sums + i, count) + load_up_to<Vector>(row + i, count),
-                            sums + i, count);
+                store_up_to(
+                    load_up_to<Vector>(sums + i, count) + load_up_to<Vector>(row + i, count),
+                    sums + i, count);
             }
         }
     }

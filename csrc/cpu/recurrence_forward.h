@@ -1,23 +1,24 @@
-// One layer and direction of an LSTM or plain RNN over a batch of sequences, in one parallel region.
+// One layer and direction of an LSTM or plain RNN over a batch of sequences, in one parallel
+// region.
 //
 //   a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
 //   LSTM: i, f, g, o = sigmoid(a^i), sigmoid(a^f), tanh(a^g), sigmoid(a^o)
 //         c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
 //   RNN:  h_t = tanh(a) or max(a, 0)
-// for t = 0 .. length - 1 of each sample, or back from length - 1 to 0 when `reverse`. Outputs beyond a
-// sample's length are zero; its final state is that of its own last step.
+// for t = 0 .. length - 1 of each sample, or back from length - 1 to 0 when `reverse`. Outputs
+// beyond a sample's length are zero; its final state is that of its own last step.
 //
-// Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none another.
-// Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases, G H; the
-// schedule, T N integers; pointers for the rows of one step.
+// Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
+// another. Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases, G
+// H; the schedule, T N integers; pointers for the rows of one step.
 //
 // The input's part of all steps is one product, left in `gates`. Then step after step the recurrent
 // weights' part is added to it, packed so that a hidden unit's gates come out of one tile, whose
 // epilogue computes gates and state in registers.
 //
-// Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes: at
-// each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds for
-// N above some 16, the bandwidth of that cache below.
+// Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
+// at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
+// for N above some 16, the bandwidth of that cache below.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,7 @@ class RecurrenceForwardKernel {
     static constexpr int tile_rows = Tile<Vector>::rows;
     static constexpr int panel_units = is_lstm ? 1 : Tile<Vector>::vectors;
 
-   public:
+ public:
     explicit RecurrenceForwardKernel(const RecurrenceForward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
@@ -76,7 +77,7 @@ class RecurrenceForwardKernel {
         });
     }
 
-   private:
+ private:
     // Where one sample's data of one step lie.
     struct Row {
         const T* hidden_before;
@@ -105,8 +106,7 @@ class RecurrenceForwardKernel {
         if (is_lstm && call_.cells == nullptr) {
             const Range samples = part_of(shape_.batch, 1, thread, threads);
             copy(call_.initial_cell + samples.begin * hidden,
-                 call_.final_cell + samples.begin * hidden,
-                 (samples.end - samples.begin) * hidden);
+                 call_.final_cell + samples.begin * hidden, (samples.end - samples.begin) * hidden);
         }
     }
 
@@ -141,9 +141,8 @@ class RecurrenceForwardKernel {
                 result.cell_before = result.cell;
             } else {
                 result.cell = call_.cells + row * hidden;
-                result.cell_before = step == 0
-                                         ? call_.initial_cell + n * hidden
-                                         : call_.cells + schedule_.row(n, step - 1) * hidden;
+                result.cell_before = step == 0 ? call_.initial_cell + n * hidden
+                                               : call_.cells + schedule_.row(n, step - 1) * hidden;
             }
         }
         return result;
@@ -156,9 +155,8 @@ class RecurrenceForwardKernel {
         }
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for_each_tile(count, tile_rows, [&](int64_t first, int tile) {
-                run_tile(rows + first, tile, panel);
-            });
+            for_each_tile(count, tile_rows,
+                          [&](int64_t first, int tile) { run_tile(rows + first, tile, panel); });
         }
     }
 

@@ -1,5 +1,5 @@
-// Which samples of a ragged batch run at which step, where in time each of them then is, and how the
-// work of a step is shared out among threads.
+// Which samples of a ragged batch run at which step, where in time each of them then is, and how
+// the work of a step is shared out among threads.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace seqkernels {
 
-// Samples are ordered by length, longest first (equal lengths by index), so that those still running at
-// a step are the first active(step) of the order.
+// Samples are ordered by length, longest first (equal lengths by index), so that those still
+// running at a step are the first active(step) of the order.
 class Schedule {
-   public:
+ public:
     Schedule(const RecurrenceShape& shape, const int64_t* lengths);
     ~Schedule();
 
@@ -41,7 +41,7 @@ class Schedule {
         return row - shape_.batch;
     }
 
-   private:
+ private:
     const RecurrenceShape& shape_;
     const int64_t* lengths_;
     Scratch<int64_t> order_;
@@ -75,14 +75,13 @@ struct Grid {
 
 // A product of many rows: rows first, columns where rows run out.
 static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels, int threads) {
-    const int64_t row_parts =
-        larger(1, smaller(threads, divide_rounding_up(rows, tile_rows)));
+    const int64_t row_parts = larger(1, smaller(threads, divide_rounding_up(rows, tile_rows)));
     return {row_parts, larger(1, smaller(panels, threads / row_parts))};
 }
 
-// The steps of a recurrence. Split by samples, threads need not wait for each other, but each of them
-// reads all recurrent weights at every step: right while these stay in its own L2. Split by hidden
-// units, each reads its own part of them, and all wait for each other after every step.
+// The steps of a recurrence. Split by samples, threads need not wait for each other, but each of
+// them reads all recurrent weights at every step: right while these stay in its own L2. Split by
+// hidden units, each reads its own part of them, and all wait for each other after every step.
 static inline Grid recurrence_grid(int64_t batch, int64_t tile_rows, int64_t panels,
                                    int64_t weight_bytes, int threads) {
     constexpr int64_t private_cache_bytes = 1 << 20;

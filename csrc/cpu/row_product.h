@@ -1,10 +1,10 @@
-// A product over listed rows: target(r)[i] = bias[i] + sum over k of left(r)[k] * packed element (i, k),
-// for rows r in a range and columns i of the panels in a range.
+// A product over listed rows: target(r)[i] = bias[i] + sum over k of left(r)[k] * packed element
+// (i, k), for rows r in a range and columns i of the panels in a range.
 //
 //   left(r):   depth contiguous elements          target(r): columns contiguous elements
 //   bias:      columns elements, or null
-// Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from L2 once
-// for every block of rows whose left operand takes 128 KiB.
+// Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from
+// L2 once for every block of rows whose left operand takes 128 KiB.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +34,9 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Vect
                 for (int m = 0; m < tile; ++m) pointers[m] = left(begin + first + m);
                 for (int64_t u = 0; u < units; ++u) {
                     const int64_t i = column + u * Vector::width;
-                    const Vector start =
-                        bias == nullptr ? Vector::broadcast(0)
-                                        : load_up_to<Vector>(bias + i, layout.columns - i);
+                    const Vector start = bias == nullptr
+                                             ? Vector::broadcast(0)
+                                             : load_up_to<Vector>(bias + i, layout.columns - i);
                     for (int m = 0; m < tile; ++m) sums[m * units + u] = start;
                 }
                 multiply_accumulate(sums, tile, units, pointers, 1, weights, layout.depth);

@@ -22,7 +22,8 @@ struct Avx2Vector<float> {
 
     static __m256i first(int64_t count) {
         const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count < width ? count : width)), lanes);
+        return _mm256_cmpgt_epi32(
+            _mm256_set1_epi32(static_cast<int>(count < width ? count : width)), lanes);
     }
     static Avx2Vector broadcast(float scalar) { return {_mm256_set1_ps(scalar)}; }
     static Avx2Vector load(const float* source) { return {_mm256_loadu_ps(source)}; }
@@ -73,8 +74,8 @@ struct Avx2Vector<float> {
     }
     friend Avx2Vector copy_sign(Avx2Vector magnitude, Avx2Vector sign) {
         const __m256 bit = _mm256_set1_ps(-0.0f);
-        return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.value),
-                             _mm256_and_ps(bit, sign.value))};
+        return {
+            _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.value), _mm256_and_ps(bit, sign.value))};
     }
     friend Avx2Vector round_to_integer(Avx2Vector a) {
         return {_mm256_round_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -149,8 +150,8 @@ struct Avx2Vector<double> {
     }
     friend Avx2Vector copy_sign(Avx2Vector magnitude, Avx2Vector sign) {
         const __m256d bit = _mm256_set1_pd(-0.0);
-        return {_mm256_or_pd(_mm256_andnot_pd(bit, magnitude.value),
-                             _mm256_and_pd(bit, sign.value))};
+        return {
+            _mm256_or_pd(_mm256_andnot_pd(bit, magnitude.value), _mm256_and_pd(bit, sign.value))};
     }
     friend Avx2Vector round_to_integer(Avx2Vector a) {
         return {_mm256_round_pd(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

@@ -21,7 +21,8 @@ struct Avx512Vector<float> {
     __m512 value;
 
     static Mask first(int64_t count) {
-        return count >= width ? Mask(0xFFFF) : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
+        return count >= width ? Mask(0xFFFF)
+                              : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
     }
     static Avx512Vector broadcast(float scalar) { return {_mm512_set1_ps(scalar)}; }
     static Avx512Vector load(const float* source) { return {_mm512_loadu_ps(source)}; }
@@ -70,8 +71,8 @@ struct Avx512Vector<float> {
     friend Avx512Vector absolute(Avx512Vector a) { return {_mm512_abs_ps(a.value)}; }
     friend Avx512Vector copy_sign(Avx512Vector magnitude, Avx512Vector sign) {
         const __m512 bit = _mm512_set1_ps(-0.0f);
-        return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.value),
-                             _mm512_and_ps(bit, sign.value))};
+        return {
+            _mm512_or_ps(_mm512_andnot_ps(bit, magnitude.value), _mm512_and_ps(bit, sign.value))};
     }
     friend Avx512Vector round_to_integer(Avx512Vector a) {
         return {_mm512_roundscale_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -94,7 +95,8 @@ struct Avx512Vector<double> {
     __m512d value;
 
     static Mask first(int64_t count) {
-        return count >= width ? Mask(0xFF) : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
+        return count >= width ? Mask(0xFF)
+                              : static_cast<Mask>((1u << (count < 0 ? 0 : count)) - 1u);
     }
     static Avx512Vector broadcast(double scalar) { return {_mm512_set1_pd(scalar)}; }
     static Avx512Vector load(const double* source) { return {_mm512_loadu_pd(source)}; }
@@ -143,8 +145,8 @@ struct Avx512Vector<double> {
     friend Avx512Vector absolute(Avx512Vector a) { return {_mm512_abs_pd(a.value)}; }
     friend Avx512Vector copy_sign(Avx512Vector magnitude, Avx512Vector sign) {
         const __m512d bit = _mm512_set1_pd(-0.0);
-        return {_mm512_or_pd(_mm512_andnot_pd(bit, magnitude.value),
-                             _mm512_and_pd(bit, sign.value))};
+        return {
+            _mm512_or_pd(_mm512_andnot_pd(bit, magnitude.value), _mm512_and_pd(bit, sign.value))};
     }
     friend Avx512Vector round_to_integer(Avx512Vector a) {
         return {_mm512_roundscale_pd(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

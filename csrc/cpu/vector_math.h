@@ -2,8 +2,8 @@
 //
 // All three rest on expm1 of a reduced argument: x = n ln 2 + r with n whole and |r| <= ln 2 / 2
 // (Cody & Waite 1980: ln 2 in two parts, the first with so few bits that n times it is exact, which
-// also serves processors without a fused multiply-add), and the Taylor series of exp(r) - 1, cut where
-// the next term is below half a unit in the last place.
+// also serves processors without a fused multiply-add), and the Taylor series of exp(r) - 1, cut
+// where the next term is below half a unit in the last place.
 //
 //   function | largest error, float32 | float64  | range
 //   sigmoid  | 3 ULP                  | 3 ULP    | below -87 (-708) it stays at its value there
@@ -65,7 +65,8 @@ inline ReducedExponential<Vector> reduced_exponential(Vector x) {
     Vector series = Vector::broadcast(static_cast<T>(inverse_factorial.of[Constants::terms]));
 #pragma GCC unroll 16
     for (int term = Constants::terms - 1; term >= 2; --term) {
-        series = multiply_add(series, r, Vector::broadcast(static_cast<T>(inverse_factorial.of[term])));
+        series =
+            multiply_add(series, r, Vector::broadcast(static_cast<T>(inverse_factorial.of[term])));
     }
     return {power_of_two(n), multiply_add(series, r * r, r)};
 }
@@ -76,8 +77,8 @@ inline Vector sigmoid(Vector x) {
     using T = typename Vector::Element;
     constexpr T largest = ExponentialConstants<T>::largest;
     const Vector negated = Vector::broadcast(T(0)) - x;
-    const Vector bounded = maximum(Vector::broadcast(-largest),
-                                   minimum(Vector::broadcast(largest), negated));
+    const Vector bounded =
+        maximum(Vector::broadcast(-largest), minimum(Vector::broadcast(largest), negated));
     const ReducedExponential<Vector> reduced = reduced_exponential(bounded);
     const Vector exponential = multiply_add(reduced.scale, reduced.fraction, reduced.scale);
     const Vector one = Vector::broadcast(T(1));

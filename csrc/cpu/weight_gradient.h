@@ -2,9 +2,9 @@
 //   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i]
 // for m in [0, left_count), and for each of two right operands p, i in [0, right_count_p).
 //
-// The operands lie with the summed index outermost, so blocks of rows are packed: the right ones into
-// panels, shared by all threads; the left one, each thread its own rows of the gradient, into tiles of
-// interleaved rows. Block after block is then added to the gradients.
+// The operands lie with the summed index outermost, so blocks of rows are packed: the right ones
+// into panels, shared by all threads; the left one, each thread its own rows of the gradient, into
+// tiles of interleaved rows. Block after block is then added to the gradients.
 //
 // Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements.
 // Cost: 2 rows left_count right_count FLOPs; packing copies 1 / (2 left_count) of that.
@@ -26,17 +26,17 @@ class WeightGradient {
     static constexpr int panel_vectors = Tile<Vector>::vectors;
     static constexpr int64_t block_rows = 256;
 
-   public:
+ public:
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
     class Operand {
-       public:
+     public:
         // Without a target nothing is computed.
         Operand(int64_t count, T* target)
             : count_(target == nullptr ? 0 : count),
               target_(target),
               packed_(PanelLayout<Vector>{count_, block_rows, panel_vectors, 1}.elements()) {}
 
-       private:
+     private:
         friend class WeightGradient;
         const int64_t count_;
         T* const target_;
@@ -67,7 +67,7 @@ class WeightGradient {
         }
     }
 
-   private:
+ private:
     static void clear(const Operand& operand, Range mine) {
         for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
             operand.target_[i] = 0;
@@ -85,7 +85,8 @@ class WeightGradient {
             const T* source = right(begin + k);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t units = layout.units_of(panel);
-                T* target = operand.packed_.data() + layout.offset(panel) + k * units * Vector::width;
+                T* target =
+                    operand.packed_.data() + layout.offset(panel) + k * units * Vector::width;
                 for (int64_t unit = 0; unit < units; ++unit) {
                     const int64_t i = layout.first_column(panel) + unit * Vector::width;
                     load_up_to<Vector>(source + i, operand.count_ - i)
@@ -95,7 +96,8 @@ class WeightGradient {
         }
     }
 
-    // A thread's columns of a block of the left operand, tile after tile: packed[k][m] within a tile.
+    // A thread's columns of a block of the left operand, tile after tile: packed[k][m] within a
+    // tile.
     template <class Left>
     static void pack_left(T* packed, Range mine, int64_t begin, int64_t depth, Left&& left) {
         for (int64_t k = 0; k < depth; ++k) {

@@ -18,8 +18,8 @@ Activation activation_named(const std::string& name) {
     if (name == "relu") return Activation::relu;
     if (name == "tanh") return Activation::tanh;
     if (name == "sigmoid") return Activation::sigmoid;
-    throw std::invalid_argument(
-        "activation: expected identity, relu, tanh or sigmoid, got '" + name + "'");
+    throw std::invalid_argument("activation: expected identity, relu, tanh or sigmoid, got '" +
+                                name + "'");
 }
 
 // The integers of a convolution, as Python hands them over.
@@ -59,21 +59,23 @@ ConvolutionShape checked_shape(const TensorView& input, const TensorView& weight
     shape.pool_stride = geometry.pool_stride;
     shape.activation = activation_named(activation);
 
-    // Positions and windows are counted in 32 bits where a window's number is stored; with every factor
-    // below 2^31, sums of two products of two fit in 64 bits.
+    // Positions and windows are counted in 32 bits where a window's number is stored; with every
+    // factor below 2^31, sums of two products of two fit in 64 bits.
     constexpr int64_t limit = std::numeric_limits<int32_t>::max();
-    for (const int64_t factor : {shape.length, shape.kernel_size, shape.stride, shape.dilation,
-                                 shape.padding_left, shape.padding_right, shape.pool_size,
-                                 shape.pool_stride}) {
+    for (const int64_t factor :
+         {shape.length, shape.kernel_size, shape.stride, shape.dilation, shape.padding_left,
+          shape.padding_right, shape.pool_size, shape.pool_stride}) {
         if (factor > limit) {
-            throw std::invalid_argument("length, kernel size, stride, dilation, padding and pool: expected "
-                                        "each below 2^31, got " + std::to_string(factor));
+            throw std::invalid_argument(
+                "length, kernel size, stride, dilation, padding and pool: expected "
+                "each below 2^31, got " +
+                std::to_string(factor));
         }
     }
     if (shape.length + shape.padding_left + shape.padding_right > limit) {
-        throw std::invalid_argument("length with padding: expected below 2^31, got " +
-                                    std::to_string(shape.length + shape.padding_left +
-                                                   shape.padding_right));
+        throw std::invalid_argument(
+            "length with padding: expected below 2^31, got " +
+            std::to_string(shape.length + shape.padding_left + shape.padding_right));
     }
     checked_product({shape.batch, shape.length, shape.channels, int64_t(sizeof(double))});
     checked_product({shape.filters, shape.kernel_size, shape.channels, int64_t(sizeof(double))});
@@ -164,22 +166,23 @@ void backward(const TensorView& grad_output, const TensorView& output, const Ten
 void define_convolution(py::module_& module) {
     // geometry: (stride, padding_left, padding_right, dilation, pool_size, pool_stride)
     using Integers = std::array<int64_t, 6>;
-    const auto unpack = [](const Integers& g) { return Geometry{g[0], g[1], g[2], g[3], g[4], g[5]}; };
-    module.def("conv1d_max_pool_forward",
-               [unpack](const TensorView& input, const TensorView& weight, const OptionalView& bias,
-                        const OptionalView& lengths, const TensorView& output,
-                        const TensorView& argmax, const Integers& geometry,
-                        const std::string& activation, int threads) {
-                   forward(input, weight, bias, lengths, output, argmax, unpack(geometry),
-                           activation, threads);
-               });
+    const auto unpack = [](const Integers& g) {
+        return Geometry{g[0], g[1], g[2], g[3], g[4], g[5]};
+    };
+    module.def(
+        "conv1d_max_pool_forward",
+        [unpack](const TensorView& input, const TensorView& weight, const OptionalView& bias,
+                 const OptionalView& lengths, const TensorView& output, const TensorView& argmax,
+                 const Integers& geometry, const std::string& activation, int threads) {
+            forward(input, weight, bias, lengths, output, argmax, unpack(geometry), activation,
+                    threads);
+        });
     module.def("conv1d_max_pool_backward",
                [unpack](const TensorView& grad_output, const TensorView& output,
-                        const TensorView& argmax, const TensorView& input,
-                        const TensorView& weight, const OptionalView& lengths,
-                        const OptionalView& grad_input, const OptionalView& grad_weight,
-                        const OptionalView& grad_bias, const Integers& geometry,
-                        const std::string& activation, int threads) {
+                        const TensorView& argmax, const TensorView& input, const TensorView& weight,
+                        const OptionalView& lengths, const OptionalView& grad_input,
+                        const OptionalView& grad_weight, const OptionalView& grad_bias,
+                        const Integers& geometry, const std::string& activation, int threads) {
                    backward(grad_output, output, argmax, input, weight, lengths, grad_input,
                             grad_weight, grad_bias, unpack(geometry), activation, threads);
                });

@@ -1,4 +1,5 @@
-// The part of DLPack's binary interface that is used here (https://dmlc.github.io/dlpack, version 1.x).
+// The part of DLPack's binary interface that is used here (https://dmlc.github.io/dlpack,
+// version 1.x).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Checks of what Python hands to a kernel: every size, stride and dtype, once, before anything runs.
-// Each raises std::invalid_argument (ValueError) that names the argument, what was expected and what came.
+// Checks of what Python hands to a kernel: every size, stride and dtype, once, before anything
+// runs. Each raises std::invalid_argument (ValueError) that names the argument, what was expected
+// and what came.
 #pragma once
 
 #include <cstdint>
@@ -97,10 +98,9 @@ inline const int64_t* expect_lengths(const std::optional<TensorView>& lengths, i
     const int64_t* values = static_cast<const int64_t*>(lengths->data);
     for (int64_t n = 0; n < batch; ++n) {
         if (values[n] < 0 || values[n] > longest) {
-            throw std::invalid_argument("lengths: expected values from 0 to " +
-                                        std::to_string(longest) + ", got " +
-                                        std::to_string(values[n]) + " for sample " +
-                                        std::to_string(n));
+            throw std::invalid_argument(
+                "lengths: expected values from 0 to " + std::to_string(longest) + ", got " +
+                std::to_string(values[n]) + " for sample " + std::to_string(n));
         }
     }
     return values;
@@ -131,8 +131,7 @@ void with_element_type(const char* name, const TensorView& view, Function&& func
             function(double());
             return;
         default:
-            throw std::invalid_argument(std::string(name) +
-                                        ": expected float32 or float64, got " +
+            throw std::invalid_argument(std::string(name) + ": expected float32 or float64, got " +
                                         dtype_name(view.dtype));
     }
 }

@@ -6,7 +6,9 @@
 #include "cpu/isa.h"
 
 PYBIND11_MODULE(_cpu, module) {
-    module.doc() = "The kernels of seqkernels for the CPU. Private: seqkernels.functional checks and calls it.";
+    module.doc() =
+        "The kernels of seqkernels for the CPU. Private: seqkernels.functional checks and calls "
+        "it.";
     module.attr("compiler") = SEQKERNELS_COMPILER;
     module.def("available_isas", &seqkernels::available_isas);
     module.def("active_isa", &seqkernels::active_isa);

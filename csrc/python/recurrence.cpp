@@ -33,8 +33,9 @@ RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_
     expect("weight_ih", weight_ih, input.dtype, {gate_rows, shape.inputs});
     expect("weight_hh", weight_hh, input.dtype, {gate_rows, shape.hidden});
     if (shape.inputs > 1 && input.strides[2] != 1) {
-        throw std::invalid_argument("input: expected unit stride in the last dimension, got strides " +
-                                    shape_text(input.strides, 3));
+        throw std::invalid_argument(
+            "input: expected unit stride in the last dimension, got strides " +
+            shape_text(input.strides, 3));
     }
     constexpr int64_t element = sizeof(double);
     checked_product({shape.steps, shape.batch, gate_rows, element});
@@ -83,14 +84,16 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
         call.input = input_view<T>(input);
         call.initial_hidden =
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
-        call.initial_cell = contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.initial_cell =
+            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
         call.weight_ih = matrix_view<T>(weight_ih);
         call.weight_hh = matrix_view<T>(weight_hh);
         call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {gate_rows});
         call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {gate_rows});
         call.lengths = expect_lengths(lengths, batch, steps);
         call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
-        call.final_hidden = contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
+        call.final_hidden =
+            contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
         call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
         call.gates = contiguous_data<T>("gates", gates, dtype, {steps, batch, gate_rows});
         call.cells = contiguous_data<T>("cells", cells, dtype, {steps, batch, hidden});
@@ -125,7 +128,8 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
         call.input = input_view<T>(input);
         call.initial_hidden =
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
-        call.initial_cell = contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.initial_cell =
+            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
         call.weight_ih = matrix_view<T>(weight_ih);
         call.weight_hh = matrix_view<T>(weight_hh);
         call.lengths = expect_lengths(lengths, batch, steps);

@@ -39,8 +39,9 @@ DataType data_type(const dlpack::ElementType& type) {
         if (type.code == dlpack::integer_code && type.bits == 32) return DataType::int32;
         if (type.code == dlpack::integer_code && type.bits == 64) return DataType::int64;
     }
-    throw py::value_error("tensor: expected float32, float64, int32 or int64, got DLPack type code " +
-                          std::to_string(type.code) + " of " + std::to_string(type.bits) + " bits");
+    throw py::value_error(
+        "tensor: expected float32, float64, int32 or int64, got DLPack type code " +
+        std::to_string(type.code) + " of " + std::to_string(type.bits) + " bits");
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Python arrays as TensorView arguments of pybind11 functions.
 //
-// The view comes from DLPack's C exchange API (the `__dlpack_c_exchange_api__` attribute of a tensor's
-// type, torch >= 2.10): no torch header, nothing linked, no ownership taken. It is valid for the call.
+// The view comes from DLPack's C exchange API (the `__dlpack_c_exchange_api__` attribute of a
+// tensor's type, torch >= 2.10): no torch header, nothing linked, no ownership taken. It is valid
+// for the call.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,8 +12,8 @@
 
 namespace seqkernels {
 
-// The view of a Python array. Returns false for an object that is no such array; raises ValueError for
-// one that is not on the CPU, of another dtype than DataType lists, or of too many dimensions.
+// The view of a Python array. Returns false for an object that is no such array; raises ValueError
+// for one that is not on the CPU, of another dtype than DataType lists, or of too many dimensions.
 bool view_of(pybind11::handle object, TensorView& view);
 
 }  // namespace seqkernels

@@ -31,17 +31,17 @@ struct Register {
     Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
 
-#define TEST(name)                                           \
-    static void name();                                      \
+#define TEST(name)                                                     \
+    static void name();                                                \
     static seqkernels::testing::Register register_##name{#name, name}; \
     static void name()
 
-#define CHECK(condition)                                                          \
-    do {                                                                          \
-        if (!(condition)) {                                                       \
-            ++seqkernels::testing::failures();                                    \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);   \
-        }                                                                         \
+#define CHECK(condition)                                                        \
+    do {                                                                        \
+        if (!(condition)) {                                                     \
+            ++seqkernels::testing::failures();                                  \
+            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+        }                                                                       \
     } while (0)
 
 // Numbers in (-1, 1), the same at every run.
@@ -73,7 +73,8 @@ double relative_error(const std::vector<A>& found, const std::vector<B>& exact) 
 }
 
 // Calls function(name, kernels) for every ISA of this machine.
-inline void for_each_isa(const std::function<void(const std::string&, const KernelTable&)>& function) {
+inline void for_each_isa(
+    const std::function<void(const std::string&, const KernelTable&)>& function) {
     for (const std::string& name : available_isas()) function(name, kernels_of(name));
 }
 

@@ -1,4 +1,5 @@
-// The convolution kernels against loops over the definition, in arrays of exactly the size they need.
+// The convolution kernels against loops over the definition, in arrays of exactly the size they
+// need.
 #include <limits>
 
 #include "check.h"
@@ -96,7 +97,8 @@ struct Problem {
 
     template <class Visit>
     void for_each_term(int64_t n, int64_t window, Visit&& visit) const {
-        const int64_t length = lengths.empty() ? shape.length : lengths[static_cast<std::size_t>(n)];
+        const int64_t length =
+            lengths.empty() ? shape.length : lengths[static_cast<std::size_t>(n)];
         for (int64_t tap = 0; tap < shape.kernel_size; ++tap) {
             const int64_t position =
                 window * shape.stride + tap * shape.dilation - shape.padding_left;
@@ -115,7 +117,8 @@ struct Problem {
         grad_weight.assign(weight.size(), 0);
         grad_bias.assign(bias.size(), 0);
         for (int64_t n = 0; n < s.batch; ++n) {
-            const int64_t length = lengths.empty() ? s.length : lengths[static_cast<std::size_t>(n)];
+            const int64_t length =
+                lengths.empty() ? s.length : lengths[static_cast<std::size_t>(n)];
             const int64_t windows = s.windows(length);
             for (int64_t pool = 0; pool < s.pools(windows); ++pool) {
                 const int64_t begin = pool * s.pool_stride;
@@ -131,7 +134,8 @@ struct Problem {
         for (int64_t window = begin; window < end; ++window) {
             double sum = 0;
             for_each_term(n, window, [&](int64_t position, int64_t channel, int64_t tap) {
-                sum += weight[weight_index(f, channel, tap)] * input[input_index(n, position, channel)];
+                sum += weight[weight_index(f, channel, tap)] *
+                       input[input_index(n, position, channel)];
             });
             if (sum > best) {
                 best = sum;
@@ -178,9 +182,8 @@ void run_case(const Problem& exact, const Kernels<T>& kernels, int threads) {
         grad_weight(exact.grad_weight.size()), grad_bias(exact.grad_bias.size());
     std::vector<int32_t> argmax(grad_output.size());
     const SequenceView<T> view =
-        exact.channels_first
-            ? SequenceView<T>{input.data(), s.channels * s.length, 1, s.length}
-            : SequenceView<T>{input.data(), s.length * s.channels, s.channels, 1};
+        exact.channels_first ? SequenceView<T>{input.data(), s.channels * s.length, 1, s.length}
+                             : SequenceView<T>{input.data(), s.length * s.channels, s.channels, 1};
     const ConvolutionWeight<T> weights{weight.data(), s.channels * s.kernel_size, s.kernel_size, 1};
 
     ConvolutionForward<T> forward{};
@@ -241,7 +244,8 @@ TEST(convolution_ties_go_to_the_first_window_and_nan_wins) {
         std::vector<float> input;
         int32_t winner;
     };
-    for (const Expected& expected : {Expected{{1, 3, 2, 3, 3, 0}, 1}, {{1, nan, 9, nan, 3, 0}, 1},
+    for (const Expected& expected : {Expected{{1, 3, 2, 3, 3, 0}, 1},
+                                     {{1, nan, 9, nan, 3, 0}, 1},
                                      {std::vector<float>(6, -infinity), 0},
                                      {{-infinity, -infinity, -5, -6, -5, -7}, 2}}) {
         for_each_isa([&](const std::string&, const KernelTable& table) {

@@ -1,5 +1,5 @@
-// The recurrence kernels: forward against loops over the equations, backward against differences of it,
-// in arrays of exactly the size they need.
+// The recurrence kernels: forward against loops over the equations, backward against differences of
+// it, in arrays of exactly the size they need.
 #include <limits>
 
 #include "check.h"
@@ -43,7 +43,9 @@ struct Result {
     Numbers output, final_hidden, final_cell;
 };
 
-double at(const Numbers& numbers, int64_t index) { return numbers[static_cast<std::size_t>(index)]; }
+double at(const Numbers& numbers, int64_t index) {
+    return numbers[static_cast<std::size_t>(index)];
+}
 
 // The equations of recurrence_forward.h, one number at a time.
 Result solve(const Problem& p) {
@@ -86,7 +88,8 @@ Result solve(const Problem& p) {
 double loss(const Problem& p) {
     const Result result = solve(p);
     double sum = 0;
-    for (std::size_t i = 0; i < result.output.size(); ++i) sum += result.output[i] * p.grad_output[i];
+    for (std::size_t i = 0; i < result.output.size(); ++i)
+        sum += result.output[i] * p.grad_output[i];
     for (std::size_t i = 0; i < result.final_hidden.size(); ++i) {
         sum += result.final_hidden[i] * p.grad_final_hidden[i];
         if (p.shape.cell == RecurrentCell::lstm) sum += result.final_cell[i] * p.grad_final_cell[i];
@@ -208,7 +211,8 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     CHECK(relative_error(grad_bias, exact_gradients->bias) <= differences);
 }
 
-void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden, bool with_gradients) {
+void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden,
+                 bool with_gradients) {
     for (const RecurrentCell cell :
          {RecurrentCell::lstm, RecurrentCell::rnn_tanh, RecurrentCell::rnn_relu}) {
         for (const bool variant : {false, true}) {

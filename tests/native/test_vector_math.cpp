@@ -39,9 +39,11 @@ void check_errors(const Kernels<T>& kernels, T saturation, int lowest, int highe
     kernels.tanh(x.data(), tanh.data(), static_cast<int64_t>(x.size()));
     double worst_sigmoid = 0, worst_tanh = 0;
     for (std::size_t i = 0; i < x.size(); ++i) {
-        const long double at = std::fmax(static_cast<long double>(x[i]), -static_cast<long double>(saturation));
+        const long double at =
+            std::fmax(static_cast<long double>(x[i]), -static_cast<long double>(saturation));
         worst_sigmoid = std::fmax(worst_sigmoid, ulps(sigmoid[i], 1 / (1 + std::exp(-at))));
-        worst_tanh = std::fmax(worst_tanh, ulps(tanh[i], std::tanh(static_cast<long double>(x[i]))));
+        worst_tanh =
+            std::fmax(worst_tanh, ulps(tanh[i], std::tanh(static_cast<long double>(x[i]))));
     }
     CHECK(worst_sigmoid <= 3);
     CHECK(worst_tanh <= 3);

@@ -1,8 +1,8 @@
 """The native operations with their gradients, for arguments that ``functional`` has checked.
 
-First-order gradients come from the native backward kernels. Where gradients of gradients are wanted
-(``create_graph=True``) the backward runs through ``reference`` instead, which is made of torch's own
-operations and differentiable any number of times.
+First-order gradients come from the native backward kernels. Where gradients of gradients are
+wanted (``create_graph=True``) the backward runs through ``reference`` instead, which is made of
+torch's own operations and differentiable any number of times. So do forward-mode derivatives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def conv1d_max_pool(
 
     Returns (N, F), or with ``geometry.pool_size`` (N, F, P), with ``channels_last`` (N, P, F).
     """
-    arguments = (input, weight, bias, lengths, geometry, activation, channels_last)
+    how = (lengths, geometry, activation, channels_last)
+    if _in_forward_mode():
+        return _reference_convolution(*how)(input, weight, bias)[0]
+    arguments = (input, weight, bias, *how)
     if _wants_gradient(input, weight, bias):
         return _Conv1dMaxPool.apply(*arguments)[0]
     return ops.conv1d_max_pool(*arguments)[0]
@@ -96,7 +99,15 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     )
 
 
-def _recurrence(cell: str, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _in_forward_mode() -> bool:
+    """Whether tangents may be travelling with the tensors, which the kernels would drop."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def _recurrence(cell: str, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    if _in_forward_mode():
+        *inputs, lengths = tensors
+        return _reference_recurrence(cell, reverse, lengths)(*inputs)
     if _wants_gradient(*tensors[:-1]):
         if torch.compiler.is_compiling():
             tensors = _distinct(tensors)
@@ -114,12 +125,54 @@ def _distinct(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     ]
 
 
+def _reference_convolution(lengths, geometry, activation: str, channels_last: bool):
+    """``(input, weight, bias) -> (output,)`` in torch's operations, for (N, L, C) sequences."""
+    geometry = ConvolutionGeometry(*geometry)
+    # Only "same" pads the two sides differently.
+    is_even = geometry.padding_left == geometry.padding_right
+
+    def function(input, weight, bias):
+        output = reference.conv1d_max_pool(
+            input,
+            weight,
+            bias,
+            geometry.stride,
+            geometry.padding_left if is_even else "same",
+            geometry.dilation,
+            activation=activation,
+            pool_size=geometry.pool_size or None,
+            pool_stride=geometry.pool_stride or None,
+            lengths=lengths,
+            channels_last=True,
+        )
+        channels_first = geometry.pool_size and not channels_last
+        return (output.transpose(1, 2) if channels_first else output,)
+
+    return function
+
+
+def _reference_recurrence(cell: str, reverse: bool, lengths):
+    """``(input, hidden, cell_state, *weights) -> (output, h_n[, c_n])`` in torch's operations."""
+    how = {"lengths": lengths, "reverse": reverse}
+
+    def lstm(input, hidden, cell_state, *weights):
+        output, (h_n, c_n) = reference.lstm(input, (hidden, cell_state), *weights, **how)
+        return output, h_n, c_n
+
+    def rnn(input, hidden, cell_state, *weights):
+        nonlinearity = cell.removeprefix("rnn_")
+        return reference.rnn(input, hidden, *weights, nonlinearity=nonlinearity, **how)
+
+    return lstm if cell == "lstm" else rnn
+
+
 def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can themselves be differentiated.
 
     ``grads`` has one gradient, or None, for each output; ``needs`` says which inputs want one.
     """
-    with torch.enable_grad():
+    # The kernels compute in the dtype of their arguments, under autocast too: so must this.
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
         outputs = function(*inputs)
         pairs = [
             (output, grad)
@@ -166,7 +219,7 @@ class _Conv1dMaxPool(torch.autograd.Function):
             return (None,) * 7
         if torch.is_grad_enabled():
             gradients = _through_reference(
-                _Conv1dMaxPool._reference(ctx, lengths),
+                _reference_convolution(lengths, ctx.geometry, ctx.activation, ctx.channels_last),
                 (input, weight, bias),
                 needs,
                 (grad_output,),
@@ -185,31 +238,6 @@ class _Conv1dMaxPool(torch.autograd.Function):
                 list(needs),
             )
         return *_if_needed(gradients, needs), None, None, None, None
-
-    @staticmethod
-    def _reference(ctx, lengths):
-        geometry = ConvolutionGeometry(*ctx.geometry)
-        # Only "same" pads the two sides differently.
-        is_even = geometry.padding_left == geometry.padding_right
-
-        def function(input, weight, bias):
-            output = reference.conv1d_max_pool(
-                input,
-                weight,
-                bias,
-                geometry.stride,
-                geometry.padding_left if is_even else "same",
-                geometry.dilation,
-                activation=ctx.activation,
-                pool_size=geometry.pool_size or None,
-                pool_stride=geometry.pool_stride or None,
-                lengths=lengths,
-                channels_last=True,
-            )
-            channels_first = geometry.pool_size and not ctx.channels_last
-            return (output.transpose(1, 2) if channels_first else output,)
-
-        return function
 
 
 class _Recurrence(torch.autograd.Function):
@@ -233,15 +261,16 @@ class _Recurrence(torch.autograd.Function):
         *inputs, lengths, output, gates, cells = ctx.saved_tensors
         input, hidden, cell_state, w_ih, w_hh, _, _ = inputs
         needs = ctx.needs_input_grad[2:9]
-        grads = (grad_output, grad_hidden, grad_cell_state)
+        is_lstm = ctx.cell == "lstm"
+        grads = (grad_output, grad_hidden, grad_cell_state if is_lstm else None)
         if all(grad is None for grad in grads):
             return (None,) * 10
         if torch.is_grad_enabled():
             gradients = _through_reference(
-                _Recurrence._reference(ctx, lengths),
+                _reference_recurrence(ctx.cell, ctx.reverse, lengths),
                 inputs,
                 needs,
-                grads if ctx.cell == "lstm" else grads[:2],
+                grads if is_lstm else grads[:2],
             )
         else:
             *gradients, grad_bias = ops.recurrence_backward(
@@ -261,17 +290,3 @@ class _Recurrence(torch.autograd.Function):
             )
             gradients += [grad_bias, grad_bias]
         return None, None, *_if_needed(gradients, needs), None
-
-    @staticmethod
-    def _reference(ctx, lengths):
-        how = {"lengths": lengths, "reverse": ctx.reverse}
-
-        def lstm(input, hidden, cell_state, *weights):
-            output, (h_n, c_n) = reference.lstm(input, (hidden, cell_state), *weights, **how)
-            return output, h_n, c_n
-
-        def rnn(input, hidden, cell_state, *weights):
-            nonlinearity = ctx.cell.removeprefix("rnn_")
-            return reference.rnn(input, hidden, *weights, nonlinearity=nonlinearity, **how)
-
-        return lstm if ctx.cell == "lstm" else rnn

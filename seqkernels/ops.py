@@ -1,8 +1,8 @@
 """The operations that torch sees: schemas, CPU kernels and shapes for tracing.
 
-``torch.library`` makes them opaque to ``torch.compile`` and ``torch.export``; gradients are attached
-one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native module checks
-sizes, strides and dtypes once more, since memory depends on them.
+``torch.library`` makes them opaque to ``torch.compile`` and ``torch.export``; gradients are
+attached one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native
+module checks sizes, strides and dtypes once more, since memory depends on them.
 
 Sequences of a convolution come as (N, L, C), of any strides; recurrences run over (T, N, I). An
 output that was not asked for comes back as a tensor without elements.

@@ -1,4 +1,4 @@
-"""The C++ tests of the kernels: plain, and under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The C++ tests of the kernels, plain and under the address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_kernels_under_sanitizers(tmp_path):
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_nothing_compiled_for_one_isa_can_be_linked_into_another(plain, isa):
-    """The linker keeps one of equal inline functions: none compiled for an ISA may be a shared one."""
+    """The linker keeps one of equal inline functions: no ISA may define one that others use."""
     objects = list(plain.parent.glob(f"**/kernels_{isa}.cpp.o"))
     if not objects:
         pytest.skip(f"this build has no {isa} kernels")

@@ -171,24 +171,21 @@ def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:
 
     ``grads`` has one gradient, or None, for each output; ``needs`` says which inputs want one.
     """
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+
+    def of_wanted(*given):
+        given = iter(given)
+        outputs = function(
+            *(next(given) if need else tensor for tensor, need in zip(inputs, needs, strict=True))
+        )
+        return tuple(
+            output for output, grad in zip(outputs, grads, strict=True) if grad is not None
+        )
+
     # The kernels compute in the dtype of their arguments, under autocast too: so must this.
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        outputs = function(*inputs)
-        pairs = [
-            (output, grad)
-            for output, grad in zip(outputs, grads, strict=True)
-            if grad is not None and output.requires_grad
-        ]
-        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [output for output, _ in pairs],
-                wanted,
-                [grad for _, grad in pairs],
-                create_graph=True,
-                allow_unused=True,
-            )
-        )
+        _, pull_back = torch.func.vjp(of_wanted, *wanted)
+        found = iter(pull_back(tuple(grad for grad in grads if grad is not None)))
     return [next(found) if need else None for need in needs]
 
 

@@ -77,7 +77,8 @@ def conv1d_max_pool(
             size 0; a stride, dilation, padding or pooling argument below its least value; unknown
             padding; "same" with a stride other than 1.
         ValueError: an unknown activation; ``pool_stride`` without ``pool_size``; lengths of another
-            shape than (N,), negative or beyond L; sizes that do not fit 64 bits.
+            shape than (N,), negative or beyond L; sizes that do not fit 64 bits; for the kernels, L
+            with its padding or any of the integers above from 2**31 on.
     """
     if is_autocast(input):
         input, weight, bias = _widest(input, weight, bias)

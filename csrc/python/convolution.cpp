@@ -1,6 +1,4 @@
 // Face of the convolution kernels: checks and unpacks views.
-#include <limits>
-
 #include "core/checked.h"
 #include "cpu/isa.h"
 #include "expect.h"
@@ -59,24 +57,17 @@ ConvolutionShape checked_shape(const TensorView& input, const TensorView& weight
     shape.pool_stride = geometry.pool_stride;
     shape.activation = activation_named(activation);
 
-    // Positions and windows are counted in 32 bits where a window's number is stored; with every
-    // factor below 2^31, sums of two products of two fit in 64 bits.
-    constexpr int64_t limit = std::numeric_limits<int32_t>::max();
-    for (const int64_t factor :
-         {shape.length, shape.kernel_size, shape.stride, shape.dilation, shape.padding_left,
-          shape.padding_right, shape.pool_size, shape.pool_stride}) {
-        if (factor > limit) {
-            throw std::invalid_argument(
-                "length, kernel size, stride, dilation, padding and pool: expected "
-                "each below 2^31, got " +
-                std::to_string(factor));
-        }
-    }
-    if (shape.length + shape.padding_left + shape.padding_right > limit) {
-        throw std::invalid_argument(
-            "length with padding: expected below 2^31, got " +
-            std::to_string(shape.length + shape.padding_left + shape.padding_right));
-    }
+    // A window's number is stored in 32 bits; with every factor below 2^31, sums of two products of
+    // two of them fit in 64.
+    expect_32_bits("length", shape.length);
+    expect_32_bits("kernel_size", shape.kernel_size);
+    expect_32_bits("stride", shape.stride);
+    expect_32_bits("dilation", shape.dilation);
+    expect_32_bits("padding", shape.padding_left);
+    expect_32_bits("padding", shape.padding_right);
+    expect_32_bits("pool_size", shape.pool_size);
+    expect_32_bits("pool_stride", shape.pool_stride);
+    expect_32_bits("length with padding", shape.length + shape.padding_left + shape.padding_right);
     checked_product({shape.batch, shape.length, shape.channels, int64_t(sizeof(double))});
     checked_product({shape.filters, shape.kernel_size, shape.channels, int64_t(sizeof(double))});
     const int64_t windows = shape.windows(shape.length);

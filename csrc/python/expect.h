@@ -41,6 +41,14 @@ inline void expect_at_least(const char* name, int64_t value, int64_t least) {
     }
 }
 
+inline void expect_32_bits(const char* name, int64_t value) {
+    constexpr int64_t largest = std::numeric_limits<int32_t>::max();
+    if (value > largest) {
+        throw std::invalid_argument(std::string(name) + ": expected at most " +
+                                    std::to_string(largest) + ", got " + std::to_string(value));
+    }
+}
+
 inline void expect_dimensions(const char* name, const TensorView& view, int dimensions) {
     if (view.dimensions != dimensions) {
         throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(dimensions) +

@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What builds the package is pinned too (pip before and from 25.3).
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench performance lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{ printf "%-8s%s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{ printf "%-13s%s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torch's layers and with ours
 	$(BIN)/python examples/sentence_classification.py
@@ -18,8 +21,11 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 test: $(VENV)/.installed  ## Run the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
-bench: $(VENV)/.installed  ## Time the layers against torch's
-	$(BIN)/python -m bench
+bench: $(VENV)/.installed  ## Time the layers against torch's, verified, in under a minute
+	$(BIN)/python -m bench run
+
+performance: $(VENV)/.installed  ## Write docs/performance.md from bench/records
+	$(BIN)/python -m bench page
 
 lint: $(VENV)/.tools  ## Check the style of Python (ruff) and C++ (clang-format)
 	$(BIN)/ruff check .
@@ -36,12 +42,12 @@ clean:  ## Remove what was built and installed
 
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt ruff clang-format
+	$(PIP) install --quiet ruff clang-format
 	@touch $@
 
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt torch numpy matplotlib rich pytest hypothesis cmake ninja
+	$(PIP) install --quiet torch numpy matplotlib rich pytest hypothesis cmake ninja
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(NATIVE_SOURCES)

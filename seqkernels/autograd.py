@@ -285,5 +285,6 @@ class _Recurrence(torch.autograd.Function):
                 *grads,
                 [needs[0], needs[3], needs[4], needs[5] or needs[6]],
             )
-            gradients += [grad_bias, grad_bias]
+            # Two tensors: who scales one in place must not scale the other.
+            gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
         return None, None, *_if_needed(gradients, needs), None

@@ -15,6 +15,7 @@ The checks that pass cost a comparison each; text is put together only for a fai
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -129,6 +130,17 @@ def conv1d_max_pool(
     return geometry
 
 
+def fits_kernels(length: int, geometry: ConvolutionGeometry) -> None:
+    """Check what the kernels count in 32 bits: the positions of a padded sequence, and steps."""
+    padded = length + geometry.padding_left + geometry.padding_right
+    for name, value in (
+        ("input: length with padding", padded),
+        *zip(geometry._fields, geometry, strict=True),
+    ):
+        if value >= 2**31:
+            raise ValueError(f"{name}: expected less than 2**31, got {value}")
+
+
 def pooling(pool_size: int | None, pool_stride: int | None) -> tuple[int, int]:
     """Check the pooling arguments; returns ``(0, 0)`` for pooling over all time."""
     if pool_size is None:
@@ -235,6 +247,18 @@ def _weights(input, w_ih, w_hh, b_ih, b_hh, gates: int) -> int:
     if len(shape) != 2 or shape[0] != gates * shape[1]:
         raise RuntimeError(f"w_hh: expected shape ({gates} * H, H), got {_shape(w_hh)}")
     hidden = shape[1]
+    if not torch.compiler.is_compiling():
+        inputs = input.shape[-1]
+        rows = math.prod(max(size, 1) for size in input.shape[:-1])
+        for what, size in (
+            ("bytes of the gates", rows * gates * hidden * 8),
+            ("bytes of the weights", gates * hidden * (hidden + inputs) * 8),
+        ):
+            if size > _LARGEST:
+                raise ValueError(
+                    f"input: expected sizes that fit 64 bits, got {size} {what} for input of "
+                    f"shape {_shape(input)} and {hidden} hidden units"
+                )
     shape = w_ih.shape
     if len(shape) != 2 or shape[0] != gates * hidden:
         raise RuntimeError(
@@ -325,6 +349,7 @@ def _fits_64_bits(batch: int, length: int, weight_shape, geometry: ConvolutionGe
         ("dilation * (k - 1) + 1", geometry.dilation * (kernel_size - 1) + 1),
         ("bytes of the padded input", batch * padded * channels * 8),
         ("bytes of the output", batch * filters * pooled_length(windows, geometry) * 8),
+        ("bytes of the weight", filters * channels * kernel_size * 8),
     ):
         if size > _LARGEST:
             raise ValueError(

@@ -111,8 +111,11 @@ def conv1d_max_pool(
             channels_last=channels_last,
         )
     batched = input if input.dim() == 3 else input.unsqueeze(0)
+    sequences = batched if channels_last else batched.transpose(1, 2)
+    if not torch.compiler.is_compiling():
+        checks.fits_kernels(sequences.shape[1], geometry)
     output = autograd.conv1d_max_pool(
-        batched if channels_last else batched.transpose(1, 2),
+        sequences,
         weight,
         bias,
         _batched_lengths(lengths),

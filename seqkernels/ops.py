@@ -4,6 +4,8 @@
 attached one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native
 module checks sizes, strides and dtypes once more, since memory depends on them.
 
+They carry neither gradients nor autocast: call ``functional``, which sees to both.
+
 Sequences of a convolution come as (N, L, C), of any strides; recurrences run over (T, N, I). An
 output that was not asked for comes back as a tensor without elements.
 """

@@ -7,12 +7,12 @@
 
 namespace seqkernels {
 
-// The product of non-negative sizes; raises std::overflow_error where it does not fit in 64 bits.
-inline int64_t checked_product(std::initializer_list<int64_t> factors) {
+// The product of non-negative sizes; raises std::invalid_argument where it does not fit in 64 bits.
+static inline int64_t checked_product(std::initializer_list<int64_t> factors) {
     int64_t product = 1;
     for (int64_t factor : factors) {
         if (__builtin_mul_overflow(product, factor, &product)) {
-            throw std::overflow_error("a size does not fit in 64 bits");
+            throw std::invalid_argument("sizes: expected a product that fits 64 bits");
         }
     }
     return product;

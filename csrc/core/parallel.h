@@ -36,7 +36,7 @@ void run_parallel(int threads, Body&& body) {
 }
 
 // A barrier for the threads of one region. It spins, since a step of a recurrence lasts
-// microseconds, and gives its core away once it has spun for about 20 us, so that a machine with
+// microseconds, and gives its core away after a thousand turns, so that a machine with
 // fewer free cores than threads still gets on.
 class Barrier {
  public:

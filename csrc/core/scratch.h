@@ -18,6 +18,7 @@ template <class T>
 class Scratch {
  public:
     explicit Scratch(int64_t count) {
+        if (count < 0) throw std::bad_alloc();
         const int64_t bytes = checked_product({count, static_cast<int64_t>(sizeof(T))});
         if (bytes > std::numeric_limits<int64_t>::max() - cache_line_bytes) throw std::bad_alloc();
         const int64_t rounded = (bytes + cache_line_bytes) / cache_line_bytes * cache_line_bytes;

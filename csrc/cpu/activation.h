@@ -28,7 +28,7 @@ inline T activation_gradient(Activation activation, T gradient, T y) {
         case Activation::identity:
             return gradient;
         case Activation::relu:
-            return y > 0 ? gradient : T(0);
+            return y <= 0 ? T(0) : gradient;  // a NaN passes its gradient on, as in torch
         case Activation::tanh:
             return gradient * (1 - y * y);
         case Activation::sigmoid:

@@ -9,12 +9,13 @@
 // over taps j that fall on real positions; all else is exactly zero.
 //
 // Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input.
-// Scratch, owned by the call: g, N P F; the weights with channels side by side, F k C; and where
-// the input's channels do not lie side by side, a packed copy of as many samples as 1 MiB holds (at
-// least one).
+// Scratch, owned by the call: g, N P F; the weights with channels side by side, F k C; for each
+// thread a list of one filter's windows in a block of samples; and where the input's channels do
+// not lie side by side, a packed copy of a block: as many samples as 1 MiB holds, at least one.
 //
 // grad_input is shared out by samples and grad_weight by filters, so that no two threads write one
-// address and every sum has one order: the same bits on every run, without atomics.
+// address and every sum has one order: the same bits on every run, without atomics. (One sample's
+// grad_input is one thread's work.)
 //
 // Cost: 4 N P F k C FLOPs. Bytes, from cache: a window read for each of grad_weight's terms; a row
 // of weights read and a window read and written for each of grad_input's: about one load or store
@@ -47,16 +48,16 @@ class ConvolutionBackwardKernel {
     void run(int threads) {
         const int64_t entries = checked_product({shape_.batch, shape_.pooled});
         const Scratch<T> gradients(checked_product({entries, shape_.filters}));
-        const bool needs_weight = call_.grad_input != nullptr;
-        const bool needs_packed = call_.grad_weight != nullptr && !direct_;
-        const Scratch<T> weight(needs_weight ? checked_product({shape_.filters, window_elements_})
-                                             : 0);
+        const bool needs_input = call_.grad_input != nullptr;
+        const bool needs_weight = call_.grad_weight != nullptr;
+        const Scratch<T> weight(needs_input ? checked_product({shape_.filters, window_elements_})
+                                            : 0);
         const Scratch<T> packed(
-            needs_packed ? checked_product({samples_per_block_, shape_.length, shape_.channels})
-                         : 0);
+            needs_weight && !direct_
+                ? checked_product({samples_per_block_, shape_.length, shape_.channels})
+                : 0);
         const int64_t terms_per_thread = checked_product({samples_per_block_, shape_.pooled});
-        const Scratch<Term> terms(
-            call_.grad_weight != nullptr ? checked_product({terms_per_thread, threads}) : 0);
+        const Scratch<Term> terms(needs_weight ? checked_product({terms_per_thread, threads}) : 0);
         gradients_ = gradients.data();
         weight_ = weight.data();
         packed_ = packed.data();
@@ -65,14 +66,14 @@ class ConvolutionBackwardKernel {
         run_parallel(threads, [&](int thread, int granted) {
             activation_gradients(part_of(shape_.batch, 1, thread, granted));
             const Range filters = part_of(shape_.filters, 1, thread, granted);
-            if (needs_weight) pack_weight(filters);
+            if (needs_input) pack_weight(filters);
             barrier.wait(granted);
-            if (call_.grad_input != nullptr) {
+            if (needs_input) {
                 const Range samples = part_of(shape_.batch, 1, thread, granted);
                 for (int64_t n = samples.begin; n < samples.end; ++n) input_gradient(n);
             }
             if (call_.grad_bias != nullptr) bias_gradient(filters);
-            if (call_.grad_weight != nullptr) {
+            if (needs_weight) {
                 weight_gradient(filters, terms.data() + thread * terms_per_thread, thread, granted,
                                 barrier);
             }

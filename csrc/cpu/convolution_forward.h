@@ -6,18 +6,19 @@
 //   argmax[n, p, f] = the first such window, -1 where the sample has none (output is then 0)
 //
 // Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input.
-// Scratch, owned by the call: the packed weights, F k C; and for each thread the running maxima of
-// one sample, the convolution of one stretch of windows for one panel of filters (windowed pooling
-// only), and one stretch of input with its channels side by side (only where they do not lie so
-// already).
+// Scratch, owned by the call: the packed weights, F k C; C zeros, read in place of padding; and for
+// each thread the running maxima of one sample and their windows, 2 F; the convolution of one
+// stretch of windows for one panel of filters (windowed pooling only); and one stretch of input
+// with its channels side by side (only where they do not lie so already).
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
 // window leave the registers. The activations are monotone: the maximum comes first, then bias and
 // activation on what is left.
 //
-// Cost: 2 N W F k C FLOPs, W being the windows of a sample. Bytes: the input once, the weights once
-// per sample from L2 (1 / (2 W) of the FLOPs, in numbers). Limit: the multiply-add rate.
+// Cost: 2 N W F k C FLOPs, W being the windows of a sample; where pools overlap, up to a third
+// more, for the windows that two stretches share. Bytes: the input once; a panel of weights for
+// every tile of windows, from L1 while it fits, else from L2. Limit: the multiply-add rate.
 #pragma once
 
 #include <atomic>
@@ -32,14 +33,23 @@
 
 namespace seqkernels {
 
-// Windows worked on at a stretch, so that their input stays in L2 while all panels of filters pass.
-static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape, int64_t element_bytes) {
-    constexpr int64_t input_bytes = 128 * 1024;
+// Windows worked on at a stretch, so that their input, and the convolution where it is kept, stay
+// in L2 while all panels of filters pass.
+static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape, int64_t element_bytes,
+                                           int64_t panel_width) {
+    constexpr int64_t stretch_bytes = 128 * 1024;
     const int64_t row_bytes = larger(1, shape.channels * element_bytes);
     const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
-    const int64_t positions = larger(1, input_bytes / row_bytes);
-    const int64_t windows = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
-    return larger(96, windows);  // below, reading the weights again would cost more
+    const int64_t positions = larger(1, stretch_bytes / row_bytes);
+    const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
+    const int64_t least = 96;  // below, reading the weights again would cost more
+    const int64_t all = larger(1, shape.windows(shape.length));
+    if (shape.pool_size == 0) return smaller(all, larger(least, fitting));
+    // The convolution is kept; and where pools overlap, the windows that two stretches share are
+    // computed twice: few, against four pools' windows.
+    const int64_t kept = stretch_bytes / (panel_width * element_bytes);
+    const int64_t windows = larger(least, smaller(fitting, kept));
+    return smaller(all, larger(windows, 4 * shape.pool_size));
 }
 
 template <class Vector>
@@ -56,7 +66,7 @@ class ConvolutionForwardKernel {
           shape_(arguments.shape),
           layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
           direct_(arguments.input.stride_channel == 1 || shape_.channels <= 1),
-          windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T))),
+          windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
                                  : larger(1, (windows_per_stretch_ - shape_.pool_size) /

@@ -32,12 +32,10 @@ constexpr Isa isas[] = {
 #endif
 };
 
-bool usable(const Isa& isa) { return isa.machine_has() && isa.kernels() != nullptr; }
-
 const Isa& find(const std::string& name, const std::string& asked_by) {
     std::string available;
     for (const Isa& isa : isas) {
-        if (!usable(isa)) continue;
+        if (!isa.machine_has()) continue;
         if (name == isa.name) return isa;
         available += (available.empty() ? "" : ", ") + std::string(isa.name);
     }
@@ -50,7 +48,7 @@ const Isa& at_start() {
     if (forced != nullptr && *forced != '\0') return find(forced, "SEQKERNELS_ISA");
     const Isa* fastest = &isas[0];
     for (const Isa& isa : isas) {
-        if (usable(isa)) fastest = &isa;
+        if (isa.machine_has()) fastest = &isa;
     }
     return *fastest;
 }
@@ -65,7 +63,7 @@ std::atomic<const Isa*>& active() {
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
     for (const Isa& isa : isas) {
-        if (usable(isa)) names.push_back(isa.name);
+        if (isa.machine_has()) names.push_back(isa.name);
     }
     return names;
 }

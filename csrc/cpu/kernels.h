@@ -134,9 +134,9 @@ struct RecurrenceForward {
     T* output;                // (T, N, H) contiguous, written whole
     T* final_hidden;          // (N, H) contiguous
     T* final_cell;            // (N, H) contiguous; null without a cell state
-    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM leaves the gates
-    // after their activations for the backward. Not written where lengths end. An RNN, which leaves
-    // nothing here, may be given `output`.
+    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM with `cells`
+    // leaves the gates after their activations for the backward. Not written where lengths end. An
+    // RNN, which leaves nothing here, may be given `output`.
     T* gates;
     T* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
 };
@@ -191,7 +191,7 @@ struct KernelTable {
     }
 };
 
-// One per translation unit; null where this build has no such kernels.
+// One per translation unit.
 const KernelTable* scalar_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();

@@ -1,4 +1,4 @@
-// The product engine: the one place where multiply-adds happen.
+// The product engine: every dense product of the package.
 //
 // A tile of the product is M rows of the left operand times V vectors of columns of the right one,
 // accumulated in M x V vector registers over the whole depth. The left operand is read where it
@@ -15,6 +15,8 @@
 
 #include <cstdint>
 #include <type_traits>
+
+#include "../core/checked.h"
 
 namespace seqkernels {
 
@@ -160,7 +162,7 @@ struct PanelLayout {
     int64_t units_of(int64_t panel) const { return smaller(units, vectors() - panel * units); }
     int64_t first_column(int64_t panel) const { return panel * units * Vector::width; }
     int64_t offset(int64_t panel) const { return panel * units * groups * Vector::width * depth; }
-    int64_t elements() const { return vectors() * groups * Vector::width * depth; }
+    int64_t elements() const { return checked_product({vectors(), groups, Vector::width, depth}); }
 };
 
 // Packs depths [first_depth, first_depth + depth) of the panels in `range` from a matrix whose row

@@ -13,8 +13,8 @@
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); the
-// schedule, T N integers; pointers for the rows of one step; blocks of the weight gradients'
-// operands.
+// schedule, T N + T + N integers; pointers for the rows of one step; blocks of the weight
+// gradients' operands.
 //
 // Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
 // multiply-add rate for the rest.
@@ -156,8 +156,7 @@ class RecurrenceBackwardKernel {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         // Samples whose last step this is have no later step's gradient to add: they come after the
         // rest.
-        const int64_t continuing =
-            step + 1 < shape_.steps ? grid.dealt(schedule_.active(step + 1), thread) : 0;
+        const int64_t continuing = grid.dealt(schedule_.active(step + 1), thread);
         for (int64_t i = 0; i < count; ++i) {
             rows[i] = row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
         }
@@ -232,7 +231,7 @@ class RecurrenceBackwardKernel {
             const Vector zero = Vector::broadcast(0);
             const Vector gradient = cell_type == RecurrentCell::rnn_tanh
                                         ? grad_hidden * (one - h * h)
-                                        : select(greater(h, zero), grad_hidden, zero);
+                                        : select(at_most(h, zero), zero, grad_hidden);
             store_up_to(gradient, row.grad_gates + unit, count);
         }
     }
@@ -240,7 +239,7 @@ class RecurrenceBackwardKernel {
     void initial_hidden_gradient(int thread, int threads) const {
         // Samples that ran at all are the first of the order; the others pass their gradient
         // through.
-        const int64_t ran = shape_.steps > 0 ? schedule_.active(0) : 0;
+        const int64_t ran = schedule_.active(0);
         const int64_t hidden = shape_.hidden;
         const int64_t panels = hidden_layout_.panels();
         const Grid grid = product_grid(ran, tile_rows, panels, threads);

@@ -9,8 +9,9 @@
 // beyond a sample's length are zero; its final state is that of its own last step.
 //
 // Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
-// another. Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases, G
-// H; the schedule, T N integers; pointers for the rows of one step.
+// another, but for an RNN's `gates`, which may be `output`. Scratch, owned by the call: both
+// weights packed, G H (I + H); the sum of the biases, G H; the schedule, T N + T + N integers;
+// pointers for the rows of one step.
 //
 // The input's part of all steps is one product, left in `gates`. Then step after step the recurrent
 // weights' part is added to it, packed so that a hidden unit's gates come out of one tile, whose

@@ -59,8 +59,8 @@ struct Avx2Vector<float> {
     friend Avx2Vector minimum(Avx2Vector a, Avx2Vector b) {
         return {_mm256_min_ps(a.value, b.value)};
     }
-    friend Mask greater(Avx2Vector a, Avx2Vector b) {
-        return _mm256_cmp_ps(a.value, b.value, _CMP_GT_OQ);
+    friend Mask at_most(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_ps(a.value, b.value, _CMP_LE_OQ);
     }
     friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
         return _mm256_and_ps(_mm256_cmp_ps(candidate.value, best.value, _CMP_NLE_UQ),
@@ -135,8 +135,8 @@ struct Avx2Vector<double> {
     friend Avx2Vector minimum(Avx2Vector a, Avx2Vector b) {
         return {_mm256_min_pd(a.value, b.value)};
     }
-    friend Mask greater(Avx2Vector a, Avx2Vector b) {
-        return _mm256_cmp_pd(a.value, b.value, _CMP_GT_OQ);
+    friend Mask at_most(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_pd(a.value, b.value, _CMP_LE_OQ);
     }
     friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
         return _mm256_and_pd(_mm256_cmp_pd(candidate.value, best.value, _CMP_NLE_UQ),

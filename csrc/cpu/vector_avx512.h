@@ -58,8 +58,8 @@ struct Avx512Vector<float> {
     friend Avx512Vector minimum(Avx512Vector a, Avx512Vector b) {
         return {_mm512_min_ps(a.value, b.value)};
     }
-    friend Mask greater(Avx512Vector a, Avx512Vector b) {
-        return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ);
+    friend Mask at_most(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_ps_mask(a.value, b.value, _CMP_LE_OQ);
     }
     friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
         return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best.value, best.value, _CMP_ORD_Q),
@@ -132,8 +132,8 @@ struct Avx512Vector<double> {
     friend Avx512Vector minimum(Avx512Vector a, Avx512Vector b) {
         return {_mm512_min_pd(a.value, b.value)};
     }
-    friend Mask greater(Avx512Vector a, Avx512Vector b) {
-        return _mm512_cmp_pd_mask(a.value, b.value, _CMP_GT_OQ);
+    friend Mask at_most(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_pd_mask(a.value, b.value, _CMP_LE_OQ);
     }
     friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
         return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(best.value, best.value, _CMP_ORD_Q),

@@ -54,7 +54,7 @@ struct ScalarVector {
     friend ScalarVector minimum(ScalarVector a, ScalarVector b) {
         return {a.value < b.value ? a.value : b.value};
     }
-    friend Mask greater(ScalarVector a, ScalarVector b) { return a.value > b.value; }
+    friend Mask at_most(ScalarVector a, ScalarVector b) { return a.value <= b.value; }
     // Whether a candidate takes the place of the maximum so far: it is greater, or the first NaN.
     friend Mask replaces_maximum(ScalarVector candidate, ScalarVector best) {
         return !(candidate.value <= best.value) && best.value == best.value;
@@ -67,9 +67,9 @@ struct ScalarVector {
         return {std::copysign(magnitude.value, sign.value)};
     }
     friend ScalarVector round_to_integer(ScalarVector a) { return {std::nearbyint(a.value)}; }
-    // 2^a for whole a within the exponent range of normal numbers.
+    // 2^a for whole a within the exponent range of normal numbers; anything for NaN.
     friend ScalarVector power_of_two(ScalarVector a) {
-        return {std::ldexp(T(1), static_cast<int>(a.value))};
+        return {a.value == a.value ? std::ldexp(T(1), static_cast<int>(a.value)) : a.value};
     }
 };
 

@@ -32,7 +32,8 @@ RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_
     const int64_t gate_rows = checked_product({shape.gates(), shape.hidden});
     expect("weight_ih", weight_ih, input.dtype, {gate_rows, shape.inputs});
     expect("weight_hh", weight_hh, input.dtype, {gate_rows, shape.hidden});
-    if (shape.inputs > 1 && input.strides[2] != 1) {
+    const bool is_empty = shape.steps == 0 || shape.batch == 0;
+    if (!is_empty && shape.inputs > 1 && input.strides[2] != 1) {
         throw std::invalid_argument(
             "input: expected unit stride in the last dimension, got strides " +
             shape_text(input.strides, 3));

@@ -215,8 +215,9 @@ void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden,
                  bool with_gradients) {
     for (const RecurrentCell cell :
          {RecurrentCell::lstm, RecurrentCell::rnn_tanh, RecurrentCell::rnn_relu}) {
-        for (const bool variant : {false, true}) {
-            const Problem problem({steps, batch, inputs, hidden, cell, variant}, variant);
+        for (const int variant : {0, 1, 2, 3}) {
+            const bool reverse = variant & 1, ragged = variant & 2;
+            const Problem problem({steps, batch, inputs, hidden, cell, reverse}, ragged);
             const Result exact = solve(problem);
             const Gradients gradients = with_gradients ? differentiate(problem) : Gradients{};
             for_each_isa([&](const std::string&, const KernelTable& table) {

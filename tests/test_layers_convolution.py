@@ -9,12 +9,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_no_worse
 from torch import nn
 from torch.nn.utils import parametrize
 
 import seqkernels.nn
 from seqkernels import functional
+from tolerance import assert_no_worse
 
 CHANNELS, FILTERS, LENGTH, BATCH = 3, 5, 11, 4
 ACTIVATIONS = {

@@ -6,6 +6,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import seqkernels.nn
 from recurrent_layers import (
     BATCH,
     FORMS,
@@ -24,10 +28,6 @@ from recurrent_layers import (
     results_and_gradients,
 )
 from tolerance import assert_no_worse
-from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-
-import seqkernels.nn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import seqkernels.nn
 from recurrent_layers import (
     HIDDEN_SIZE,
     INPUT_SIZE,
@@ -12,10 +16,6 @@ from recurrent_layers import (
     random_input,
     random_states,
 )
-from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
-
-import seqkernels.nn
 
 BAD_CONSTRUCTIONS = [
     ("LSTM", (0, 5), {}),

@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+
+import seqkernels.nn
 from recurrent_layers import (
     ALL,
     BATCH,
@@ -24,10 +26,8 @@ from recurrent_layers import (
     random_states,
     results_and_gradients,
 )
-from tolerance import assert_no_worse
-
-import seqkernels.nn
 from seqkernels import functional
+from tolerance import assert_no_worse
 
 
 @pytest.fixture

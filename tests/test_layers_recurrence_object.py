@@ -8,6 +8,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import seqkernels.nn
 from recurrent_layers import (
     ALL,
     BATCH,
@@ -15,10 +19,6 @@ from recurrent_layers import (
     flatten,
     layer_and_input,
 )
-from torch import nn
-from torch.nn.utils import parametrize
-
-import seqkernels.nn
 
 CONSTRUCTIONS = [
     ("LSTM", (3, 5), {}),

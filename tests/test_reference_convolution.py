@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from naive import ACTIVATIONS, randn, results_and_derivatives
 from torch.autograd import gradcheck, gradgradcheck
 
+from naive import ACTIVATIONS, randn, results_and_derivatives
 from seqkernels import reference
 
 

@@ -1,0 +1,60 @@
+"""What all tests share: instruction sets, dtypes, torch's thread count, hypothesis' profile."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+
+import seqkernels
+
+KNOWN_ISAS = ("scalar", "avx2", "avx512")
+
+# The same examples in every run, and few enough that the suite stays quick. A test's fixtures hold
+# for all its examples: an instruction set is forced for the whole of it.
+hypothesis.settings.register_profile(
+    "seqkernels",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
+hypothesis.settings.load_profile("seqkernels")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Using padding='same' with even kernel lengths:UserWarning"
+    )
+
+
+@pytest.fixture(params=KNOWN_ISAS)
+def isa(request):
+    """Each instruction set's name, with its kernels in use; skipped where the machine lacks it."""
+    available = seqkernels.cpu.available_isas()
+    if request.param not in available:
+        pytest.skip(f"no {request.param} here: this machine and build have {', '.join(available)}")
+    with seqkernels.cpu.use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def set_threads():
+    """``torch.set_num_threads``, undone after the test.
+
+    Tests begin on one thread: on small work the threads of a busy machine mostly wait for each
+    other. Those of several threads say how many.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

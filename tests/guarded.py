@@ -1,0 +1,199 @@
+"""Memory that a kernel cannot leave unnoticed: tensors that end, or begin, at a forbidden page.
+
+``run_all(isa)`` is for a process of its own: one byte too far ends it with a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+import convolutions
+import recurrences
+from seqkernels import _cpu, cpu, functional, ops
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+# Where the arguments that are written begin.
+FIRST_OUTPUT = {
+    "conv1d_max_pool_forward": 4,
+    "conv1d_max_pool_backward": 6,
+    "recurrence_forward": 10,
+    "recurrence_backward": 14,
+}
+
+
+class GuardedMemory:
+    """Pages between two forbidden ones, with a tensor of numbers at their end or beginning."""
+
+    def __init__(self, count: int, dtype: torch.dtype, at_end: bool) -> None:
+        size = count * dtype.itemsize
+        inside = max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
+        self.size = inside + 2 * mmap.PAGESIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.address = libc.mmap(None, self.size, 0, flags, -1, 0)
+        assert self.address not in (None, ctypes.c_void_p(-1).value)
+        begin = self.address + mmap.PAGESIZE
+        assert libc.mprotect(begin, inside, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+        start = begin + (inside - size if at_end else 0)
+        self.elements = torch.frombuffer((ctypes.c_char * size).from_address(start), dtype=dtype)
+
+    def free(self) -> None:
+        assert libc.munmap(self.address, self.size) == 0
+
+
+class GuardedKernels:
+    """The native module; every tensor handed to it is copied into guarded memory and back."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.at_end = at_end
+
+    def __getattr__(self, name: str):
+        kernel, first_output = getattr(_cpu, name), FIRST_OUTPUT[name]
+
+        def call(*arguments):
+            copies: dict[int, tuple] = {}
+            given = [self.copied(argument, copies) for argument in arguments]
+            kernel(*given)
+            written = {id(argument) for argument in arguments[first_output:]}
+            for original, elements, memory in copies.values():
+                if id(original) in written:
+                    all_elements(original).copy_(elements)
+                else:
+                    same = torch.equal(bits(all_elements(original)), bits(elements))
+                    assert same, f"{name} wrote to an input"
+                memory.free()
+
+        return call
+
+    def copied(self, argument, copies: dict[int, tuple]):
+        if not isinstance(argument, Tensor) or argument.numel() == 0:
+            return argument
+        if id(argument) not in copies:
+            elements = all_elements(argument)
+            memory = GuardedMemory(len(elements), argument.dtype, self.at_end)
+            memory.elements.copy_(elements)
+            copies[id(argument)] = (argument, memory.elements, memory)
+        return copies[id(argument)][1].as_strided(argument.shape, argument.stride())
+
+
+def all_elements(tensor: Tensor) -> Tensor:
+    """A tensor's elements and those that its strides skip, in one dimension."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in extents)
+    return tensor.detach().as_strided((span,), (1,))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int32 if tensor.dtype.itemsize == 4 else torch.int64)
+
+
+@contextlib.contextmanager
+def guard(at_end: bool):
+    ops._cpu = GuardedKernels(at_end)
+    try:
+        yield
+    finally:
+        ops._cpu = _cpu
+
+
+def convolution_calls():
+    """Names of calls, and functions that compute their results and gradients."""
+    cases = list(convolutions.CASES.values())
+    for width in convolutions.WIDTHS:
+        cases.append(((2, width, 7, width, 3), {"padding": 1}))
+        cases.append(((2, width, 7, 3, 2), {"pool_size": 2}))
+    cases.append(((1, 64, 1100, 9, 3), {"pool_size": 90, "padding": 2}))
+    for index, (sizes, keywords) in enumerate(cases):
+        ragged = torch.tensor([sizes[2] - n % (sizes[2] + 1) for n in range(sizes[0])])
+        for turn, dtype in enumerate((torch.float32, torch.float64)):
+            lengths = ragged if index % 2 else None
+            channels_last = index // 2 % 2 == turn
+            arguments = convolutions.converted(convolutions.tensors(sizes), dtype)
+            arguments = convolutions.laid_out(arguments, channels_last)
+            arguments |= keywords | {"lengths": lengths}
+            yield (
+                f"convolution {sizes} {keywords} {lengths} {channels_last} {dtype}",
+                lambda arguments=arguments: [
+                    functional.conv1d_max_pool(**arguments),
+                    *convolutions.gradients(functional.conv1d_max_pool, arguments),
+                ],
+            )
+
+
+def recurrence_calls():
+    """The same of recurrences; lengths, reading order and layouts take turns."""
+    cases = [sizes for sizes in recurrences.SIZES.values() if max(sizes) < 200]
+    cases += [(2, 3, width, width) for width in recurrences.WIDTHS]
+    turn = 0
+    for steps, batch, inputs, hidden in cases:
+        for kind in recurrences.KINDS:
+            for dtype in (torch.float32, torch.float64):
+                turn += 1
+                arguments = recurrences.tensors(kind, (steps, batch, inputs, hidden))
+                arguments = recurrences.converted(arguments, dtype)
+                arguments["lengths"] = torch.arange(batch) % (steps + 1) if turn % 3 else None
+                arguments["reverse"] = turn % 4 == 1
+                if turn % 5 < 2:  # a batch_first layer's
+                    transposed = arguments["input"].transpose(0, 1).contiguous()
+                    arguments["input"] = transposed.transpose(0, 1)
+                yield (
+                    f"{kind} {(steps, batch, inputs, hidden)} {dtype} turn {turn}",
+                    lambda kind=kind, arguments=arguments: [
+                        *recurrences.run(kind, arguments),
+                        *recurrences.gradients(recurrences.run, kind, arguments),
+                    ],
+                )
+
+
+def run_nonsense_argmax() -> None:
+    """The backward pass with windows that no forward pass chose."""
+    generator = torch.Generator().manual_seed(0)
+    geometry = (3, 2, 2, 2, 4, 3)
+    for dtype in (torch.float32, torch.float64):
+        for lowest, highest in ((-(2**31), 2**31), (-20, 40)):
+            input = torch.randn(3, 50, 5, dtype=dtype)
+            shape = (3, 5, 7)
+            argmax = torch.randint(lowest, highest, shape, generator=generator, dtype=torch.int32)
+            grad_input, grad_weight, grad_bias = ops.conv1d_max_pool_backward(
+                torch.ones(shape, dtype=dtype),
+                torch.ones(shape, dtype=dtype),
+                argmax,
+                input,
+                torch.ones(7, 5, 4, dtype=dtype),
+                torch.tensor([50, 31, 0]),
+                geometry,
+                "identity",
+                True,
+                [True] * 3,
+            )
+            assert grad_input.isfinite().all() and grad_weight.isfinite().all()
+            assert torch.equal(grad_bias, (argmax >= 0).sum((0, 1)).to(dtype))
+
+
+def run_all(isa: str) -> None:
+    """Every call gives the same bits in guarded memory; prints each call before it runs."""
+    calls = [*convolution_calls(), *recurrence_calls()]
+    with cpu.use_isa(isa):
+        for threads, chosen in ((1, calls), (2, calls[::9])):
+            torch.set_num_threads(threads)
+            for name, call in chosen:
+                print(threads, name, flush=True)
+                expected = call()
+                for at_end in (True, False):
+                    with guard(at_end):
+                        found = call()
+                    assert all(map(torch.equal, found, expected))
+        for at_end in (True, False):
+            print("nonsense argmax", flush=True)
+            with guard(at_end):
+                run_nonsense_argmax()
+        print("done")

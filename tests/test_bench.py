@@ -1,0 +1,328 @@
+"""The benchmark's command line, end to end on tiny shapes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+
+from bench import environment, measure, providers
+from bench.cli import main
+from bench.providers.torch_recurrence import Layer
+from bench_rows import ENVIRONMENT, PEAKS, document, measured, row
+
+pytest.importorskip("rich", reason="the command line needs rich")
+
+TINY = ["--op", "lstm", "--shapes", "N=2", "T=3", "H=8", "--threads", "1"]
+QUICK = ["--min-time", "0.001", "--max-time", "0.002"]
+OURS = ["--provider", "seqkernels,torch:layer"]
+
+
+@pytest.fixture(autouse=True)
+def canned_rates(monkeypatch):
+    """The machine's rates are not measured here."""
+    monkeypatch.setattr(environment, "measure_peaks", lambda *arguments: PEAKS)
+
+
+class Altered(Layer):
+    """torch's LSTM with something done to its output."""
+
+    def __init__(self, alter):
+        self.alter = alter
+
+    def prepare(self, case, data):
+        run = super().prepare(case, data)
+
+        def altered():
+            results = run()
+            return results | {"output": self.alter(results["output"])}
+
+        return altered
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Adds a provider by name."""
+
+    def plant(name, alter):
+        provider = Altered(alter)
+        provider.name = name
+        monkeypatch.setitem(providers.PROVIDERS, name, provider)
+
+    return plant
+
+
+def test_a_table_with_commands_and_means(capsys):
+    assert main(["run", *TINY, *QUICK, *OURS, "--pass", "inference,training"]) == 0
+    out = capsys.readouterr().out
+    assert "lstm, N=2 T=3 H=8, inference, float32, 1 thread" in out
+    assert "again: python -m bench run --op lstm --shapes N=2 T=3 H=8 --pass training" in out
+    assert "Geometric mean" in out
+    assert "WRONG" not in out
+
+
+def test_every_format(capsys):
+    def printed(output):
+        assert main(["run", *TINY, *QUICK, *OURS, "-o", output]) == 0
+        return capsys.readouterr().out
+
+    assert "| provider | time |" in printed("md")
+    records = list(csv.DictReader(io.StringIO(printed("csv"))))
+    assert [record["provider"] for record in records] == ["seqkernels", "torch:layer"]
+    assert all(float(record["median"]) > 0 for record in records)
+    saved = json.loads(printed("json"))
+    assert saved["rows"][0]["shape"] == {"N": 2, "T": 3, "H": 8}
+    assert saved["peaks"] == [PEAKS]
+    lines = [json.loads(line) for line in printed("jsonl").splitlines()]
+    assert {line["status"] for line in lines} == {"measured"}
+
+
+def test_a_wrong_provider_is_caught_and_not_timed(capsys, planted, tmp_path):
+    planted("planted:wrong", lambda output: output + 1e-3)
+    saved = tmp_path / "run.json"
+    arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:*", "--save", str(saved)]
+    assert main(["run", *arguments]) == 1
+    assert "WRONG: planted:wrong in lstm" in capsys.readouterr().out
+    result = json.loads(saved.read_text())["rows"][0]["results"]["planted:wrong"]
+    assert result["status"] == "WRONG"
+    assert "median" not in result
+    assert result["error"] == pytest.approx(1e-3, rel=0.01)
+    assert main(["run", *arguments, "--no-verify"]) == 0
+
+
+def test_a_slow_provider_is_not_wrong(capsys, planted):
+    def slowly(output):
+        for _ in range(1000):
+            output = output.clone()
+        return output
+
+    planted("planted:slow", slowly)
+    arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:slow", "-o", "json"]
+    assert main(["run", *arguments]) == 0
+    results = json.loads(capsys.readouterr().out)["rows"][0]["results"]
+    assert results["planted:slow"]["status"] == "measured"
+
+
+def test_a_failing_provider_does_not_stop_the_others(capsys, planted):
+    def fail(output):
+        raise RuntimeError("out of order")
+
+    planted("planted:failing", fail)
+    arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:failing"]
+    assert main(["run", *arguments]) == 0
+    assert "planted:failing failed: RuntimeError: out of order" in capsys.readouterr().out
+
+
+SHAPES = {
+    "conv1d_max_pool": [
+        "N=2 L=9 C=3 F=5 k=3 layout=NLC,NCL activation=relu,tanh",
+        "N=2 L=9 C=3 F=5 k=2 padding=1 pool=2 stride=2 layout=NLC,NCL",
+        "N=3 L=12 C=3 F=5 k=3 lengths=reviews pool=0,2 padding=0,2",
+    ],
+    "lstm": ["N=2 T=4 H=8 I=3 layers=1,2 directions=1,2 lengths=full,reviews"],
+    "rnn": ["N=2 T=4 H=8 nonlinearity=tanh,relu lengths=full,reviews"],
+    "lstm_cell": ["N=2 H=8 I=3"],
+    "rnn_cell": ["N=2 H=8 nonlinearity=tanh,relu"],
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes"), [(name, text) for name, texts in SHAPES.items() for text in texts]
+)
+def test_every_provider_of_this_machine_is_right(capsys, monkeypatch, operation, shapes):
+    """All passes but for torch.compile, which takes long to start; nothing is timed."""
+    monkeypatch.setattr(measure, "race", lambda *arguments: None)
+    monkeypatch.setattr(measure.Contestant, "summary", lambda self: {})
+    monkeypatch.setattr(measure.memory, "peak", lambda *arguments: None)
+    arguments = ["--op", operation, "--shapes", *shapes.split(), "--threads", "1"]
+    passes = ["--pass", "inference,forward,backward,training", "--dtype", "float32,float64"]
+    code = main(["run", *arguments, *passes, "-o", "json"])
+    found = json.loads(capsys.readouterr().out)["rows"]
+    for line in found:
+        for name, result in line["results"].items():
+            assert result["status"] in ("measured", "unavailable"), (name, result, line["command"])
+        assert line["results"]["seqkernels"]["status"] == "measured"
+    assert code == 0
+
+
+def test_what_has_no_kernel_is_unavailable(capsys):
+    options = ["--dtype", "bfloat16,float32", "--precision", "highest,medium", *OURS, "-o", "json"]
+    assert main(["run", *TINY, *QUICK, *options]) == 0
+    found = json.loads(capsys.readouterr().out)["rows"]
+    states = {(r["dtype"], r["precision"]): r["results"]["seqkernels"]["status"] for r in found}
+    assert states == {
+        ("bfloat16", "highest"): "unavailable",
+        ("float32", "highest"): "measured",
+        ("float32", "medium"): "unavailable",
+    }
+
+
+def test_instruction_sets_side_by_side(capsys):
+    options = ["--isa", "scalar", "--provider", "seqkernels,torch:layer", "-o", "json"]
+    assert main(["run", *TINY, *QUICK, *options]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["rows"]
+    assert list(found["results"]) == ["seqkernels:scalar", "torch:layer"]
+
+
+def test_cold_caches_and_a_file_of_shapes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.timing.cache_size", lambda: 1 << 16)
+    file = tmp_path / "shapes.json"
+    cases = [{"operation": "rnn", "shapes": {"N": "1..2", "T": 2, "H": 4}}]
+    file.write_text(json.dumps({"description": "Mine.", "cases": cases}))
+    options = ["--shapes", str(file), "--cold", *OURS, "--threads", "1", "-o", "json"]
+    assert main(["run", *options, *QUICK, "--filter", "N=2"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["rows"]
+    assert found["shape"] == {"N": 2, "T": 2, "H": 4}
+    assert found["cold"]
+    assert found["results"]["seqkernels"]["calls"] == 1
+
+
+def test_a_record_has_the_name_of_its_machine_and_version(monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.run.RECORDS", tmp_path)
+    monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
+    assert main(["run", *TINY, *QUICK, *OURS, "--record"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["imaginary-9000-2-cores-avx2-1.2.3.json"]
+
+
+def test_an_interrupt_keeps_what_was_measured(capsys, monkeypatch, tmp_path):
+    real, rows = measure.measure, []
+
+    def interrupted(*arguments):
+        if rows:
+            raise KeyboardInterrupt
+        rows.append(real(*arguments))
+        return rows[0]
+
+    monkeypatch.setattr("bench.run.measure", interrupted)
+    saved = tmp_path / "run.json"
+    shapes = ["--op", "lstm", "--shapes", "N=1,2", "T=3", "H=8", "--threads", "1"]
+    assert main(["run", *shapes, *QUICK, *OURS, "--save", str(saved)]) == 130
+    assert "interrupted after 1 of 2 rows" in capsys.readouterr().err
+    assert len(json.loads(saved.read_text())["rows"]) == 1
+
+
+def test_list_and_env(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("quick", "deepbench-train", "conv1d_max_pool", "torch:conv2d+amax", "openvino"):
+        assert word in out
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in out
+    assert main(["list", "--suite", "kim"]) == 0
+    assert "kim: conv1d_max_pool N=50 L=20 C=300 F=100 k=3" in capsys.readouterr().out
+    assert main(["env", "--threads", "1"]) == 0
+    assert "measured product rate (torch.mm, float32, cpu, threads 1): 10.0 GFLOP/s" in (
+        capsys.readouterr().out
+    )
+    assert main(["env", "-o", "json", "--threads", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--suite", "nothing"], "no suite 'nothing'"),
+        (["run", "--op", "gru"], "--op: expected some of"),
+        (["run", *TINY, "--dtype", "int8"], "--dtype: expected some of"),
+        (["run", *TINY, "--provider", "nobody"], "no provider 'nobody'"),
+        (["run", *TINY, "--threads", "0"], "--threads: expected positive integers"),
+        (["run", "--shapes", "N=1"], "say with --op"),
+        (["run", *TINY, "--filter", "("], "not a regular expression"),
+        (["run", *TINY, "--filter", "never"], "no case left"),
+        (["run", *TINY, "-o", "xml"], "--output: expected some of"),
+        (["compare", "missing.json", "missing.json"], "not a saved run"),
+        (["page", "--records", "missing"], "no records"),
+    ],
+)
+def test_mistakes_are_named(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def saved(path, *rows):
+    path.write_text(json.dumps(document(*rows)))
+    return str(path)
+
+
+FAST, SLOW = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], [2.0, 2.1, 2.2, 2.3, 2.4, 2.5]
+
+
+def test_compare(capsys, tmp_path):
+    before = saved(
+        tmp_path / "a.json",
+        row({"seqkernels": measured(*SLOW)}),
+        row({"seqkernels": measured(*FAST)}, hidden=16),
+        row({"seqkernels": measured(*FAST)}, hidden=32),
+    )
+    after = saved(
+        tmp_path / "b.json",
+        row({"seqkernels": measured(*FAST)}),
+        row({"seqkernels": measured(*SLOW)}, hidden=16),
+    )
+    assert main(["compare", before, after]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "SLOWER" in lines[0]
+    assert "H=16" in lines[0]
+    assert "faster" in lines[1]
+    assert lines[2].startswith(" 1.000x  geometric mean of 2 rows")
+    assert "1 rows are in one of the files only" in lines[3]
+    assert main(["compare", before, after, "--fail-below", "0.5"]) == 0
+    assert main(["compare", before, after, "--fail-below", "0.9"]) == 1
+    assert main(["compare", after, after, "--fail-below", "1"]) == 0
+
+
+def test_compare_does_not_fail_a_row_that_differs_by_chance(tmp_path):
+    before = saved(
+        tmp_path / "a.json",
+        row({"seqkernels": measured(1.0, 1.3, 1.2, 1.1, 1.4)}),
+        row({"seqkernels": measured(*SLOW)}, hidden=16),
+    )
+    after = saved(
+        tmp_path / "b.json",
+        row({"seqkernels": measured(1.05, 1.35, 1.25, 1.15, 1.45)}),
+        row({"seqkernels": measured(*FAST)}, hidden=16),
+    )
+    assert main(["compare", before, after, "--fail-below", "1"]) == 0
+
+
+def test_compare_fails_a_result_that_became_wrong(tmp_path):
+    good = row({"seqkernels": measured(*FAST)}, hidden=16)
+    before = saved(tmp_path / "a.json", good, row({"seqkernels": measured(*FAST)}))
+    after = saved(tmp_path / "b.json", good, row({"seqkernels": {"status": "WRONG"}}))
+    assert main(["compare", before, after, "--fail-below", "0.5"]) == 1
+
+
+def test_pictures_and_page(capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    rows = [
+        row({"seqkernels": measured(1e-3 * h), "torch:layer": measured(2e-3 * h)}, hidden=h)
+        for h in (8, 16, 32)
+    ]
+    wrong = {"status": "WRONG", "error": 1.0, "allowed": 0.1, "farthest": "output"}
+    rows.append(row({"seqkernels": wrong, "torch:layer": measured(1.0)}, pass_name="training"))
+    records = tmp_path / "records"
+    records.mkdir()
+    file = saved(records / "machine.json", *rows)
+    assert main(["plot", file, "--directory", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.glob("machine-*")}
+    assert names == {
+        f"machine-{picture}.{ending}"
+        for picture in ("speed-up", "roofline", "time-over-H")
+        for ending in ("png", "svg")
+    }
+    target = tmp_path / "docs" / "performance.md"
+    assert main(["page", "--records", str(records), "--target", str(target)]) == 0
+    text = target.read_text()
+    assert (
+        "| N=1 T=2 H=8, inference, float32, 1 thread | 8 ms | 0 ns | torch:layer | 16 ms |" in text
+    )
+    assert "WRONG: seqkernels in lstm" in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (target.parent / line.partition("(")[2].rstrip(")")).exists()
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "docs").rglob("*.*"))}
+    assert main(["page", "--records", str(records), "--target", str(target)]) == 0
+    assert before == {path: path.read_bytes() for path in before}

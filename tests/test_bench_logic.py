@@ -1,0 +1,189 @@
+"""The benchmark's arithmetic, on canned numbers: cases, statistics, the rule, ratios."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from bench import report, verify
+from bench.cases import Case, UsageError, load_suite, parse_shapes, product, suite_names, values
+from bench.operations import OPERATIONS
+from bench.statistics import deviation, difference_by_chance, geometric_mean, median, noise
+from bench_rows import document, measured, row
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3", [3]),
+        (3, [3]),
+        ("tanh", ["tanh"]),
+        ("1,2,8", [1, 2, 8]),
+        ("3..5", [3, 4, 5]),
+        ("25..100..25", [25, 50, 75, 100]),
+        ("16..128..*2", [16, 32, 64, 128]),
+        ("16..100..*2,7", [16, 32, 64, 7]),
+        ([1, "2..3", "relu"], [1, 2, 3, "relu"]),
+    ],
+)
+def test_values(text, expected):
+    assert values(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "1..8..*1", "1..8..0", "0..8..*2"])
+def test_values_that_are_none(text):
+    with pytest.raises(UsageError):
+        values(text)
+
+
+def test_shapes_are_a_product():
+    shapes = list(product(parse_shapes(["N=1,2", "H=8..16..8"])))
+    assert shapes == [{"N": n, "H": h} for n, h in itertools.product((1, 2), (8, 16))]
+    with pytest.raises(UsageError, match="name=values"):
+        parse_shapes(["N"])
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_has_only_shapes_that_its_operations_take(name):
+    suite = load_suite(name)
+    assert suite["description"].endswith(".")
+    for entry in suite["cases"]:
+        operation = OPERATIONS[entry["operation"]]
+        for shape in product(entry["shapes"]):
+            case = Case(operation.name, operation.shape(shape), "training")
+            assert operation.flops(case) > 0
+            assert operation.bytes(case) > 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "word"),
+    [
+        ("lstm", {"N": 1, "T": 2}, "lacks H"),
+        ("lstm", {"N": 1, "T": 2, "H": 3, "Q": 1}, "no Q"),
+        ("lstm", {"N": 0, "T": 2, "H": 3}, "N: expected a positive"),
+        ("rnn", {"N": 1, "T": 2, "H": 3, "nonlinearity": "gelu"}, "nonlinearity: expected one of"),
+    ],
+)
+def test_wrong_shapes_are_named(operation, shape, word):
+    with pytest.raises(UsageError, match=word):
+        OPERATIONS[operation].shape(shape)
+
+
+def test_cost_of_a_convolution():
+    """Counted one multiply-add at a time: 2 samples of 5 windows, 4 filters of 2*3 numbers."""
+    operation = OPERATIONS["conv1d_max_pool"]
+    shape = operation.shape({"N": 2, "L": 7, "C": 2, "F": 4, "k": 3})
+    forward = sum(2 for _ in itertools.product(range(2), range(5), range(4), range(6)))
+    sparse = sum(4 for _ in itertools.product(range(2), range(4), range(6)))
+    costs = {
+        name: operation.flops(Case(operation.name, shape, name))
+        for name in ("inference", "backward", "training")
+    }
+    assert costs == {"inference": forward, "backward": sparse, "training": forward + sparse}
+    elements = 2 * 7 * 2 + 4 * 6 + 4 + 2 * 4
+    assert operation.bytes(Case(operation.name, shape, dtype="float64")) == 8 * elements
+
+
+def test_cost_of_layers_in_two_directions():
+    operation = OPERATIONS["lstm"]
+    shape = operation.shape({"N": 3, "T": 5, "H": 4, "I": 2, "layers": 2, "directions": 2})
+    first = 2 * (2 * 15 * 16 * (2 + 4))
+    second = 2 * (2 * 15 * 16 * (8 + 4))
+    assert operation.flops(Case(operation.name, shape)) == first + second
+
+
+def test_median_deviation_and_mean():
+    assert median([3, 1, 2]) == 2
+    assert deviation([1, 2, 3, 4, 100]) == 1
+    assert noise([2.0, 2.0, 2.0]) == 0
+    assert noise([2.0]) == math.inf
+    assert noise([1, 2, 3, 4, 5]) == pytest.approx(1.4826 * 1.2533 / math.sqrt(5) / 3)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert math.isnan(geometric_mean([]))
+
+
+def test_small_samples_are_compared_exactly():
+    """Against all 70 ways to choose which 4 of 8 ranks are the first sample's."""
+    first, second = [1.0, 2.0, 4.0, 5.0], [3.0, 6.0, 7.0, 8.0]
+
+    def statistic(ranks):
+        return sum(ranks) - 4 * 5 / 2
+
+    distance = abs(statistic([1, 2, 4, 5]) - 8)
+    ways = list(itertools.combinations(range(1, 9), 4))
+    extreme = sum(abs(statistic(way) - 8) >= distance for way in ways)
+    assert difference_by_chance(first, second) == pytest.approx(extreme / len(ways))
+    assert difference_by_chance(second, first) == pytest.approx(extreme / len(ways))
+
+
+def test_large_samples_are_compared_like_small_ones():
+    """The normal approximation, forced by making two neighbours equal, is near the exact one."""
+    generator = random.Random(0)
+    first = [generator.gauss(0, 1) for _ in range(20)]
+    second = [generator.gauss(0.8, 1) for _ in range(20)]
+    exact = difference_by_chance(first, second)
+    nearest = min(second, key=lambda value: abs(value - first[0]))
+    tied = difference_by_chance([nearest, *first[1:]], second)
+    assert 0.001 < exact < 0.2
+    assert tied == pytest.approx(exact, rel=0.2)
+    assert difference_by_chance([1.0] * 30, [1.0] * 30) == 1.0
+    assert difference_by_chance(list(range(50)), list(range(100, 150))) < 1e-10
+
+
+EXACT = {"output": torch.tensor([1.0, -2.0], dtype=torch.float64)}
+
+
+def judged(error: float, torch_error: float = 0.0, **options) -> verify.Verdict:
+    results = {"output": (EXACT["output"] + error).float()}
+    torchs = {"output": (EXACT["output"] + torch_error).float()}
+    options = {"terms": 4, "gradient_terms": 4} | options
+    return verify.judge(results, torchs, EXACT, ("output",), **options)
+
+
+def test_the_rule():
+    assert judged(0.0).right
+    assert not judged(1e-4).right
+    assert judged(1e-4, torch_error=0.6e-4).right
+    assert not judged(1e-4, torch_error=0.4e-4).right
+    assert judged(1e-4, slack={"output": 1e-4}).right
+    # bfloat16 factors: an error of u * sqrt(4) * 2 = 2^-6 is rounding, more is not.
+    assert judged(2.0**-7, precision="medium").right
+    assert not judged(2.0**-7, precision="high").right
+
+
+def test_what_is_missing_misshapen_or_nan_is_wrong():
+    numbers = {"terms": 1, "gradient_terms": 1}
+    exact = EXACT | {"gradient of input": EXACT["output"]}
+    verdict = verify.judge(EXACT, EXACT, exact, ("output",), **numbers)
+    assert (verdict.right, verdict.what) == (False, "gradient of input missing")
+    verdict = verify.judge({"output": torch.zeros(3)}, {}, EXACT, ("output",), **numbers)
+    assert not verdict.right
+    assert "shape (3,)" in verdict.what
+    verdict = verify.judge({"output": EXACT["output"] * torch.nan}, {}, EXACT, (), **numbers)
+    assert not verdict.right
+
+
+def test_ratios_are_to_the_best_peer_and_show_losses():
+    win = row({"seqkernels": measured(1.0), "slow": measured(4.0), "best": measured(2.0)})
+    loss = row({"seqkernels": measured(4.0), "torch": measured(2.0)}, hidden=16)
+    alone = row({"seqkernels": measured(4.0)}, hidden=32)
+    assert report.best_peer(win) == "best"
+    assert [report.ratio(r) for r in (win, loss, alone)] == [2.0, 0.5, None]
+    (mean,) = report.means([win, loss, alone])
+    assert mean["mean"] == pytest.approx(1.0)
+    assert (mean["rows"], mean["faster"], mean["least"], mean["greatest"]) == (2, 1, 0.5, 2.0)
+    lines = report.lines(loss, document(loss))
+    assert [line["provider"] for line in lines] == ["torch", "seqkernels"]
+    assert lines[1]["against best peer"] == "2.00x slower"
+
+
+def test_per_cent_of_the_rate_measured_on_as_many_threads():
+    (line,) = report.lines(fast := row({"seqkernels": measured(1e-3)}), document(fast))
+    assert line["GFLOP/s"] == "1"
+    assert line["% of product rate"] == "10"
+    other = fast | {"threads": 2}
+    assert report.lines(other, document(other))[0]["% of product rate"] == ""

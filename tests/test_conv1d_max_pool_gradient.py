@@ -1,0 +1,291 @@
+"""Gradients of conv1d_max_pool on every instruction set.
+
+Most numbers are multiples of a power of two with few digits: sums are exact in float32, so that
+equal maxima are equal in every implementation, and there are many.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convolutions import (
+    ACTIVATIONS,
+    CASES,
+    LAYOUTS,
+    WIDTHS,
+    assert_right_gradients,
+    converted,
+    convolutions,
+    gradients,
+    laid_out,
+    normal,
+    quarters,
+    tensors,
+)
+from seqkernels import functional
+
+POOLINGS = [{}, {"pool_size": 3, "pool_stride": 2}]
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_filters_and_channels_around_vector_widths(isa, dtype, channels_last, pooling):
+    for width in WIDTHS:
+        for sizes in ((2, 3, 12, width, 3), (3, width, 12, 5, 2), (1, width, 9, width, 3)):
+            arguments = laid_out(tensors(sizes, quarters), channels_last) | pooling
+            assert_right_gradients(arguments | {"activation": "tanh"}, dtype)
+
+
+@pytest.mark.parametrize("numbers", [normal, quarters])
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_cases(isa, dtype, case, channels_last, numbers):
+    sizes, keywords = CASES[case]
+    arguments = laid_out(tensors(sizes, numbers), channels_last) | keywords
+    assert_right_gradients(arguments, dtype)
+    assert_right_gradients(arguments | {"bias": None}, dtype)
+
+
+@given(convolutions(), st.booleans(), st.booleans(), st.data())
+def test_any_shape(isa, dtype, convolution, channels_last, ragged, data):
+    sizes, keywords = convolution
+    arguments = laid_out(tensors(sizes, quarters), channels_last) | keywords
+    if ragged:
+        lengths = st.lists(st.integers(0, sizes[2]), min_size=sizes[0], max_size=sizes[0])
+        arguments["lengths"] = torch.tensor(data.draw(lengths))
+    assert_right_gradients(arguments, dtype)
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize(
+    "keywords",
+    [{}, {"stride": 3, "dilation": 2, "padding": 4}, {"pool_size": 64, "pool_stride": 50}],
+    ids=str,
+)
+def test_long_sequences(isa, dtype, channels_last, keywords):
+    arguments = laid_out(tensors((2, 64, 3000, 19, 3), quarters), channels_last) | keywords
+    arguments["lengths"] = torch.tensor([3000, 2950])
+    assert_right_gradients(arguments, dtype)
+
+
+def test_batches_of_several_blocks(isa, dtype):
+    """The weights' gradient is summed over samples of 1 MiB at a time."""
+    for channels_last in LAYOUTS:
+        arguments = tensors((40, 16, 1500, 7, 3), quarters) | {"activation": "sigmoid"}
+        assert_right_gradients(laid_out(arguments, channels_last), dtype)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_the_first_of_equal_maxima_receives_the_gradient(isa, dtype, pooling):
+    values = torch.tensor([1.0, 3.0, 2.0, 3.0, 3.0, 3.0, 0.0], dtype=dtype)
+    for filters in (1, 5, 17):
+        input = values.clone()[None, None].requires_grad_()
+        weight = torch.ones(filters, 1, 1, dtype=dtype)
+        functional.conv1d_max_pool(input, weight, **pooling).sum().backward()
+        expected = [0, 1, 0, 1, 1, 0, 0] if pooling else [0, 1, 0, 0, 0, 0, 0]
+        assert input.grad.flatten().tolist() == [filters * count for count in expected]
+
+
+def test_the_first_of_equal_maxima_in_another_stretch(isa, dtype):
+    for places in ((5, 2990), (1500, 2000), (2997, 2999)):
+        input = torch.zeros(1, 64, 3000, dtype=dtype)
+        input[:, :, list(places)] = 1
+        input.requires_grad_()
+        weight = torch.ones(9, 64, 1, dtype=dtype)
+        functional.conv1d_max_pool(input, weight).sum().backward()
+        assert input.grad[0, 0].nonzero().flatten().tolist() == [places[0]]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_the_first_nan_receives_the_gradient(isa, dtype, activation, pooling):
+    values = [torch.inf, 1.0, torch.nan, 9.0, torch.nan, torch.nan, torch.inf]
+    input = torch.tensor(values, dtype=dtype)[None, None].requires_grad_()
+    weight = torch.ones(9, 1, 1, dtype=dtype)
+    output = functional.conv1d_max_pool(input, weight, activation=activation, **pooling)
+    assert output.isnan().all()
+    output.backward(torch.ones_like(output))
+    expected = [0, 0, 18, 0, 9, 0, 0] if pooling else [0, 0, 9, 0, 0, 0, 0]
+    if activation in ("tanh", "sigmoid"):  # of these the derivative there is itself NaN
+        expected = [torch.nan if count else 0 for count in expected]
+    expected = torch.tensor(expected, dtype=dtype)
+    torch.testing.assert_close(input.grad.flatten(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_of_minus_infinities_only_the_first_window_receives_the_gradient(isa, dtype):
+    for keywords, expected in (
+        ({}, [9, 0, 0, 0, 0, 0]),
+        ({"pool_size": 2}, [9, 0, 9, 0, 9, 0]),
+    ):
+        input = torch.full((1, 1, 6), -torch.inf, dtype=dtype).requires_grad_()
+        output = functional.conv1d_max_pool(input, torch.ones(9, 1, 1, dtype=dtype), **keywords)
+        output.sum().backward()
+        assert input.grad.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_too_short_for_a_window_receives_no_gradient(isa, dtype, activation, pooling):
+    arguments = converted(tensors((4, 4, 9, 5, 3)), dtype) | {"activation": activation} | pooling
+    arguments["lengths"] = torch.tensor([9, 2, 0, 5])
+    input, weight, bias = gradients(functional.conv1d_max_pool, arguments)
+    assert not input[1:3].any() and input[0].any() and input[3, :, :5].any()
+    assert not input[3, :, 5:].any()
+    longer = arguments | {"input": arguments["input"][[0, 3]], "lengths": torch.tensor([9, 5])}
+    output = functional.conv1d_max_pool(**arguments)
+    cotangent = quarters(*output.shape, seed=4)
+    _, *without = gradients(functional.conv1d_max_pool, longer, cotangent[[0, 3]])
+    assert torch.equal(weight, without[0]) and torch.equal(bias, without[1])
+
+    for short in (arguments["input"][:, :, :2], arguments["input"][:, :, :0]):
+        spoilt = arguments | {"input": short, "lengths": None}
+        assert not any(gradient.any() for gradient in gradients(functional.conv1d_max_pool, spoilt))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"pool_size": 2}], ids=str)
+def test_an_empty_batch_has_gradients_of_zero(isa, dtype, keywords):
+    arguments = converted(tensors((0, 5, 9, 7, 3)), dtype) | keywords
+    input, weight, bias = gradients(functional.conv1d_max_pool, arguments)
+    assert input.shape == (0, 5, 9)
+    assert torch.equal(weight, torch.zeros(7, 5, 3, dtype=dtype))
+    assert torch.equal(bias, torch.zeros(7, dtype=dtype))
+
+
+RAGGED = torch.tensor([17, 3, 0, 9, 1, 16])
+HOW = [
+    {"padding": 2, "activation": "tanh"},
+    {"padding": "same", "dilation": 2},
+    {"stride": 2, "padding": 3},
+    {"pool_size": 3, "pool_stride": 2, "padding": "same", "activation": "sigmoid"},
+]
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("keywords", HOW, ids=str)
+def test_batch_mates_and_padding_change_no_bit(isa, dtype, channels_last, keywords):
+    arguments = converted(tensors((6, 5, 17, 21, 4)), dtype) | keywords
+    values = arguments["input"]
+    padding = torch.arange(17) >= RAGGED[:, None, None]
+    padded = arguments | {"input": values.masked_fill(padding, torch.nan), "lengths": RAGGED}
+    padded = laid_out(padded, channels_last)
+    zeros = laid_out(padded | {"input": values.masked_fill(padding, 0)}, channels_last)
+    cotangent = normal(*functional.conv1d_max_pool(**padded).shape)
+    together, *rest = gradients(functional.conv1d_max_pool, padded, cotangent)
+    with_zeros = gradients(functional.conv1d_max_pool, zeros, cotangent)
+    assert all(map(torch.equal, rest, with_zeros[1:]))
+    time = 1 if channels_last else 2
+    for sample, length in enumerate(RAGGED.tolist()):
+        cut = laid_out(
+            arguments | {"input": values[sample : sample + 1, :, :length]}, channels_last
+        )
+        own = cotangent[sample : sample + 1]
+        if "pool_size" in keywords:
+            own = own.narrow(time, 0, functional.conv1d_max_pool(**cut).shape[time])
+        alone = gradients(functional.conv1d_max_pool, cut, own)[0]
+        mine, beyond = together[sample : sample + 1].tensor_split([length], dim=time)
+        assert torch.equal(mine, alone), f"sample {sample}"
+        assert not beyond.any()
+
+
+@given(convolutions(), st.booleans(), st.integers(2, 5))
+def test_runs_and_threads_change_no_bit(isa, set_threads, convolution, channels_last, threads):
+    sizes, keywords = convolution
+    arguments = laid_out(converted(tensors(sizes), torch.float32), channels_last) | keywords
+    results = []
+    for count in (1, 1, threads):
+        set_threads(count)
+        results.append(gradients(functional.conv1d_max_pool, arguments))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
+
+
+def test_strides_do_not_change_a_bit(isa, dtype):
+    arguments = converted(tensors((3, 6, 21, 11, 3), quarters), dtype)
+    arguments |= {"padding": 1, "pool_size": 4}
+    expected = gradients(functional.conv1d_max_pool, arguments)
+    cotangent = quarters(3, 11, 5, seed=4)
+    for name, view in {
+        "input": arguments["input"].permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        "weight": arguments["weight"].permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        "bias": torch.stack([arguments["bias"]] * 2, dim=1)[:, 0],
+    }.items():
+        found = gradients(functional.conv1d_max_pool, arguments | {name: view})
+        assert all(map(torch.equal, found, expected)), name
+    strided = cotangent.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = gradients(functional.conv1d_max_pool, arguments, strided)
+    assert all(map(torch.equal, found, expected))
+    ones = gradients(functional.conv1d_max_pool, arguments, torch.ones(3, 11, 5))
+    found = gradients(functional.conv1d_max_pool, arguments, torch.ones(()).expand(3, 11, 5))
+    assert all(map(torch.equal, found, ones))
+
+
+def test_each_gradient_may_be_asked_for_alone(isa):
+    arguments = tensors((3, 6, 21, 11, 3))
+    expected = dict(
+        zip(
+            ("input", "weight", "bias"),
+            gradients(functional.conv1d_max_pool, arguments, torch.ones(3, 11)),
+            strict=True,
+        )
+    )
+    for name, gradient in expected.items():
+        leaf = arguments[name].clone().requires_grad_()
+        functional.conv1d_max_pool(**arguments | {name: leaf}).sum().backward()
+        assert torch.equal(leaf.grad, gradient)
+
+
+def test_a_graph_may_be_used_twice(isa):
+    arguments = tensors((3, 6, 21, 11, 3)) | {"activation": "tanh"}
+    before = {name: value.clone() for name, value in arguments.items() if name != "activation"}
+    leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias")]
+    output = functional.conv1d_max_pool(**arguments)
+    cotangent = normal(3, 11)
+    first = torch.autograd.grad(output, leaves, cotangent, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(output, leaves, cotangent)))
+    assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+def test_a_saved_tensor_changed_in_place_is_an_error():
+    for name in ("input", "weight", "lengths"):
+        arguments = tensors((3, 6, 21, 11, 3)) | {"lengths": torch.tensor([21, 3, 4])}
+        arguments["bias"].requires_grad_()
+        output = functional.conv1d_max_pool(**arguments, activation="tanh")
+        arguments[name].add_(0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+CHECKED = [
+    {},
+    {"padding": 2, "stride": 2, "bias": None},
+    {"padding": "same", "channels_last": True},
+    {"dilation": 2, "pool_size": 3, "pool_stride": 2},
+    {"padding": "same", "pool_size": 2, "channels_last": True},
+    {"padding": 1, "lengths": torch.tensor([8, 1])},
+    {"pool_size": 2, "lengths": torch.tensor([4, 8])},
+]
+
+
+def function_of_tensors(keywords: dict, activation: str):
+    arguments = tensors((2, 3, 8, 3, 4)) | keywords | {"activation": activation}
+    arguments["input"] = laid_out(arguments, keywords.get("channels_last", False))["input"]
+    names = [name for name in ("input", "weight", "bias") if arguments[name] is not None]
+
+    def function(*leaves):
+        return functional.conv1d_max_pool(**arguments | dict(zip(names, leaves, strict=True)))
+
+    return function, [arguments[name].clone().requires_grad_() for name in names]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("keywords", CHECKED, ids=str)
+def test_gradcheck(isa, keywords, activation):
+    assert torch.autograd.gradcheck(*function_of_tensors(keywords, activation))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("keywords", CHECKED, ids=str)
+def test_gradgradcheck(keywords, activation):
+    assert torch.autograd.gradgradcheck(*function_of_tensors(keywords, activation), fast_mode=True)

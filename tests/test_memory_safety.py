@@ -1,0 +1,272 @@
+"""No kernel leaves the memory of its arguments, and the native face refuses what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seqkernels import _cpu
+from subprocesses import run_python
+
+FENCES = """
+    import guarded, sys
+    memory = guarded.GuardedMemory(3, guarded.torch.float32, at_end=sys.argv[1] == "end")
+    size = memory.elements.nbytes
+    offset = size if sys.argv[1] == "end" else -1
+    guarded.ctypes.string_at(memory.elements.data_ptr(), size)
+    print("inside", flush=True)
+    guarded.ctypes.string_at(memory.elements.data_ptr() + offset, 1)
+    print("outside")
+"""
+
+
+@pytest.mark.parametrize("place", ["end", "beginning"])
+def test_guarded_memory_is_guarded(place):
+    process = run_python(FENCES, place)
+    assert process.returncode < 0 and process.stdout == "inside\n", process.stderr
+
+
+def test_kernels_stay_within_their_arguments(isa):
+    process = run_python("import guarded, sys; guarded.run_all(sys.argv[1])", isa)
+    lines = process.stdout.splitlines()
+    last = f"exit status {process.returncode} in: {lines[-1:]}\n{process.stderr}"
+    assert process.returncode == 0 and lines[-1] == "done", last
+
+
+def convolution_forward() -> dict:
+    return {
+        "input": torch.randn(2, 9, 3),
+        "weight": torch.randn(5, 3, 3),
+        "bias": torch.randn(5),
+        "lengths": torch.tensor([9, 4]),
+        "output": torch.full((2, 3, 5), 7.0),
+        "argmax": torch.full((2, 3, 5), 7, dtype=torch.int32),
+        "geometry": (1, 0, 0, 1, 2, 2),
+        "activation": "relu",
+        "threads": 1,
+    }
+
+
+def convolution_backward() -> dict:
+    return {
+        "grad_output": torch.randn(2, 3, 5),
+        "output": torch.randn(2, 3, 5),
+        "argmax": torch.zeros(2, 3, 5, dtype=torch.int32),
+        "input": torch.randn(2, 9, 3),
+        "weight": torch.randn(5, 3, 3),
+        "lengths": torch.tensor([9, 4]),
+        "grad_input": torch.full((2, 9, 3), 7.0),
+        "grad_weight": torch.full((5, 3, 3), 7.0),
+        "grad_bias": torch.full((5,), 7.0),
+        "geometry": (1, 0, 0, 1, 2, 2),
+        "activation": "relu",
+        "threads": 1,
+    }
+
+
+def recurrence_forward() -> dict:
+    return {
+        "cell": "lstm",
+        "reverse": False,
+        "input": torch.randn(4, 2, 3),
+        "initial_hidden": torch.randn(2, 5),
+        "initial_cell": torch.randn(2, 5),
+        "weight_ih": torch.randn(20, 3),
+        "weight_hh": torch.randn(20, 5),
+        "bias_ih": torch.randn(20),
+        "bias_hh": torch.randn(20),
+        "lengths": torch.tensor([4, 1]),
+        "output": torch.full((4, 2, 5), 7.0),
+        "final_hidden": torch.full((2, 5), 7.0),
+        "final_cell": torch.full((2, 5), 7.0),
+        "gates": torch.full((4, 2, 20), 7.0),
+        "cells": torch.full((4, 2, 5), 7.0),
+        "threads": 1,
+    }
+
+
+def recurrence_backward() -> dict:
+    return {
+        "cell": "lstm",
+        "reverse": False,
+        "input": torch.randn(4, 2, 3),
+        "initial_hidden": torch.randn(2, 5),
+        "initial_cell": torch.randn(2, 5),
+        "weight_ih": torch.randn(20, 3),
+        "weight_hh": torch.randn(20, 5),
+        "lengths": torch.tensor([4, 1]),
+        "output": torch.randn(4, 2, 5),
+        "gates": torch.rand(4, 2, 20),
+        "cells": torch.randn(4, 2, 5),
+        "grad_output": torch.randn(4, 2, 5),
+        "grad_final_hidden": torch.randn(2, 5),
+        "grad_final_cell": torch.randn(2, 5),
+        "grad_gates": torch.full((4, 2, 20), 7.0),
+        "grad_input": torch.full((4, 2, 3), 7.0),
+        "grad_initial_hidden": torch.full((2, 5), 7.0),
+        "grad_initial_cell": torch.full((2, 5), 7.0),
+        "grad_weight_ih": torch.full((20, 3), 7.0),
+        "grad_weight_hh": torch.full((20, 5), 7.0),
+        "grad_bias": torch.full((20,), 7.0),
+        "threads": 1,
+    }
+
+
+KERNELS = {
+    _cpu.conv1d_max_pool_forward: (convolution_forward, ("output", "argmax")),
+    _cpu.conv1d_max_pool_backward: (
+        convolution_backward,
+        ("grad_input", "grad_weight", "grad_bias"),
+    ),
+    _cpu.recurrence_forward: (
+        recurrence_forward,
+        ("output", "final_hidden", "final_cell", "gates", "cells"),
+    ),
+    _cpu.recurrence_backward: (
+        recurrence_backward,
+        (
+            "grad_gates",
+            "grad_input",
+            "grad_initial_hidden",
+            "grad_initial_cell",
+            "grad_weight_ih",
+            "grad_weight_hh",
+            "grad_bias",
+        ),
+    ),
+}
+
+
+def assert_refused(kernel, mistake: dict, error, message: str | None = None) -> None:
+    """The call raises that error and writes to none of its outputs."""
+    build, outputs = KERNELS[kernel]
+    arguments = build() | mistake
+    with pytest.raises(error, match=message):
+        kernel(*arguments.values())
+    for name in outputs:
+        if name not in mistake:
+            assert torch.all(arguments[name] == 7), name
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_right_arguments_are_taken_and_every_output_written(isa, kernel):
+    build, outputs = KERNELS[kernel]
+    arguments = build()
+    kernel(*arguments.values())
+    for name in outputs:
+        if "gates" in name or name == "cells":  # not where lengths end
+            assert not torch.any(arguments[name][0] == 7) and arguments[name][2, 1].eq(7).all()
+        else:
+            assert not torch.any(arguments[name] == 7), name
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_every_tensor_must_have_its_dtype_shape_and_strides(kernel):
+    arguments = KERNELS[kernel][0]()
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        # From input's dtype that of all others follows.
+        accused = r"\w+" if name == "input" else name
+        other = torch.float64 if value.dtype == torch.float32 else torch.float32
+        assert_refused(kernel, {name: value.to(other)}, ValueError, f"^{accused}: expected")
+        for wrong in (
+            value[None],
+            value[..., 0],
+            value.repeat(*[1] * (value.dim() - 1), 2),
+            value[..., :-1],
+            value[:0],
+        ):
+            accused = r"\w+" if name in ("input", "weight_hh", "weight") else name
+            assert_refused(kernel, {name: wrong}, ValueError, f"^{accused}: expected")
+        for impossible in (value.half(), torch.complex(*[value.float()] * 2), value > 0):
+            assert_refused(kernel, {name: impossible}, ValueError, "^tensor: expected")
+        elsewhere = value.to("meta")
+        assert_refused(kernel, {name: elsewhere}, (ValueError, RuntimeError))
+        assert_refused(kernel, {name: value.to_sparse()}, (ValueError, RuntimeError))
+        for no_tensor in (value.numpy(), value.tolist(), "input", 1):
+            assert_refused(kernel, {name: no_tensor}, TypeError)
+
+
+ANY_STRIDES = {
+    _cpu.conv1d_max_pool_forward: {"input", "weight", "output"},
+    _cpu.conv1d_max_pool_backward: {"input", "weight", "grad_output", "output"},
+    _cpu.recurrence_forward: {"weight_ih", "weight_hh"},
+    _cpu.recurrence_backward: {"weight_ih", "weight_hh"},
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_strides_are_refused_where_they_matter(kernel):
+    for name, value in KERNELS[kernel][0]().items():
+        if not isinstance(value, torch.Tensor) or name in ANY_STRIDES[kernel]:
+            continue
+        spread = torch.stack([value, value], dim=-1)[..., 0]
+        assert_refused(kernel, {name: spread}, ValueError, f"^{name}: expected .*stride")
+    if kernel is _cpu.conv1d_max_pool_forward:
+        overlapping = torch.full((2, 3, 1), 7.0).expand(2, 3, 5)
+        assert_refused(kernel, {"output": overlapping}, ValueError, "^output: expected distinct")
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_values_out_of_range_are_refused(kernel):
+    for lengths in ([-1, 4], [4, 10], [2**40, 1], [-(2**63), 4]):
+        mistake = {"lengths": torch.tensor(lengths)}
+        assert_refused(kernel, mistake, ValueError, "^lengths: expected values from 0 to")
+    for threads in (0, -1):
+        assert_refused(kernel, {"threads": threads}, ValueError, "^threads: expected at least 1")
+    if kernel in (_cpu.recurrence_forward, _cpu.recurrence_backward):
+        assert_refused(kernel, {"cell": "gru"}, ValueError, "^cell: expected lstm")
+        return
+    assert_refused(kernel, {"activation": "gelu"}, ValueError, "^activation: expected identity")
+    names = ("stride", "padding_left", "padding_right", "dilation", "pool_size", "pool_stride")
+    for place, name in enumerate(names):
+        geometry = list(convolution_forward()["geometry"])
+        kind = name.removesuffix("_left").removesuffix("_right")
+        for value, bound in ((-1, "least"), (2**31, "most 2147483647"), (2**62, "most 2147483647")):
+            geometry[place] = value
+            mistake = {"geometry": tuple(geometry)}
+            assert_refused(kernel, mistake, ValueError, f"^{kind}.*: expected at {bound}")
+    padding = (1, 2**31 - 9, 2**31 - 9, 1, 0, 0)
+    assert_refused(kernel, {"geometry": padding}, ValueError, "^length with padding: expected at")
+    assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
+
+
+@pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])
+def test_tensors_that_a_cell_has_not(kernel):
+    for name in ("initial_cell", "final_cell", "cells", "gates", "grad_initial_cell"):
+        arguments = KERNELS[kernel][0]()
+        optional = name != "cells" or kernel is _cpu.recurrence_backward
+        if name in arguments and optional and (kernel, name) != (_cpu.recurrence_forward, "gates"):
+            message = f"^{name}: expected a tensor, got None"
+            assert_refused(kernel, {name: None}, ValueError, message)
+    rnn = {"cell": "rnn_tanh", "weight_ih": torch.randn(5, 3), "weight_hh": torch.randn(5, 5)}
+    assert_refused(kernel, rnn, ValueError, "^initial_cell: expected None, got a tensor")
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_sizes_beyond_64_bits_are_refused(kernel):
+    wide = torch.zeros(3).expand(2**30, 2**31, 3)
+    mistake = {"input": wide.transpose(0, 1) if "conv" in kernel.__name__ else wide}
+    assert_refused(kernel, mistake, ValueError, "fits 64 bits")
+
+
+def test_a_nonsense_argmax_does_no_harm(isa):
+    """Negative windows count as none; of others only what lies within the sample is touched."""
+    input, weight = torch.randn(2, 9, 3), torch.randn(5, 3, 3)
+    for window in (-1, -(2**31), 2**31 - 1, 7, 100):
+        gradients = torch.ops.seqkernels.conv1d_max_pool_backward(
+            torch.ones(2, 5),
+            torch.ones(2, 5),
+            torch.full((2, 1, 5), window, dtype=torch.int32),
+            input,
+            weight,
+            None,
+            (1, 0, 0, 1, 0, 0),
+            "identity",
+            False,
+            [True] * 3,
+        )
+        reached = window in (7,)
+        assert gradients[0].any() == gradients[1].any() == reached
+        assert torch.equal(gradients[2], torch.full((5,), 2.0 if window >= 0 else 0.0))

@@ -1,0 +1,332 @@
+"""Gradients of lstm, rnn and their cells on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from recurrences import (
+    KINDS,
+    SIZES,
+    WIDTHS,
+    assert_right_gradients,
+    converted,
+    cotangents_of,
+    flatten,
+    floating,
+    gradients,
+    leaves_of,
+    mapped,
+    run,
+    run_torch,
+    tensors,
+)
+from seqkernels import functional
+
+NAN = float("nan")
+RAGGED = torch.tensor([7, 3, 0, 5, 7, 1, 0, 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_units_and_inputs_around_vector_widths(isa, dtype, kind):
+    for width in WIDTHS:
+        for sizes in ((3, 2, 5, width), (2, 3, width, 5), (2, 2, width, width)):
+            assert_right_gradients(kind, tensors(kind, sizes), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_around_tiles_of_rows(isa, dtype, kind):
+    for batch in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 25):
+        assert_right_gradients(kind, tensors(kind, (3, batch, 4, 9)), dtype)
+
+
+@pytest.mark.parametrize(("bias", "reverse"), [(True, False), (False, True)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes(isa, dtype, kind, size, bias, reverse):
+    assert_right_gradients(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
+
+
+@given(
+    st.tuples(st.integers(0, 9), st.integers(1, 15), st.integers(1, 40), st.integers(1, 40)),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_shape(isa, dtype, kind, sizes, reverse, ragged, data):
+    arguments = tensors(kind, sizes) | {"reverse": reverse}
+    if ragged:
+        lengths = st.lists(st.integers(0, sizes[0]), min_size=sizes[1], max_size=sizes[1])
+        arguments["lengths"] = torch.tensor(data.draw(lengths))
+    assert_right_gradients(kind, arguments, dtype)
+
+
+USED = [(kind, used) for used in ("output", "h_n", "one step", "one unit") for kind in KINDS]
+USED += [("lstm", "c_n"), ("lstm", "output and c_n")]
+
+
+@pytest.mark.parametrize(("kind", "used"), USED)
+def test_results_used_in_part(isa, dtype, kind, used):
+    def only_used(run):
+        def results(kind, arguments):
+            output, h_n, *c_n = run(kind, arguments)
+            return {
+                "output": [output],
+                "h_n": [h_n],
+                "c_n": c_n,
+                "output and c_n": [output, *c_n],
+                "one step": [output[2]],
+                "one unit": [output[..., 3]],
+            }[used]
+
+        return results
+
+    arguments = tensors(kind, (6, 8, 4, 9))
+    for lengths in (None, RAGGED.clamp(max=6)):
+        for reverse in (False, True):
+            given = converted(arguments, dtype) | {"lengths": lengths, "reverse": reverse}
+            ours = gradients(only_used(run), kind, given)
+            full = gradients(run, kind, given, zeros_but(used, kind, given))
+            assert all(map(torch.equal, ours, full))
+            torchs = gradients(only_used(run_torch), kind, given)
+            torch.testing.assert_close(ours, torchs)
+
+
+def zeros_but(used: str, kind: str, arguments: dict) -> list[torch.Tensor]:
+    """Gradients of all results, zero but for the part used: there as cotangents_of has it."""
+    results = run(kind, arguments)
+    given = [torch.zeros_like(result) for result in results]
+    output, _, *c_n = results
+    if used == "output and c_n":
+        given[0], given[2] = cotangents_of([output, *c_n])
+    elif used == "one step":
+        (given[0][2],) = cotangents_of([output[2]])
+    elif used == "one unit":
+        (given[0][..., 3],) = cotangents_of([output[..., 3]])
+    else:
+        place = ["output", "h_n", "c_n"].index(used)
+        (given[place],) = cotangents_of([results[place]])
+    return given
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_steps_or_samples(isa, dtype, kind, reverse):
+    for sizes in ((0, 3, 4, 5), (6, 0, 4, 5)):
+        arguments = converted(tensors(kind, sizes), dtype) | {"reverse": reverse}
+        input, *rest = gradients(run, kind, arguments)
+        assert input.shape == (*sizes[:2], 4)
+        states, weights = rest[: len(rest) - 4], rest[len(rest) - 4 :]
+        assert all(map(torch.equal, states, cotangents_of(run(kind, arguments))[1:]))
+        assert not any(weight.any() for weight in weights)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
+    arguments = converted(tensors(kind, (7, 8, 5, 21)), dtype) | {"reverse": reverse}
+    beyond = (torch.arange(7)[:, None] >= RAGGED)[..., None]
+    padded, zeroed = (
+        arguments | {"input": arguments["input"].masked_fill(beyond, filling), "lengths": RAGGED}
+        for filling in (NAN, 0.0)
+    )
+    together = gradients(run, kind, padded)
+    assert all(map(torch.equal, together, gradients(run, kind, zeroed)))
+    cotangents = cotangents_of(run(kind, padded))
+    spoilt = [cotangents[0].masked_fill(beyond, NAN), *cotangents[1:]]
+    assert all(map(torch.equal, together, gradients(run, kind, padded, spoilt)))
+    input, *states = together[: 3 if kind == "lstm" else 2]
+    assert not input.masked_select(beyond).any()
+    for n, length in enumerate(RAGGED.tolist()):
+        cut = arguments | {
+            "input": arguments["input"][:length, n : n + 1],
+            "hx": mapped(lambda state, n=n: state[n : n + 1], arguments["hx"]),
+        }
+        own = [cotangents[0][:length, n : n + 1], *(each[n : n + 1] for each in cotangents[1:])]
+        alone = gradients(run, kind, cut, own)
+        assert torch.equal(input[:length, n : n + 1], alone[0])
+        assert all(torch.equal(a[n : n + 1], b) for a, b in zip(states, alone[1:], strict=False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(3, 2, 20, 300), (4, 64, 9, 32), (2, 50, 5, 280), (5, 1, 7, 65)])
+def test_runs_and_threads_change_no_bit(isa, dtype, kind, sizes, set_threads):
+    arguments = converted(tensors(kind, sizes), dtype)
+    results = []
+    for threads in (1, 1, 2, 2, 3, 8):
+        set_threads(threads)
+        results.append(gradients(run, kind, arguments))
+    assert all(all(map(torch.equal, result, results[0])) for result in results)
+
+
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 20), st.integers(1, 9), st.integers(1, 70)),
+    st.booleans(),
+    st.integers(2, 5),
+    st.data(),
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_change_no_bit_of_any_shape(isa, set_threads, kind, sizes, reverse, threads, data):
+    arguments = converted(tensors(kind, sizes), torch.float32) | {"reverse": reverse}
+    lengths = st.lists(st.integers(0, sizes[0]), min_size=sizes[1], max_size=sizes[1])
+    arguments["lengths"] = torch.tensor(data.draw(lengths))
+    set_threads(1)
+    expected = gradients(run, kind, arguments)
+    set_threads(threads)
+    assert all(map(torch.equal, gradients(run, kind, arguments), expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strides_do_not_change_a_bit(isa, dtype, kind):
+    arguments = converted(tensors(kind, (5, 4, 6, 9)), dtype)
+    expected = gradients(run, kind, arguments)
+    for name, view in {
+        "input": arguments["input"].transpose(0, 1).contiguous().transpose(0, 1),
+        "hx": mapped(lambda state: state.T.contiguous().T, arguments["hx"]),
+        "w_ih": arguments["w_ih"].T.contiguous().T,
+        "w_hh": arguments["w_hh"].T.contiguous().T,
+        "b_hh": torch.stack([arguments["b_hh"]] * 2, dim=1)[:, 0],
+    }.items():
+        found = gradients(run, kind, arguments | {name: view})
+        assert all(map(torch.equal, found, expected)), name
+    results = run(kind, arguments)
+    strided = [each.mT.contiguous().mT for each in cotangents_of(results)]
+    assert all(map(torch.equal, gradients(run, kind, arguments, strided), expected))
+    ones = gradients(run, kind, arguments, [torch.ones_like(result) for result in results])
+    wide = [torch.ones((), dtype=dtype).expand_as(result) for result in results]
+    assert all(map(torch.equal, gradients(run, kind, arguments, wide), ones))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_gradient_may_be_asked_for_alone(isa, kind):
+    arguments = tensors(kind, (5, 4, 6, 9))
+    cotangents = cotangents_of(run(kind, arguments))
+    expected = gradients(run, kind, arguments)
+    for place, gradient in enumerate(expected):
+        copies = {name: mapped(torch.clone, value) for name, value in arguments.items()}
+        leaf = floating(copies)[place].requires_grad_()
+        torch.autograd.backward(run(kind, copies), cotangents)
+        assert torch.equal(leaf.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_may_be_used_twice(isa, kind):
+    arguments = tensors(kind, (5, 4, 6, 9))
+    before = [tensor.clone() for tensor in floating(arguments)]
+    leaves = leaves_of(arguments)
+    results = run(kind, leaves)
+    cotangents = cotangents_of(results)
+    first = torch.autograd.grad(results, floating(leaves), cotangents, retain_graph=True)
+    again = torch.autograd.grad(results, floating(leaves), cotangents)
+    assert all(map(torch.equal, first, again))
+    assert all(map(torch.equal, before, floating(arguments)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_biases_have_a_gradient_of_their_own(kind):
+    leaves = leaves_of(tensors(kind, (5, 4, 6, 9)))
+    run(kind, leaves)[0].sum().backward()
+    assert torch.equal(leaves["b_ih"].grad, leaves["b_hh"].grad)
+    kept = leaves["b_hh"].grad.clone()
+    leaves["b_ih"].grad.zero_()
+    assert torch.equal(leaves["b_hh"].grad, kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_tensor_changed_in_place_is_an_error(kind):
+    for name in ("input", "hx", "w_ih", "w_hh", "lengths", "output"):
+        arguments = tensors(kind, (5, 2, 6, 9)) | {"lengths": torch.tensor([5, 3])}
+        arguments["b_ih"].requires_grad_()
+        results = run(kind, arguments)
+        changed = results[0] if name == "output" else arguments[name]
+        with torch.no_grad():
+            flatten([changed])[0].add_(0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            results[1].sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "rnn_tanh"])
+def test_saturated_gates_pass_no_nan(isa, dtype, kind):
+    for scale in (100.0, 1e4, 1e30):
+        arguments = tensors(kind, (6, 4, 1, 9))
+        arguments["input"] = scale * arguments["input"].sign()
+        arguments["w_ih"] = arguments["w_ih"].mul(9).round() / 4
+        found = gradients(run, kind, converted(arguments, dtype))
+        assert all(gradient.isfinite().all() for gradient in found)
+        expected = gradients(run_torch, kind, converted(arguments, dtype))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_goes_where_torchs_goes(isa, dtype, kind):
+    arguments = converted(tensors(kind, (6, 4, 5, 9)), dtype)
+    for step in (0, 2, 5):
+        input = arguments["input"].clone()
+        input[step, 1, 3] = NAN
+        found = gradients(run, kind, arguments | {"input": input})
+        expected = gradients(run_torch, kind, arguments | {"input": input})
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        assert found[0][:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])
+def test_cells(isa, dtype, name):
+    kind = name.removesuffix("_cell")
+
+    def sequence(kind, arguments):
+        return run(kind, arguments)[1:]
+
+    def cell(kind, arguments):
+        step = arguments | {"input": arguments["input"][0]}
+        if kind == "lstm":
+            return flatten(functional.lstm_cell(**step))
+        return [functional.rnn_cell(**step, nonlinearity=kind[4:])]
+
+    for batch in (1, 6, 13):
+        arguments = converted(tensors(kind, (1, batch, 7, 17)), dtype)
+        expected = gradients(sequence, kind, arguments)
+        assert all(map(torch.equal, gradients(cell, kind, arguments), expected))
+
+
+CHECKED = [
+    {},
+    {"reverse": True},
+    {"lengths": torch.tensor([4, 0, 2])},
+    {"lengths": torch.tensor([1, 3, 4]), "reverse": True},
+    {"b_ih": None, "b_hh": None},
+    {"b_ih": None},
+    {"hx": None},
+]
+
+
+def function_of_tensors(kind: str, keywords: dict):
+    leaves = leaves_of(tensors(kind, (4, 3, 2, 3)) | keywords)
+    names = [name for name in leaves if leaves[name] is not None and name in ARGUMENTS]
+
+    def function(*given):
+        given = list(given)
+        arguments = dict(leaves)
+        for name in names:
+            arguments[name] = mapped(lambda _: given.pop(0), leaves[name])
+        return tuple(run(kind, arguments))
+
+    return function, [tensor for name in names for tensor in flatten([leaves[name]])]
+
+
+ARGUMENTS = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+
+
+@pytest.mark.parametrize("keywords", CHECKED, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(isa, kind, keywords):
+    assert gradcheck(*function_of_tensors(kind, keywords), fast_mode=False)
+
+
+@pytest.mark.parametrize("keywords", CHECKED, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradgradcheck(kind, keywords):
+    assert gradgradcheck(*function_of_tensors(kind, keywords), fast_mode=True)

@@ -1,0 +1,205 @@
+"""The command line: ``list``, ``run``, ``compare``, ``plot``, ``env``, ``page``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from .cases import DEVICES, DTYPES, PASSES, PRECISIONS, UsageError, load_suite, product, suite_names
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="seqkernels-bench",
+        description="This package's layers beside every peer: verified, then timed.",
+    )
+    commands = top.add_subparsers(dest="subcommand", metavar="COMMAND")
+    _add_run(commands)
+    listing = commands.add_parser("list", help="suites, operations, shapes and providers")
+    listing.add_argument("--suite", help="the cases of these suites, separated by commas")
+    compare = commands.add_parser("compare", help="two saved runs, row by row")
+    compare.add_argument("before", metavar="A.json")
+    compare.add_argument("after", metavar="B.json")
+    compare.add_argument("--provider", default="seqkernels", help="whose times; default ours")
+    compare.add_argument(
+        "--fail-below",
+        type=float,
+        metavar="R",
+        help="exit with 1 if B's geometric mean, or a row that differs significantly, is not "
+        "at least R times as fast as A's",
+    )
+    compare.add_argument("--significance", type=float, default=0.01, metavar="P")
+    plot = commands.add_parser("plot", help="pictures of a saved run, PNG and SVG")
+    plot.add_argument("file", metavar="FILE")
+    plot.add_argument("--directory", default=".", help="where the pictures go")
+    env = commands.add_parser("env", help="the machine, its measured rates, the libraries")
+    env.add_argument("--threads", default=str(torch.get_num_threads()))
+    env.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    page = commands.add_parser("page", help="the performance page, from bench/records")
+    page.add_argument("--records", default="bench/records")
+    page.add_argument("--target", default="docs/performance.md")
+    return top
+
+
+def _add_run(commands) -> None:
+    run = commands.add_parser("run", help="measure")
+    add = run.add_argument
+    add("--suite", help=f"some of {', '.join(suite_names())}, or a file, or all; default quick")
+    add("--op", help="operations, separated by commas")
+    add("--provider", default="default", help="names, families, patterns with *, all, default")
+    add("--isa", help="this package's kernels for these instruction sets, side by side")
+    add("--dtype", help=f"some of {', '.join(DTYPES)}; default what the suite says, or float32")
+    add("--precision", default="highest", help=f"of float32 products: some of {PRECISIONS}")
+    add("--pass", dest="passes", help=f"some of {', '.join(PASSES)}; default what the suite says")
+    add("--threads", default=str(torch.get_num_threads()), help="a list or range, as 1,2 or 1..4")
+    add(
+        "--shapes",
+        nargs="+",
+        metavar="NAME=VALUES",
+        help="lists and ranges, as N=1,16 T=25..100..25 H=128..1024..*2; or a suite's FILE",
+    )
+    add("--filter", metavar="REGEX", help="only cases whose line matches")
+    add("--device", default="cpu", help=f"some of {', '.join(DEVICES)}")
+    add("--cold", action="store_true", help="scrub the caches before each call")
+    add("--min-time", type=float, default=0.1, metavar="SECONDS", help="of calls, a provider")
+    add("--max-time", type=float, default=0.3, metavar="SECONDS", help="where it is noisy")
+    add("--max-noise", type=float, default=2.0, metavar="PERCENT", help="of the median's error")
+    add("--no-verify", action="store_true", help="time even what may be wrong")
+    add("--seed", type=int, default=0, help="of the random order of the providers")
+    add("-o", "--output", default="table", help="some of table, md, csv, json, jsonl")
+    add("--save", metavar="FILE", help="everything measured, for compare, plot and page")
+    add("--record", action="store_true", help="save as this machine's record, in bench/records")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+        given = ["run", *given]
+    parsed = parser().parse_args(given)
+    try:
+        _require("rich")
+        return _COMMANDS[parsed.subcommand](parsed)
+    except UsageError as error:
+        sys.stderr.write(f"seqkernels-bench: {error}\n")
+        return 2
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(
+            f"the package {package} is not installed: pip install 'seqkernels[bench]' brings it"
+        )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from . import report
+    from .run import run, words
+
+    words(arguments.output, report.FORMATS, "--output")
+    return run(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from .operations import OPERATIONS
+    from .providers import PROVIDERS
+
+    write = sys.stdout.write
+    if arguments.suite:
+        for name in arguments.suite.split(","):
+            for entry in load_suite(name)["cases"]:
+                for shape in product(entry["shapes"]):
+                    text = " ".join(f"{key}={value}" for key, value in shape.items())
+                    write(f"{name}: {entry['operation']} {text}\n")
+        return 0
+    write("suites\n")
+    for name in suite_names():
+        suite = load_suite(name)
+        count = sum(len(list(product(entry["shapes"]))) for entry in suite["cases"])
+        write(f"  {name:20} {count:3} shapes: {suite['description']}\n")
+    write("operations\n")
+    for operation in OPERATIONS.values():
+        names = [f"{name} ({what})" for name, what in operation.required.items()]
+        names += [
+            f"{name}={'H' if name == 'I' else default}"
+            for name, default in operation.defaults.items()
+        ]
+        write(f"  {operation.name:20} {', '.join(names)}\n")
+    write("providers\n")
+    for provider in PROVIDERS.values():
+        state = provider.missing() or "available"
+        write(f"  {provider.name:28} {state}; {', '.join(provider.operations)}\n")
+    return 0
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    from . import environment
+    from .run import numbers
+
+    document = environment.describe()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    document["peaks"] = [
+        environment.measure_peaks(threads, device, ("float32", "float64", "bfloat16"))
+        for device in devices
+        for threads in numbers(arguments.threads, "--threads")
+    ]
+    if arguments.output == "json":
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        return 0
+    peaks = document.pop("peaks")
+    for name, value in document.items():
+        sys.stdout.write(f"{name:18} {_readable(value)}\n")
+    for rates in peaks:
+        where = f"{rates['device']}, threads {rates['threads']}"
+        for dtype, rate in rates["product"].items():
+            sys.stdout.write(f"measured product rate (torch.mm, {dtype}, {where}): ")
+            sys.stdout.write(f"{rate / 1e9:.1f} GFLOP/s\n")
+        for level, rate in rates["copy"].items():
+            sys.stdout.write(f"measured copy rate (read and written, {level}, {where}): ")
+            sys.stdout.write(f"{rate / 1e9:.1f} GB/s\n")
+    return 0
+
+
+def _readable(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .compare import compare
+
+    return compare(arguments)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from .compare import load
+    from .plot import plot
+
+    _require("matplotlib")
+    for path in plot(load(arguments.file), Path(arguments.directory), Path(arguments.file).stem):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    from .page import write_page
+
+    _require("matplotlib")
+    sys.stdout.write(f"{write_page(Path(arguments.records), Path(arguments.target))}\n")
+    return 0
+
+
+_COMMANDS = {
+    "run": _run,
+    "list": _list,
+    "compare": _compare,
+    "plot": _plot,
+    "env": _env,
+    "page": _page,
+}

@@ -1,0 +1,99 @@
+"""Two saved runs, row by row: how much faster the second is, and whether by more than chance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .cases import UsageError
+from .run import FORMAT
+from .statistics import difference_by_chance, geometric_mean
+
+KEY = ("operation", "pass", "dtype", "threads", "device", "precision", "cold")
+
+
+def load(path: str) -> dict[str, Any]:
+    """A document that ``run --save`` wrote."""
+    try:
+        document = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a saved run: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UsageError(f"{path}: not a saved run of format {FORMAT}")
+    return document
+
+
+def by_key(document: dict[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """The rows of a document by what they measure; of several of one, the last."""
+    return {
+        (*(row[name] for name in KEY), tuple(sorted(row["shape"].items()))): row
+        for row in document["rows"]
+    }
+
+
+def differences(
+    before: dict[str, Any], after: dict[str, Any], provider: str
+) -> list[dict[str, Any]]:
+    """The rows that both have: times, their ratio (above 1: the second is faster), p-value."""
+    old_rows, found = by_key(before), []
+    for key, new in by_key(after).items():
+        old = old_rows.get(key)
+        if old is None:
+            continue
+        results = [row["results"].get(provider, {}) for row in (old, new)]
+        if not all("median" in result for result in results):
+            continue
+        first, second = results
+        found.append(
+            {
+                "title": report.title(new),
+                "before": first["median"],
+                "after": second["median"],
+                "ratio": first["median"] / second["median"],
+                "p": difference_by_chance(first["samples"], second["samples"]),
+            }
+        )
+    return found
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print the rows and the geometric mean; 1 if ``--fail-below`` says so, else 0."""
+    before, after = load(arguments.before), load(arguments.after)
+    rows = differences(before, after, arguments.provider)
+    if not rows:
+        raise UsageError(f"the two files have no row of {arguments.provider} in common")
+    mean = geometric_mean(row["ratio"] for row in rows)
+    write = sys.stdout.write
+    for row in sorted(rows, key=lambda row: row["ratio"]):
+        differs = row["p"] < arguments.significance
+        verdict = "the same" if not differs else "faster" if row["ratio"] > 1 else "SLOWER"
+        write(
+            f"{row['ratio']:6.3f}x  {verdict:8}  p={row['p']:.1e}  "
+            f"{report.duration(row['before']):>8} -> {report.duration(row['after']):>8}  "
+            f"{row['title']}\n"
+        )
+    write(f"{mean:6.3f}x  geometric mean of {len(rows)} rows of {arguments.provider}\n")
+    missing = len(set(by_key(before)) ^ set(by_key(after)))
+    if missing:
+        write(f"{missing} rows are in one of the files only\n")
+    if before["environment"] != after["environment"]:
+        write("the machines or libraries differ: see `environment` in the files\n")
+    lost = [
+        report.title(row)
+        for row in by_key(after).values()
+        if row["results"].get(arguments.provider, {}).get("status") in ("WRONG", "failed")
+    ]
+    for text in lost:
+        write(f"no time any more: {text}\n")
+    if arguments.fail_below is None:
+        return 0
+    significant = [row for row in rows if row["p"] < arguments.significance]
+    least = min([mean, *(row["ratio"] for row in significant)])
+    if lost or least < arguments.fail_below:
+        write(f"below {arguments.fail_below}\n")
+        return 1
+    return 0

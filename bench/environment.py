@@ -1,0 +1,163 @@
+"""What the figures come from: machine, libraries, switches, and rates measured on the spot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import seqkernels
+
+from .timing import cache_sizes
+
+PEERS = ("onnx", "onnxruntime", "openvino", "flashrnn", "haste-pytorch")
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Everything that is not measured."""
+    described = {
+        "seqkernels": seqkernels.__version__,
+        "isa": seqkernels.cpu.active_isa(),
+        "isas": seqkernels.cpu.available_isas(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "caches": cache_sizes(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onednn": _onednn_version(),
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "peers": {name: version for name in PEERS if (version := _version(name))},
+    }
+    if torch.cuda.is_available():
+        described["cuda"] = {
+            "device": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        }
+    return described
+
+
+def machine_name(environment: dict[str, Any]) -> str:
+    """A file name for the records of a machine and a version of the package."""
+    device = environment.get("cuda", {}).get("device")
+    text = f"{device or environment['cpu']}-{environment['cores']}-cores-{environment['isa']}"
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return f"{words}-{environment['seqkernels']}"
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    numbers = re.search(r"cpu family\s*:\s*(\d+)\s*\nmodel\s*:\s*(\d+)", text)
+    name = found.group(1).strip() if found else platform.machine()
+    # Virtual machines name the processor vaguely; family and model tell which it is.
+    return f"{name} (family {numbers[1]}, model {numbers[2]})" if numbers else name
+
+
+def _onednn_version() -> str | None:
+    found = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
+    return found.group(1) if found else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def measure_peaks(
+    threads: int, device: str = "cpu", dtypes: tuple[str, ...] = ("float32",)
+) -> dict[str, Any]:
+    """Rates that programs reach on this machine, on so many threads.
+
+    "product": FLOP/s of ``torch.mm`` on square matrices, by dtype: the fastest of a few sizes. It
+    is what a good library reaches, below what the arithmetic units could do at most.
+    "copy": bytes read plus bytes written per second by ``Tensor.copy_``, where both tensors
+    together take half of a cache, or far more than the last ("memory").
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        products = {}
+        for dtype in dtypes:
+            rate = _product_rate(getattr(torch, dtype), device)
+            if rate:
+                products[dtype] = rate
+        return {
+            "threads": threads,
+            "device": device,
+            "product": products,
+            "copy": {name: _copy_rate(size, device) for name, size in _copies(device, threads)},
+        }
+    finally:
+        torch.set_num_threads(before)
+
+
+def _copies(device: str, threads: int) -> list[tuple[str, int]]:
+    if device == "cuda":
+        return [("memory", 1 << 30)]
+    caches = cache_sizes()
+    # A level-2 cache belongs to a core: every thread brings its own.
+    sizes = [("L2", caches["L2"] // 2 * threads)] if "L2" in caches else []
+    sizes += [("L3", caches["L3"] // 2)] if "L3" in caches else []
+    return [*sizes, ("memory", max(256 << 20, 4 * max(caches.values(), default=0)))]
+
+
+def _product_rate(dtype: torch.dtype, device: str) -> float | None:
+    sizes = (4096, 8192) if device == "cuda" else (256, 512, 1024, 1536)
+    best = 0.0
+    for size in sizes:
+        try:
+            first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            output = first @ second
+        except RuntimeError:  # no product in this dtype here
+            return None
+        seconds = _shortest(lambda a=first, b=second, c=output: torch.mm(a, b, out=c), device)
+        best = max(best, 2.0 * size**3 / seconds)
+        if seconds > 0.05:  # a larger one would take its time and be no faster
+            break
+    return best
+
+
+def _copy_rate(size: int, device: str) -> float:
+    source = torch.randn(size // 8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / _shortest(lambda: target.copy_(source), device)
+
+
+def _shortest(run: Callable[[], object], device: str, budget: float = 0.12) -> float:
+    """Seconds a call in the quickest of the samples that fit in the budget, of 2 at least."""
+
+    def timed(calls: int) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    timed(1)
+    calls = max(1, round(1e-3 / max(timed(1), 1e-7)))
+    best, start, count = float("inf"), time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - start < budget:
+        best = min(best, timed(calls))
+        count += 1
+    return best

@@ -1,0 +1,182 @@
+"""Pictures of a saved run: speed-ups, time over size, and the roofline, as PNG and SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .measure import Row
+
+OURS_COLOUR = "#c1272d"
+PEER_COLOURS = ("#0000a7", "#008176", "#eecc16", "#7a49a5", "#b3b3b3", "#5d3a00", "#333333")
+SIZES = ("T", "L", "N", "H", "C")
+
+
+def plot(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
+    """Draw every picture that the document has the rows for; returns the files written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # The same document gives the same file: no date, no random identifiers.
+    matplotlib.rcParams.update({"svg.hashsalt": stem, "svg.fonttype": "none", "font.size": 8})
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "speed-up": _speed_up(document),
+        "roofline": _roofline(document),
+        **{f"time-over-{name}": _over_size(document, name) for name in SIZES},
+    }
+    written = []
+    for name, figure in pictures.items():
+        if figure is None:
+            continue
+        for ending in ("png", "svg"):
+            path = directory / f"{stem}-{name}.{ending}"
+            metadata = {"Date": None} if ending == "svg" else {"Software": None}
+            figure.savefig(path, dpi=120, metadata=metadata, bbox_inches="tight")
+            written.append(path)
+        _close(figure)
+    return written
+
+
+def _figure(width: float, height: float, panels: int = 1):
+    """A figure of so many panels of that size, three abreast; returns it and the panels."""
+    import matplotlib.pyplot
+
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure, grid = matplotlib.pyplot.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False
+    )
+    for spare in grid.flat[panels:]:
+        spare.set_axis_off()
+    return figure, list(grid.flat[:panels])
+
+
+def _close(figure) -> None:
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.close(figure)
+
+
+def _speed_up(document: dict[str, Any]):
+    """A bar for each row: the best peer's time over ours."""
+    rows = [row for row in document["rows"] if report.ratio(row)]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(9, 0.8 + 0.22 * len(rows))
+    ratios = [report.ratio(row) for row in rows]
+    colours = [OURS_COLOUR if value >= 1 else "#888888" for value in ratios]
+    places = range(len(rows), 0, -1)
+    axes.barh(places, [value - 1 for value in ratios], left=1, color=colours)
+    for place, value, row in zip(places, ratios, rows, strict=True):
+        text = f" {value:.2f} {report.best_peer(row)} "
+        axes.text(value, place, text, va="center", ha="left" if value >= 1 else "right", size=6)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(0.4, 0.5 * min(ratios)), max(2.5, 2.5 * max(ratios)))
+    axes.set_yticks(places, [report.title(row) for row in rows], size=6)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("times faster than the best peer of the row (grey: slower)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _over_size(document: dict[str, Any], size: str):
+    """Time over one size, log-log: a panel for each set of rows that differ in that size only."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in document["rows"]:
+        if size in row["shape"]:
+            rest = report.title(row | {"shape": row["shape"] | {size: "…"}})
+            groups.setdefault(rest, []).append(row)
+    series = {
+        name: sorted(rows, key=lambda row: row["shape"][size])
+        for name, rows in groups.items()
+        if len({row["shape"][size] for row in rows}) >= 3
+    }
+    if not series:
+        return None
+    figure, panels = _figure(4.2, 3.4, len(series))
+    for axes, (name, rows) in zip(panels, series.items(), strict=True):
+        for provider, colour in _colours(rows).items():
+            points = [
+                (row["shape"][size], row["results"][provider])
+                for row in rows
+                if "median" in row["results"].get(provider, {})
+            ]
+            axes.errorbar(
+                [x for x, _ in points],
+                [result["median"] for _, result in points],
+                yerr=[result["deviation"] for _, result in points],
+                marker="o",
+                markersize=3,
+                linewidth=2 if report.is_ours(provider) else 1,
+                color=colour,
+                label=provider,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(size)
+        axes.set_ylabel("seconds")
+        axes.set_title("\n".join(re.split(r", (?=inference|forward|backward|training)", name)))
+        axes.legend(fontsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def _colours(rows: Iterable[Row]) -> dict[str, str]:
+    """A colour for each provider that has a time in one of the rows."""
+    names = dict.fromkeys(name for row in rows for name in report.measured(row))
+    peers = [name for name in names if not report.is_ours(name)]
+    colours = {name: PEER_COLOURS[i % len(PEER_COLOURS)] for i, name in enumerate(peers)}
+    return {name: colours.get(name, OURS_COLOUR) for name in names}
+
+
+def _roofline(document: dict[str, Any]):
+    """FLOP/s over FLOPs per byte that a row must move, below the rates measured in the run."""
+    rows = [row for row in document["rows"] if report.ours_in(row)]
+    kinds: dict[tuple, list[Row]] = {}
+    for row in rows:
+        rates = report.peaks_of(row, document)
+        if row["dtype"] in rates["product"] and rates["copy"]:
+            kinds.setdefault((row["dtype"], row["threads"], row["device"]), []).append(row)
+    if not kinds:
+        return None
+    figure, panels = _figure(5, 3.8, len(kinds))
+    for axes, ((dtype, threads, device), members) in zip(panels, kinds.items(), strict=True):
+        rates = report.peaks_of(members[0], document)
+        product = rates["product"][dtype]
+        intensities = [row["flops"] / row["bytes"] for row in members]
+        ends = [min([0.25, *intensities]) / 2, max([256.0, *intensities]) * 2]
+        for level, copy in rates["copy"].items():
+            knee = product / copy
+            axes.plot([ends[0], knee], [ends[0] * copy, product], color="#666666", linewidth=0.8)
+            axes.text(ends[0], ends[0] * copy, f"copy, {level}", size=6, va="bottom")
+        axes.axhline(product, color="#666666", linewidth=0.8)
+        axes.text(ends[1], product, "torch.mm", size=6, va="bottom", ha="right")
+        for label, colour, provider in (
+            ("seqkernels", OURS_COLOUR, report.ours_in),
+            ("best peer", PEER_COLOURS[0], report.best_peer),
+        ):
+            points = [
+                (x, row["flops"] / report.measured(row)[provider(row)])
+                for x, row in zip(intensities, members, strict=True)
+                if provider(row)
+            ]
+            if points:
+                axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=label, alpha=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(*ends)
+        axes.set_xlabel("FLOPs per byte that must be moved")
+        axes.set_ylabel("FLOP/s")
+        axes.set_title(f"{dtype}, threads: {threads}, {device}")
+        axes.legend(fontsize=6, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure

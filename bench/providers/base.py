@@ -1,0 +1,119 @@
+"""What every provider has, and how torch's passes are run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..cases import Case
+from ..operations import Data
+
+Results = dict[str, Tensor]
+Run = Callable[[], Results]
+
+
+class Refusal(Exception):
+    """Why a provider does not compute a case."""
+
+
+class Provider:
+    """One way to compute some of the operations.
+
+    ``prepare`` does everything that happens once and returns ``run``: one pass over the data,
+    which returns the results by name, as ``Operation.exact`` names them.
+    """
+
+    #: "family:variant", or the family alone.
+    name: str
+    operations: tuple[str, ...]
+    #: Whether its ``run`` returns its memory between calls, so that its peak can be measured.
+    frees_memory = True
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.family == "seqkernels"
+
+    def missing(self) -> str | None:
+        """Why this machine or installation does not have it; None if it does."""
+        return None
+
+    def refuse(self, case: Case) -> None:
+        """Raise ``Refusal`` for a case that it does not compute."""
+
+    def settings(self, case: Case) -> contextlib.AbstractContextManager:
+        """What holds while ``run`` is called: switches of its library."""
+        return contextlib.nullcontext()
+
+    def prepare(self, case: Case, data: Data) -> Run:
+        raise NotImplementedError
+
+
+def require_device(case: Case) -> None:
+    """Refuse a case on a device that torch does not have here."""
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("no CUDA device")
+
+
+def passes(
+    case: Case,
+    data: Data,
+    forward: Callable[[], Results],
+    leaves: dict[str, Tensor],
+    shapes: dict[str, tuple[int, ...]] | None = None,
+) -> Run:
+    """One pass of torch's autograd over ``forward``, which reads the tensors in ``leaves``.
+
+    ``shapes`` gives a gradient the shape of its parameter where the leaf has another.
+    """
+    for leaf in leaves.values():
+        leaf.requires_grad_(case.pass_name != "inference")
+    if case.pass_name in ("inference", "forward"):
+        return forward
+    read = list(data.gradients)
+    gradients = list(data.gradients.values())
+    tensors = list(leaves.values())
+    names = [f"gradient of {name}" for name in leaves]
+
+    def named(found: tuple[Tensor, ...]) -> Results:
+        results = dict(zip(names, found, strict=True))
+        for name, shape in (shapes or {}).items():
+            results[f"gradient of {name}"] = results[f"gradient of {name}"].reshape(shape)
+        return results
+
+    def training() -> Results:
+        outputs = forward()
+        found = torch.autograd.grad([outputs[name] for name in read], tensors, gradients)
+        return outputs | named(found)
+
+    if case.pass_name == "training":
+        return training
+    outputs = forward()
+    roots = [outputs[name] for name in read]
+
+    def backward() -> Results:
+        found = torch.autograd.grad(roots, tensors, gradients, retain_graph=True)
+        return outputs | named(found)
+
+    return backward
+
+
+@contextlib.contextmanager
+def torch_precision(precision: str) -> Iterator[None]:
+    """torch's switches for float32 products: "high" may use TensorFloat32, "medium" bfloat16."""
+    switches = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]
+    before = [switch.fp32_precision for switch in switches]
+    name = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[precision]
+    for switch in switches:
+        switch.fp32_precision = name
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value

@@ -1,0 +1,101 @@
+"""cuDNN through torch, and the same replayed as a CUDA graph.
+
+float32 at precision "highest" is without TensorFloat32, at "high" and "medium" with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from ..cases import Case
+from ..operations import Data
+from .base import Provider, Refusal, Run
+from .torch_convolution import TorchConvolution
+from .torch_recurrence import Layer
+
+
+class _Cudnn:
+    """Mixed into a provider of torch's: on a CUDA device, with cuDNN choosing by measuring."""
+
+    graph = False
+
+    def missing(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        return None if torch.backends.cudnn.is_available() else "torch has no cuDNN"
+
+    def refuse(self, case: Case) -> None:
+        if case.device != "cuda":
+            raise Refusal("measured on CUDA only")
+        super().refuse(case)
+        if self.graph and case.pass_name == "backward":
+            raise Refusal("a graph is captured of whole passes")
+
+    @contextlib.contextmanager
+    def settings(self, case: Case) -> Iterator[None]:
+        before = torch.backends.cuda.matmul.allow_tf32
+        allowed = case.precision != "highest"
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    def prepare(self, case: Case, data: Data) -> Run:
+        with self.settings(case):
+            run = super().prepare(case, data)
+            return _captured(run) if self.graph else run
+
+
+def _captured(run: Run) -> Run:
+    """The kernels that ``run`` starts, recorded once and replayed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay():
+        graph.replay()
+        return results
+
+    return replay
+
+
+class CudnnConvolution(_Cudnn, TorchConvolution):
+    def __init__(self, convolution: str, pool: str, graph: bool) -> None:
+        super().__init__(convolution, pool)
+        self.graph = graph
+        self.name = f"{'cudnn-graph' if graph else 'cudnn'}:{convolution}+{pool}"
+
+
+class CudnnLayer(_Cudnn, Layer):
+    def __init__(self, graph: bool) -> None:
+        self.graph = graph
+        self.name = "cudnn-graph:layer" if graph else "cudnn:layer"
+
+    def prepare(self, case: Case, data: Data) -> Run:
+        if self.graph and data.lengths is not None:
+            raise Refusal("packing reads the lengths on the CPU, which a graph cannot")
+        return super().prepare(case, data)
+
+
+def providers() -> list[Provider]:
+    return [
+        provider
+        for graph in (False, True)
+        for provider in (
+            CudnnConvolution("conv1d", "amax", graph),
+            CudnnConvolution("conv2d", "amax", graph),
+            CudnnConvolution("conv2d", "max_pool1d", graph),
+            CudnnLayer(graph),
+        )
+    ]

@@ -1,0 +1,123 @@
+"""This package's layers, with the instruction set in use or another one."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+import seqkernels
+from seqkernels import cpu, functional
+
+from ..cases import Case
+from ..operations import OPERATIONS, Data
+from .base import Provider, Refusal, Run, passes
+
+OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
+
+
+class Ours(Provider):
+    operations = OPERATION_NAMES
+
+    def __init__(self, isa: str | None = None) -> None:
+        self.isa = isa
+        self.name = f"seqkernels:{isa}" if isa else "seqkernels"
+
+    def missing(self) -> str | None:
+        available = cpu.available_isas()
+        if self.isa is None or self.isa in available:
+            return None
+        return f"this machine and build have {', '.join(available)}"
+
+    def refuse(self, case: Case) -> None:
+        dtype = getattr(torch, case.dtype)
+        if case.device != "cpu" or dtype not in functional.NATIVE_DTYPES:
+            raise Refusal(f"no kernel for {case.dtype} on {case.device}")
+        if case.precision != "highest":
+            raise Refusal(f"no kernel at precision {case.precision}")
+
+    def settings(self, case: Case) -> contextlib.AbstractContextManager:
+        return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()
+
+    def prepare(self, case: Case, data: Data) -> Run:
+        return {
+            "conv1d_max_pool": self._convolution,
+            "lstm": self._layers,
+            "rnn": self._layers,
+            "lstm_cell": self._cell,
+            "rnn_cell": self._cell,
+        }[case.operation](case, data)
+
+    def _convolution(self, case: Case, data: Data) -> Run:
+        sizes = OPERATIONS[case.operation].sizes(case)
+        layer = seqkernels.nn.Conv1dMaxPool(
+            sizes["C"],
+            sizes["F"],
+            sizes["k"],
+            **OPERATIONS[case.operation].keywords(case),
+        )
+        leaves = with_parameters(layer, data)
+        return passes(case, data, lambda: {"output": layer(data.input, data.lengths)}, leaves)
+
+    def _layers(self, case: Case, data: Data) -> Run:
+        layer = recurrent_layer(seqkernels.nn, case)
+        leaves = with_parameters(layer, data)
+        return passes(
+            case, data, lambda: named_states(*layer(data.input, lengths=data.lengths)), leaves
+        )
+
+    def _cell(self, case: Case, data: Data) -> Run:
+        layer = recurrent_cell(seqkernels.nn, case)
+        leaves = with_parameters(layer, data)
+        return passes(case, data, cell_forward(layer, data), leaves)
+
+
+def with_parameters(layer: nn.Module, data: Data) -> dict[str, Tensor]:
+    """Give the layer the data's parameters; returns what gradients are taken for.
+
+    The data's own tensors become the layer's, so that nothing is copied.
+    """
+    leaves = {"input": data.input}
+    for name, value in data.parameters.items():
+        parameter = nn.Parameter(value)
+        setattr(layer, name, parameter)
+        leaves[name] = parameter
+    return leaves
+
+
+def recurrent_layer(module, case: Case) -> nn.Module:
+    """``module.LSTM`` or ``module.RNN`` of the case's sizes."""
+    sizes = OPERATIONS[case.operation].sizes(case)
+    keywords = {"num_layers": sizes["layers"], "bidirectional": sizes["directions"] == 2}
+    if case.operation == "rnn":
+        keywords["nonlinearity"] = sizes["nonlinearity"]
+    layer = module.LSTM if case.operation == "lstm" else module.RNN
+    return layer(sizes["I"], sizes["H"], **keywords)
+
+
+def recurrent_cell(module, case: Case) -> nn.Module:
+    """``module.LSTMCell`` or ``module.RNNCell`` of the case's sizes."""
+    sizes = OPERATIONS[case.operation].sizes(case)
+    if case.operation == "lstm_cell":
+        return module.LSTMCell(sizes["I"], sizes["H"])
+    return module.RNNCell(sizes["I"], sizes["H"], nonlinearity=sizes["nonlinearity"])
+
+
+def cell_forward(layer: nn.Module, data: Data):
+    """One step of a cell as a function of nothing."""
+    if len(data.states) == 2:
+        hx = tuple(data.states.values())
+        return lambda: dict(zip(("h", "c"), layer(data.input, hx), strict=True))
+    return lambda: {"h": layer(data.input, data.states["h"])}
+
+
+def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """What a recurrent layer returns, by name."""
+    if isinstance(states, tuple):
+        return {"output": output, "h_n": states[0], "c_n": states[1]}
+    return {"output": output, "h_n": states}
+
+
+def providers() -> list[Provider]:
+    return [Ours(), *map(Ours, ("scalar", "avx2", "avx512"))]

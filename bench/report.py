@@ -1,0 +1,281 @@
+"""Rows as a table, Markdown, CSV or JSON; ratios to the best peer; geometric means."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .measure import Row
+from .statistics import geometric_mean
+
+FORMATS = ("table", "md", "csv", "json", "jsonl")
+OURS = "seqkernels"
+COLUMNS = (
+    "provider",
+    "time",
+    "±",
+    "against best peer",
+    "GFLOP/s",
+    "% of product rate",
+    "memory",
+    "error",
+)
+
+
+def is_ours(provider: str) -> bool:
+    return provider == OURS or provider.startswith(OURS + ":")
+
+
+def measured(row: Row) -> dict[str, float]:
+    """The median of each provider that has one."""
+    return {name: r["median"] for name, r in row["results"].items() if "median" in r}
+
+
+def ours_in(row: Row) -> str | None:
+    """Which of this package's results counts: the one no instruction set was forced for."""
+    names = [name for name in measured(row) if is_ours(name)]
+    return OURS if OURS in names else (names[-1] if names else None)
+
+
+def best_peer(row: Row) -> str | None:
+    peers = {name: time for name, time in measured(row).items() if not is_ours(name)}
+    return min(peers, key=peers.__getitem__) if peers else None
+
+
+def ratio(row: Row) -> float | None:
+    """The best peer's time over ours: above 1 where this package is faster."""
+    ours, peer = ours_in(row), best_peer(row)
+    if ours is None or peer is None:
+        return None
+    return measured(row)[peer] / measured(row)[ours]
+
+
+def title(row: Row) -> str:
+    """What the row's providers have in common, in one line."""
+    shape = " ".join(f"{name}={value}" for name, value in row["shape"].items())
+    parts = [row["operation"], shape, row["pass"], row["dtype"]]
+    parts.append(f"{row['threads']} thread" + ("s" if row["threads"] > 1 else ""))
+    if row["device"] != "cpu":
+        parts.append(row["device"])
+    if row["precision"] != "highest":
+        parts.append(f"precision {row['precision']}")
+    if row["cold"]:
+        parts.append("cold caches")
+    return ", ".join(parts)
+
+
+def peaks_of(row: Row, document: dict[str, Any]) -> dict[str, Any]:
+    """The rates measured in the same run on as many threads of the same device."""
+    for peaks in document.get("peaks", ()):
+        if (peaks["threads"], peaks["device"]) == (row["threads"], row["device"]):
+            return peaks
+    return {"product": {}, "copy": {}}
+
+
+def lines(row: Row, document: dict[str, Any]) -> list[dict[str, str]]:
+    """What the table says of a row: a line for each provider that ran, the quickest first."""
+    times = measured(row)
+    peer = best_peer(row)
+    product = peaks_of(row, document)["product"].get(row["dtype"])
+    ran = [name for name in row["results"] if name in times or _is_wrong(row, name)]
+    order = sorted(ran, key=lambda name: times.get(name, math.inf))
+    return [_line(row, name, peer, times, product) for name in order]
+
+
+def absent(row: Row) -> list[str]:
+    """Who has no time for a row and is not wrong, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, result in row["results"].items():
+        if "reason" in result:
+            reasons.setdefault(f"{result['status']}: {result['reason']}", []).append(name)
+    return [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]
+
+
+def _is_wrong(row: Row, name: str) -> bool:
+    return row["results"][name]["status"] == "WRONG"
+
+
+def _line(
+    row: Row, name: str, peer: str | None, times: dict[str, float], product: float | None
+) -> dict[str, str]:
+    result = row["results"][name]
+    line = dict.fromkeys(COLUMNS, "")
+    line["provider"] = name
+    if _is_wrong(row, name):
+        line["time"] = "WRONG"
+        line["error"] = (
+            f"{result['farthest']}: {result['error']:.1e}, allowed {result['allowed']:.1e}"
+        )
+        return line
+    line["time"] = duration(times[name])
+    line["±"] = duration(result["deviation"])
+    if peer is not None and name != peer:
+        line["against best peer"] = _comparison(times[peer] / times[name])
+    elif name == peer:
+        line["against best peer"] = "best peer"
+    rate = row["flops"] / times[name]
+    line["GFLOP/s"] = f"{rate / 1e9:.3g}"
+    if product:
+        line["% of product rate"] = f"{100 * rate / product:.0f}"
+    if result.get("memory") is not None:
+        line["memory"] = size(result["memory"])
+    if "error" in result:
+        line["error"] = f"{result['error']:.1e}"
+    return line
+
+
+def _comparison(times_faster: float) -> str:
+    if times_faster >= 1:
+        return f"{times_faster:.2f}x faster"
+    return f"{1 / times_faster:.2f}x slower"
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def size(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count / 1024:.0f} KiB"
+    return f"{count / (1 << 20):.3g} MiB"
+
+
+def means(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The geometric mean of the ratios of each operation, dtype and pass, device and precision."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("operation", "dtype", "pass", "device", "precision"))
+        groups.setdefault(key, []).append(row)
+    result = []
+    for key, members in groups.items():
+        ratios = [r for r in map(ratio, members) if r is not None]
+        if ratios:
+            names = ("operation", "dtype", "pass", "device", "precision")
+            result.append(
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "rows": len(ratios),
+                    "faster": sum(r > 1 for r in ratios),
+                    "mean": geometric_mean(ratios),
+                    "least": min(ratios),
+                    "greatest": max(ratios),
+                }
+            )
+    return result
+
+
+def wrong(rows: Iterable[Row]) -> list[str]:
+    """The wrong results, one line each."""
+    return [
+        f"WRONG: {name} in {title(row)}"
+        for row in rows
+        for name in row["results"]
+        if _is_wrong(row, name)
+    ]
+
+
+def _mean_line(mean: dict[str, Any]) -> str:
+    what = " ".join(mean[name] for name in ("operation", "dtype", "pass"))
+    if mean["device"] != "cpu":
+        what += f" {mean['device']}"
+    if mean["precision"] != "highest":
+        what += f" {mean['precision']}"
+    return (
+        f"{what}: {_comparison(mean['mean'])} than the best peer of each row "
+        f"({mean['least']:.2f} to {mean['greatest']:.2f}; "
+        f"faster in {mean['faster']} of {mean['rows']})"
+    )
+
+
+def _table(document: dict[str, Any]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=io.StringIO(), width=150, force_terminal=False)
+    for row in document["rows"]:
+        table = Table(title=title(row), title_justify="left", box=None, padding=(0, 1))
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == "provider" else "right")
+        for line in lines(row, document):
+            table.add_row(*line.values())
+        console.print(table)
+        for text in absent(row):
+            console.print(text, soft_wrap=True, highlight=False, style="dim")
+        console.print(f"again: {row['command']}", soft_wrap=True, highlight=False)
+        console.print()
+    console.print("Geometric mean of the best peer's time over ours")
+    for mean in means(document["rows"]):
+        console.print("  " + _mean_line(mean), soft_wrap=True, highlight=False)
+    for text in wrong(document["rows"]):
+        console.print(text, soft_wrap=True, highlight=False)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _markdown(document: dict[str, Any]) -> str:
+    parts = []
+    for row in document["rows"]:
+        parts += [f"**{title(row)}**", "", markdown_table(COLUMNS, lines(row, document)), ""]
+        parts += [f"- {text}" for text in [*absent(row), f"again: `{row['command']}`"]]
+        parts.append("")
+    parts += ["Geometric mean of the best peer's time over ours:", ""]
+    parts += [f"- {_mean_line(mean)}" for mean in means(document["rows"])]
+    parts += [f"- {text}" for text in wrong(document["rows"])]
+    return "\n".join(parts) + "\n"
+
+
+def markdown_table(columns: Iterable[str], rows: Iterable[dict[str, str]]) -> str:
+    columns = list(columns)
+    text = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    text += ["| " + " | ".join(row[column] for column in columns) + " |" for row in rows]
+    return "\n".join(text)
+
+
+def flat(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record for each provider of each row, the shape in one word."""
+    records = []
+    for row in document["rows"]:
+        key = {name: row[name] for name in row if name not in ("results", "shape")}
+        key["shape"] = " ".join(f"{name}={value}" for name, value in row["shape"].items())
+        records += [key | {"provider": name} | result for name, result in row["results"].items()]
+    return records
+
+
+def _csv(document: dict[str, Any]) -> str:
+    records = flat(document)
+    for record in records:
+        record.pop("samples", None)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _jsonl(document: dict[str, Any]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in flat(document))
+
+
+_WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "table": _table,
+    "md": _markdown,
+    "csv": _csv,
+    "json": _json,
+    "jsonl": _jsonl,
+}
+
+
+def text(document: dict[str, Any], format: str) -> str:
+    """The document in one of FORMATS."""
+    return _WRITERS[format](document)

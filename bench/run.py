@@ -1,0 +1,239 @@
+"""``run``: the cases that were asked for, measured one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import environment, report
+from .cases import (
+    DEVICES,
+    DTYPES,
+    PASSES,
+    PRECISIONS,
+    Case,
+    UsageError,
+    load_suite,
+    parse_shapes,
+    product,
+    suite_names,
+    unique,
+    values,
+)
+from .measure import Judge, measure
+from .operations import OPERATIONS
+from .providers import Provider, select
+from .timing import Method
+
+FORMAT = 1
+INTERRUPTED = 130
+RECORDS = Path(__file__).parent / "records"
+
+
+def words(text: str, known: tuple[str, ...], option: str) -> list[str]:
+    """The words of a comma-separated option, each of them known."""
+    found = unique(word for word in text.split(",") if word)
+    for word in found:
+        if word not in known:
+            raise UsageError(f"{option}: expected some of {', '.join(known)}, got {word!r}")
+    return found
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """The positive integers of an option that takes lists and ranges."""
+    found = unique(values(text))
+    if not all(isinstance(value, int) and value > 0 for value in found):
+        raise UsageError(f"{option}: expected positive integers, got {text!r}")
+    return found
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The cases of the suites and shapes named, times the other options."""
+    operations = words(arguments.op, tuple(OPERATIONS), "--op") if arguments.op else []
+    wanted_passes = words(arguments.passes, PASSES, "--pass") if arguments.passes else None
+    wanted_dtypes = words(arguments.dtype, DTYPES, "--dtype") if arguments.dtype else None
+    threads = numbers(arguments.threads, "--threads")
+    devices = words(arguments.device, DEVICES, "--device")
+    precisions = words(arguments.precision, PRECISIONS, "--precision")
+    found: list[Case] = []
+    for entry, passes in _entries(arguments, operations):
+        operation = OPERATIONS.get(entry.get("operation"))
+        if operation is None:
+            raise UsageError(
+                f"no operation {entry.get('operation')!r}: there are {', '.join(OPERATIONS)}"
+            )
+        if operations and operation.name not in operations:
+            continue
+        for shape, dtype, count, device, precision, name in itertools.product(
+            product(entry["shapes"]),
+            wanted_dtypes or entry.get("dtypes", ["float32"]),
+            threads,
+            devices,
+            precisions,
+            wanted_passes or entry.get("passes", passes),
+        ):
+            if precision != "highest" and dtype != "float32":
+                continue  # the switch concerns float32 only
+            checked = operation.shape(shape)
+            found.append(
+                Case(operation.name, checked, name, dtype, count, device, precision, arguments.cold)
+            )
+    if arguments.filter:
+        try:
+            pattern = re.compile(arguments.filter)
+        except re.error as error:
+            raise UsageError(f"--filter: not a regular expression: {error}") from error
+        found = [case for case in found if pattern.search(_searchable(case))]
+    return unique(found)
+
+
+def _searchable(case: Case) -> str:
+    return f"{case.operation} {case.shape_text()} {case.pass_name} {case.dtype}"
+
+
+def _entries(
+    arguments: argparse.Namespace, operations: list[str]
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The entries of suites, each with the passes that the suite says."""
+    shapes = arguments.shapes or []
+    files = [word for word in shapes if "=" not in word]
+    given = [word for word in shapes if "=" in word]
+    if given:
+        if not operations:
+            raise UsageError("--shapes: say with --op what they are the shapes of")
+        for operation in operations:
+            yield {"operation": operation, "shapes": parse_shapes(given)}, ["inference"]
+    suites = arguments.suite.split(",") if arguments.suite else []
+    if not shapes and not suites:
+        suites = ["quick"]
+    for name in suite_names() if suites == ["all"] else suites + files:
+        suite = load_suite(name)
+        for entry in suite["cases"]:
+            yield entry, suite.get("passes", ["inference"])
+
+
+def chosen_providers(arguments: argparse.Namespace) -> list[Provider]:
+    """The providers named, this package's by instruction set if some are named."""
+    found = select(arguments.provider.split(","))
+    explicit = any(word.startswith("seqkernels:") for word in arguments.provider.split(","))
+    isas = arguments.isa.split(",") if arguments.isa else []
+    if isas:
+        peers = [provider for provider in found if not provider.is_ours]
+        return select([f"seqkernels:{isa}" for isa in isas]) + peers
+    if explicit or "all" in arguments.provider.split(","):
+        return found
+    # Without --isa the family means the instruction set in use.
+    return [p for p in found if not p.is_ours or p.name == "seqkernels"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; 0, or 1 if a result was wrong, 130 if interrupted."""
+    todo = cases(arguments)
+    if not todo:
+        raise UsageError("no case left: nothing has that operation, shape or name")
+    providers = chosen_providers(arguments)
+    maximum = max(arguments.min_time, arguments.max_time)
+    method = Method(arguments.min_time, maximum, arguments.max_noise / 100, arguments.cold)
+    threads_before = torch.get_num_threads()
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "python -m bench " + shlex.join(sys.argv[1:]),
+        "environment": environment.describe(),
+        "method": vars(method),
+        "peaks": [],
+        "rows": [],
+    }
+    interrupted = False
+    try:
+        _measure_all(todo, providers, method, arguments, document)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        torch.set_num_threads(threads_before)
+    for format in arguments.output.split(","):
+        sys.stdout.write(report.text(document, format))
+    _save(document, arguments)
+    if interrupted:
+        sys.stderr.write(f"interrupted after {len(document['rows'])} of {len(todo)} rows\n")
+        return INTERRUPTED
+    return 1 if report.wrong(document["rows"]) else 0
+
+
+def _save(document: dict[str, Any], arguments: argparse.Namespace) -> None:
+    paths = [Path(arguments.save)] if arguments.save else []
+    if arguments.record:
+        paths.append(RECORDS / f"{environment.machine_name(document['environment'])}.json")
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def _measure_all(
+    todo: list[Case],
+    providers: list[Provider],
+    method: Method,
+    arguments: argparse.Namespace,
+    document: dict[str, Any],
+) -> None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    judge = None if arguments.no_verify else Judge()
+    order = random.Random(arguments.seed)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring the machine's rates", total=len(todo))
+        dtypes = {(c.threads, c.device): set() for c in todo}
+        for case in todo:
+            dtypes[case.threads, case.device].add(case.dtype)
+        for (threads, device), names in dtypes.items():
+            if device == "cpu" or torch.cuda.is_available():
+                rates = environment.measure_peaks(threads, device, tuple(sorted(names)))
+                document["peaks"].append(rates)
+        for case in todo:
+            _require_device(case)
+            what = f"{case.operation} {case.shape_text()} {case.pass_name}"
+
+            def step(text: str, what: str = what) -> None:
+                progress.update(task, description=f"{what}: {text}")
+
+            row = measure(case, providers, judge, method, order, step)
+            row["command"] += _provider_options(arguments)
+            document["rows"].append(row)
+            progress.advance(task)
+
+
+def _provider_options(arguments: argparse.Namespace) -> str:
+    """Who took part, as it was asked for."""
+    text = (
+        "" if arguments.provider == "default" else f" --provider {shlex.quote(arguments.provider)}"
+    )
+    return text + (f" --isa {arguments.isa}" if arguments.isa else "")
+
+
+def _require_device(case: Case) -> None:
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device")

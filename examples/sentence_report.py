@@ -52,6 +52,12 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Processor, threads and instruction set in a few words."""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['processor']}, {threads}, {machine['isa']}"
+
+
 def summary(
     settings: Settings, dataset: Dataset, models: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
@@ -92,11 +98,11 @@ def summary(
 
 def table(report: Mapping[str, Any]) -> Table:
     """The report's figures, three rows to a model."""
-    data, machine = report["data"], report["machine"]
+    data = report["data"]
     result = Table(
         title=f"{report['task']}: {data['training_sentences']} sentences trained on, "
         f"{data['held_out_sentences']} held out (majority class {data['majority_accuracy']:.1%})\n"
-        f"{machine['processor']}, {machine['threads']} threads, {machine['isa']}",
+        + machine_line(report["machine"]),
         caption_justify="left",
     )
     result.add_column("model")
@@ -176,7 +182,7 @@ def draw_losses(axes: Axes, model: str, figures: Mapping[str, Any]) -> None:
     axes.set_title(f"{NAMES[model]}: training loss (first epoch agrees to {difference:.0e})")
     axes.set_xlabel(f"step (means of {SMOOTHED_STEPS})")
     axes.set_ylabel("cross-entropy")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
     axes.legend(frameon=False)
 
 
@@ -192,7 +198,7 @@ def draw_times(axes: Axes, model: str, figures: Mapping[str, Any], phase: str) -
 
 def draw(path: Path, report: Mapping[str, Any]) -> None:
     """Writes the figure: a row to a model, loss curves overlaid, times side by side."""
-    models, machine, versions = report["models"], report["machine"], report["versions"]
+    models = report["models"]
     figure, rows = pyplot.subplots(
         len(models),
         3,
@@ -208,8 +214,8 @@ def draw(path: Path, report: Mapping[str, Any]) -> None:
         for axes in row:
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"Sentence classification ({report['task']}), {machine['processor']}, "
-        f"{machine['threads']} threads, {machine['isa']}, torch {versions['torch']}",
+        f"Sentence classification ({report['task']}), {machine_line(report['machine'])}, "
+        f"torch {report['versions']['torch']}",
         fontsize=11,
     )
     figure.savefig(path, dpi=120)

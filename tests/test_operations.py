@@ -1,0 +1,80 @@
+"""The operations keep torch's rules, and the shapes of their results are known beforehand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+OPERATIONS = (
+    "conv1d_max_pool",
+    "conv1d_max_pool_backward",
+    "recurrence",
+    "recurrence_backward",
+)
+EMPTY = (torch.empty(0), torch.empty(0))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator)
+
+
+def samples(operation: str):
+    """Arguments of an operation of torch.ops.seqkernels."""
+    convolution = (normal(4, 9, 3), normal(6, 3, 3))
+    for geometry, shape in (((1, 1, 1, 1, 0, 0), ()), ((2, 0, 0, 1, 2, 1), (3,))):
+        for lengths in (None, torch.tensor([9, 2, 0, 5])):
+            for channels_last in (False, True):
+                how = (lengths, list(geometry), "relu", channels_last)
+                if operation == "conv1d_max_pool":
+                    yield *convolution, normal(6), *how
+                elif operation == "conv1d_max_pool_backward":
+                    output = normal(4, *shape, 6) if channels_last else normal(4, 6, *shape)
+                    argmax = torch.zeros(4, *(shape or (1,)), 6, dtype=torch.int32)
+                    for needs in ([True] * 3, [False, True, False]):
+                        yield output, output.cos(), argmax, *convolution, *how, needs
+    shapes = ((7, 4, 3), (20, 3), (20, 5), (20,), (20,))
+    input, w_ih, w_hh, b_ih, b_hh = (normal(*shape) for shape in shapes)
+    for cell, gates in (("lstm", 4), ("rnn_tanh", 1), ("rnn_relu", 1)):
+        weights = (w_ih[: 5 * gates], w_hh[: 5 * gates])
+        biases = (b_ih[: 5 * gates], b_hh[: 5 * gates])
+        states = (normal(4, 5), normal(4, 5, seed=1) if gates == 4 else None)
+        for lengths in (None, torch.tensor([7, 3, 0, 5])):
+            if operation == "recurrence":
+                # What is kept for the backward pass is left as it was where lengths end.
+                for training in (False, True) if lengths is None else (False,):
+                    yield cell, False, input, *states, *weights, *biases, lengths, training
+            elif operation == "recurrence_backward":
+                output, kept = normal(7, 4, 5), gates == 4
+                saved = (output, normal(7, 4, 20), normal(7, 4, 5)) if kept else (output, *EMPTY)
+                grads = (output.cos(), None, states[1])
+                for needs in ([True] * 4, [False, False, True, False]):
+                    yield cell, True, input, *states, *weights, lengths, *saved, *grads, needs
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_keep_torchs_rules(operation):
+    overload = getattr(torch.ops.seqkernels, operation).default
+    for arguments in samples(operation):
+        torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_fake_tensors_have_the_real_shapes(operation):
+    overload = getattr(torch.ops.seqkernels, operation).default
+    for arguments in samples(operation):
+        real = overload(*arguments)
+        with FakeTensorMode() as mode:
+            fakes = [
+                mode.from_tensor(argument) if isinstance(argument, torch.Tensor) else argument
+                for argument in arguments
+            ]
+            fake = overload(*fakes)
+        assert len(fake) == len(real)
+        for one, other in zip(fake, real, strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (
+                other.shape,
+                other.dtype,
+                other.stride(),
+            )

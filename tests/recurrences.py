@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
 from seqkernels import functional, reference
@@ -12,6 +13,8 @@ from tolerance import assert_no_worse
 KINDS = ("lstm", "rnn_tanh", "rnn_relu")
 # Every vector width, one less and one more; primes among them.
 WIDTHS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
+# Around the rows of a tile.
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 25)
 # T, N, I, H
 SIZES = {
     "one of everything": (1, 1, 1, 1),
@@ -27,6 +30,19 @@ SIZES = {
     "weights beyond a cache": (2, 40, 8, 300),
     "few samples, many units": (4, 2, 20, 130),
 }
+
+
+@st.composite
+def any_sizes_and_lengths(draw) -> tuple[tuple[int, ...], dict]:
+    """Sizes (T, N, I, H), and the direction and perhaps lengths to go with them."""
+    sizes = draw(
+        st.tuples(st.integers(0, 9), st.integers(1, 15), st.integers(1, 40), st.integers(1, 40))
+    )
+    more = {"reverse": draw(st.booleans())}
+    if draw(st.booleans()):
+        lengths = st.lists(st.integers(0, sizes[0]), min_size=sizes[1], max_size=sizes[1])
+        more["lengths"] = torch.tensor(draw(lengths))
+    return sizes, more
 
 
 def tensors(kind: str, sizes: tuple[int, int, int, int], bias: bool = True) -> dict:

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recurrences import (
+    BATCHES,
     KINDS,
     SIZES,
     WIDTHS,
+    any_sizes_and_lengths,
     assert_no_worse_than_of_one,
     assert_right,
     converted,
@@ -37,7 +39,7 @@ def test_hidden_units_and_inputs_around_vector_widths(isa, dtype, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_around_tiles_of_rows(isa, dtype, kind):
-    for batch in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 25):
+    for batch in BATCHES:
         assert_right(kind, tensors(kind, (3, batch, 4, 9)), dtype)
 
 
@@ -48,19 +50,11 @@ def test_sizes(isa, dtype, kind, size, bias, reverse):
     assert_right(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
 
 
-@given(
-    st.tuples(st.integers(0, 9), st.integers(1, 15), st.integers(1, 40), st.integers(1, 40)),
-    st.booleans(),
-    st.booleans(),
-    st.data(),
-)
+@given(any_sizes_and_lengths())
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_shape(isa, dtype, kind, sizes, reverse, ragged, data):
-    arguments = tensors(kind, sizes) | {"reverse": reverse}
-    if ragged:
-        lengths = st.lists(st.integers(0, sizes[0]), min_size=sizes[1], max_size=sizes[1])
-        arguments["lengths"] = torch.tensor(data.draw(lengths))
-    assert_right(kind, arguments, dtype)
+def test_any_shape(isa, dtype, kind, case):
+    sizes, more = case
+    assert_right(kind, tensors(kind, sizes) | more, dtype)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -11,6 +11,12 @@
 //
 // Cost of a tile: 2 M V width depth FLOPs; per step of depth V vector loads and M broadcasts feed M
 // V multiply-adds. Limit: two fused multiply-adds a cycle.
+//
+// Measured, GFLOP/s of one core, operands in cache, depth 64 to 4096 (AMD Zen 4 at AVX2, float32):
+//   rows x vectors   6x2   5x2   3x4   2x4   6x1   1x4
+//                     91    86    90    67    68    44
+// Tried without gain: an LSTM's four gates in tiles of 3x4 only, in place of two passes of 6x2
+// (equal within the noise at N 16 and 50, H 128 to 300).
 #pragma once
 
 #include <cstdint>

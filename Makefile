@@ -18,10 +18,10 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torch's layers and with ours
 	$(BIN)/python examples/sentence_classification.py
 
-test: $(VENV)/.installed  ## Run the whole test suite
+test: $(VENV)/.installed $(VENV)/.peers  ## Run the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
-bench: $(VENV)/.installed  ## Time the layers against torch's, verified, in under a minute
+bench: $(VENV)/.installed $(VENV)/.peers  ## Time the layers beside every peer, verified, in under a minute
 	$(BIN)/python -m bench run
 
 performance: $(VENV)/.installed  ## Write docs/performance.md from bench/records
@@ -48,6 +48,11 @@ $(VENV)/.tools: constraints.txt
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet torch numpy matplotlib rich pytest hypothesis cmake ninja
+	@touch $@
+
+# What is measured beside torch; see bench/providers.
+$(VENV)/.peers: $(VENV)/.dependencies
+	$(PIP) install --quiet onnx onnxruntime openvino
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(NATIVE_SOURCES)

@@ -41,9 +41,15 @@ def parser() -> argparse.ArgumentParser:
     env.add_argument("--threads", default=str(torch.get_num_threads()))
     env.add_argument("-o", "--output", choices=("table", "json"), default="table")
     page = commands.add_parser("page", help="the performance page, from bench/records")
-    page.add_argument("--records", default="bench/records")
+    _add_records(page)
     page.add_argument("--target", default="docs/performance.md")
     return top
+
+
+def _add_records(command) -> None:
+    command.add_argument(
+        "--records", default="bench/records", metavar="FOLDER", help="default bench/records"
+    )
 
 
 def _add_run(commands) -> None:
@@ -73,7 +79,8 @@ def _add_run(commands) -> None:
     add("--seed", type=int, default=0, help="of the random order of the providers")
     add("-o", "--output", default="table", help="some of table, md, csv, json, jsonl")
     add("--save", metavar="FILE", help="everything measured, for compare, plot and page")
-    add("--record", action="store_true", help="save as this machine's record, in bench/records")
+    add("--record", action="store_true", help="save as the record of this machine and version")
+    _add_records(run)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,7 +151,7 @@ def _env(arguments: argparse.Namespace) -> int:
     document = environment.describe()
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     document["peaks"] = [
-        environment.measure_peaks(threads, device, ("float32", "float64", "bfloat16"))
+        environment.measure_peaks(threads, device, DTYPES)
         for device in devices
         for threads in numbers(arguments.threads, "--threads")
     ]
@@ -157,11 +164,10 @@ def _env(arguments: argparse.Namespace) -> int:
     for rates in peaks:
         where = f"{rates['device']}, threads {rates['threads']}"
         for dtype, rate in rates["product"].items():
-            sys.stdout.write(f"measured product rate (torch.mm, {dtype}, {where}): ")
-            sys.stdout.write(f"{rate / 1e9:.1f} GFLOP/s\n")
-        for level, rate in rates["copy"].items():
-            sys.stdout.write(f"measured copy rate (read and written, {level}, {where}): ")
-            sys.stdout.write(f"{rate / 1e9:.1f} GB/s\n")
+            sys.stdout.write(f"measured ({where}): {dtype} peak {rates['peak'][dtype] / 1e9:.1f}, ")
+            sys.stdout.write(f"torch.mm {rate / 1e9:.1f} GFLOP/s\n")
+        for level, rate in rates["bandwidth"].items():
+            sys.stdout.write(f"measured ({where}): {level} {rate / 1e9:.1f} GB/s\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import seqkernels
+from seqkernels import _cpu
 
 from .timing import cache_sizes
 
@@ -84,12 +85,16 @@ def _version(name: str) -> str | None:
 def measure_peaks(
     threads: int, device: str = "cpu", dtypes: tuple[str, ...] = ("float32",)
 ) -> dict[str, Any]:
-    """Rates that programs reach on this machine, on so many threads.
+    """Rates of this machine, on so many threads.
 
     "product": FLOP/s of ``torch.mm`` on square matrices, by dtype: the fastest of a few sizes. It
-    is what a good library reaches, below what the arithmetic units could do at most.
-    "copy": bytes read plus bytes written per second by ``Tensor.copy_``, where both tensors
-    together take half of a cache, or far more than the last ("memory").
+    is what a good library reaches.
+    "peak": FLOP/s that the arithmetic units do at most: of float32 and float64 fused multiply-adds
+    in registers, with the instruction set in use; of bfloat16 products in AMX tiles where there
+    are some. Of other dtypes, and on CUDA, the product rate.
+    "bandwidth": bytes per second. On the CPU of reading from L2, L3 and memory: every thread reads
+    its own part over and over, half of a cache at once or far more than the last. On CUDA of
+    ``Tensor.copy_``, read and written bytes.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -103,20 +108,52 @@ def measure_peaks(
             "threads": threads,
             "device": device,
             "product": products,
-            "copy": {name: _copy_rate(size, device) for name, size in _copies(device, threads)},
+            "peak": {dtype: _peak(dtype, device, threads) or products[dtype] for dtype in products},
+            "bandwidth": _bandwidths(device, threads),
         }
     finally:
         torch.set_num_threads(before)
 
 
-def _copies(device: str, threads: int) -> list[tuple[str, int]]:
+def _peak(dtype: str, device: str, threads: int) -> float | None:
+    """FLOP/s of the arithmetic units; None where no loop of ours says."""
     if device == "cuda":
-        return [("memory", 1 << 30)]
+        return None
+    if dtype == "bfloat16":
+        return _rate(lambda repetitions: _cpu.tile_products(repetitions, threads)) or None
+    if dtype in ("float32", "float64"):
+        return _rate(lambda repetitions: _cpu.multiply_adds(dtype, repetitions, threads))
+    return None
+
+
+def _bandwidths(device: str, threads: int) -> dict[str, float]:
+    if device == "cuda":
+        return {"memory": _copy_rate(1 << 30, device)}
     caches = cache_sizes()
     # A level-2 cache belongs to a core: every thread brings its own.
-    sizes = [("L2", caches["L2"] // 2 * threads)] if "L2" in caches else []
-    sizes += [("L3", caches["L3"] // 2)] if "L3" in caches else []
-    return [*sizes, ("memory", max(256 << 20, 4 * max(caches.values(), default=0)))]
+    sizes = {"L2": caches["L2"] // 2 * threads} if "L2" in caches else {}
+    sizes |= {"L3": caches["L3"] // 2} if "L3" in caches else {}
+    sizes["memory"] = max(256 << 20, 4 * max(caches.values(), default=0))
+    rates = {}
+    for name, size in sizes.items():
+        source = torch.randn(size // 4)
+        rates[name] = _rate(lambda n, source=source: _cpu.reads(source, n, threads))
+    return rates
+
+
+def _rate(work: Callable[[int], float], budget: float = 0.12) -> float:
+    """The most per second of what ``work(repetitions)`` does and counts; 0 if it does nothing."""
+    repetitions, best, end = 1, 0.0, time.perf_counter() + budget
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        done = work(repetitions)
+        if not done:
+            return 0.0
+        seconds = time.perf_counter() - start
+        best = max(best, done / seconds)
+        if seconds < 5e-3:
+            repetitions *= 2
+    return best
 
 
 def _product_rate(dtype: torch.dtype, device: str) -> float | None:

@@ -142,7 +142,7 @@ def _prepare(
         )
         with surroundings(provider, case):
             run = provider.prepare(case, own)
-            found = run()
+            found = provider.converted(case, run())
     except Refusal as refusal:
         return {"status": "unavailable", "reason": str(refusal)}, None
     except Exception as error:  # a peer may fail in any way; the others are measured all the same

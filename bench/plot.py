@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .files import replacing
 from .measure import Row
 
 OURS_COLOUR = "#c1272d"
 PEER_COLOURS = ("#0000a7", "#008176", "#eecc16", "#7a49a5", "#b3b3b3", "#5d3a00", "#333333")
-SIZES = ("T", "L", "N", "H", "C")
+SIZES = ("T", "L", "N", "H", "C", "F", "k")
 
 
 def plot(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
@@ -22,7 +23,6 @@ def plot(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
     matplotlib.use("Agg")
     # The same document gives the same file: no date, no random identifiers.
     matplotlib.rcParams.update({"svg.hashsalt": stem, "svg.fonttype": "none", "font.size": 8})
-    directory.mkdir(parents=True, exist_ok=True)
     pictures = {
         "speed-up": _speed_up(document),
         "roofline": _roofline(document),
@@ -35,7 +35,8 @@ def plot(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
         for ending in ("png", "svg"):
             path = directory / f"{stem}-{name}.{ending}"
             metadata = {"Date": None} if ending == "svg" else {"Software": None}
-            figure.savefig(path, dpi=120, metadata=metadata, bbox_inches="tight")
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=120, metadata=metadata, bbox_inches="tight")
             written.append(path)
         _close(figure)
     return written
@@ -142,22 +143,23 @@ def _roofline(document: dict[str, Any]):
     kinds: dict[tuple, list[Row]] = {}
     for row in rows:
         rates = report.peaks_of(row, document)
-        if row["dtype"] in rates["product"] and rates["copy"]:
+        if row["dtype"] in rates["peak"] and rates["bandwidth"]:
             kinds.setdefault((row["dtype"], row["threads"], row["device"]), []).append(row)
     if not kinds:
         return None
     figure, panels = _figure(5, 3.8, len(kinds))
     for axes, ((dtype, threads, device), members) in zip(panels, kinds.items(), strict=True):
         rates = report.peaks_of(members[0], document)
-        product = rates["product"][dtype]
+        peak, product = rates["peak"][dtype], rates["product"][dtype]
         intensities = [row["flops"] / row["bytes"] for row in members]
         ends = [min([0.25, *intensities]) / 2, max([256.0, *intensities]) * 2]
-        for level, copy in rates["copy"].items():
-            knee = product / copy
-            axes.plot([ends[0], knee], [ends[0] * copy, product], color="#666666", linewidth=0.8)
-            axes.text(ends[0], ends[0] * copy, f"copy, {level}", size=6, va="bottom")
-        axes.axhline(product, color="#666666", linewidth=0.8)
-        axes.text(ends[1], product, "torch.mm", size=6, va="bottom", ha="right")
+        for level, bandwidth in rates["bandwidth"].items():
+            knee = peak / bandwidth
+            axes.plot([ends[0], knee], [ends[0] * bandwidth, peak], color="#666666", linewidth=0.8)
+            axes.text(ends[0], ends[0] * bandwidth, level, size=6, va="bottom")
+        for rate, style, name in ((peak, "-", "peak"), (product, ":", "torch.mm")):
+            axes.axhline(rate, color="#666666", linewidth=0.8, linestyle=style)
+            axes.text(ends[1], rate, name, size=6, va="bottom", ha="right")
         for label, colour, provider in (
             ("seqkernels", OURS_COLOUR, report.ours_in),
             ("best peer", PEER_COLOURS[0], report.best_peer),

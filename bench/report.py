@@ -20,7 +20,7 @@ COLUMNS = (
     "±",
     "against best peer",
     "GFLOP/s",
-    "% of product rate",
+    "% of peak",
     "memory",
     "error",
 )
@@ -73,17 +73,17 @@ def peaks_of(row: Row, document: dict[str, Any]) -> dict[str, Any]:
     for peaks in document.get("peaks", ()):
         if (peaks["threads"], peaks["device"]) == (row["threads"], row["device"]):
             return peaks
-    return {"product": {}, "copy": {}}
+    return {"product": {}, "peak": {}, "bandwidth": {}}
 
 
 def lines(row: Row, document: dict[str, Any]) -> list[dict[str, str]]:
     """What the table says of a row: a line for each provider that ran, the quickest first."""
     times = measured(row)
     peer = best_peer(row)
-    product = peaks_of(row, document)["product"].get(row["dtype"])
+    peak = peaks_of(row, document)["peak"].get(row["dtype"])
     ran = [name for name in row["results"] if name in times or _is_wrong(row, name)]
     order = sorted(ran, key=lambda name: times.get(name, math.inf))
-    return [_line(row, name, peer, times, product) for name in order]
+    return [_line(row, name, peer, times, peak) for name in order]
 
 
 def absent(row: Row) -> list[str]:
@@ -100,7 +100,7 @@ def _is_wrong(row: Row, name: str) -> bool:
 
 
 def _line(
-    row: Row, name: str, peer: str | None, times: dict[str, float], product: float | None
+    row: Row, name: str, peer: str | None, times: dict[str, float], peak: float | None
 ) -> dict[str, str]:
     result = row["results"][name]
     line = dict.fromkeys(COLUMNS, "")
@@ -119,8 +119,8 @@ def _line(
         line["against best peer"] = "best peer"
     rate = row["flops"] / times[name]
     line["GFLOP/s"] = f"{rate / 1e9:.3g}"
-    if product:
-        line["% of product rate"] = f"{100 * rate / product:.0f}"
+    if peak:
+        line["% of peak"] = f"{100 * rate / peak:.0f}"
     if result.get("memory") is not None:
         line["memory"] = size(result["memory"])
     if "error" in result:
@@ -179,6 +179,15 @@ def wrong(rows: Iterable[Row]) -> list[str]:
         for name in row["results"]
         if _is_wrong(row, name)
     ]
+
+
+def ours_failed(rows: Iterable[Row]) -> bool:
+    """Whether this package raised an error anywhere."""
+    return any(
+        is_ours(name) and result["status"] == "failed"
+        for row in rows
+        for name, result in row["results"].items()
+    )
 
 
 def _mean_line(mean: dict[str, Any]) -> str:

@@ -31,14 +31,14 @@ from .cases import (
     unique,
     values,
 )
+from .files import write_text
 from .measure import Judge, measure
 from .operations import OPERATIONS
 from .providers import Provider, select
 from .timing import Method
 
-FORMAT = 1
+FORMAT = 2
 INTERRUPTED = 130
-RECORDS = Path(__file__).parent / "records"
 
 
 def words(text: str, known: tuple[str, ...], option: str) -> list[str]:
@@ -138,7 +138,7 @@ def chosen_providers(arguments: argparse.Namespace) -> list[Provider]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, save; 0, or 1 if a result was wrong, 130 if interrupted."""
+    """Measure, print, save; 0, or 1 if a result was wrong or ours failed, 130 if interrupted."""
     todo = cases(arguments)
     if not todo:
         raise UsageError("no case left: nothing has that operation, shape or name")
@@ -168,16 +168,17 @@ def run(arguments: argparse.Namespace) -> int:
     if interrupted:
         sys.stderr.write(f"interrupted after {len(document['rows'])} of {len(todo)} rows\n")
         return INTERRUPTED
-    return 1 if report.wrong(document["rows"]) else 0
+    rows = document["rows"]
+    return 1 if report.wrong(rows) or report.ours_failed(rows) else 0
 
 
 def _save(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     paths = [Path(arguments.save)] if arguments.save else []
     if arguments.record:
-        paths.append(RECORDS / f"{environment.machine_name(document['environment'])}.json")
+        name = environment.machine_name(document["environment"])
+        paths.append(Path(arguments.records) / f"{name}.json")
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def _measure_all(

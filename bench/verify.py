@@ -62,7 +62,15 @@ def judge(
             continue
         count = gradient_terms if is_gradient else terms
         more = (slack or {}).get(name, 0.0)
-        verdict = _judge_one(name, results[name], torchs.get(name), right, count, precision, more)
+        verdict = judge_one(
+            name,
+            results[name],
+            torchs.get(name),
+            right,
+            terms=count,
+            precision=precision,
+            slack=more,
+        )
         ratio = verdict.error / verdict.allowed if verdict.allowed else float(verdict.error > 0)
         if not math.isfinite(verdict.error):
             return verdict
@@ -71,15 +79,20 @@ def judge(
     return worst
 
 
-def _judge_one(
+def judge_one(
     name: str,
     result: Tensor,
     torchs: Tensor | None,
     exact: Tensor,
+    *,
     terms: int,
-    precision: str,
-    slack: float,
+    precision: str = "highest",
+    slack: float = 0.0,
 ) -> Verdict:
+    """The rule for one tensor; ``terms`` is the number of products summed into an element.
+
+    NaN and infinities must stand where exact has them. Without torch's result its error is 0.
+    """
     result = result.detach().cpu()
     if result.shape != exact.shape:
         shapes = f"{name} of shape {tuple(result.shape)}, expected {tuple(exact.shape)}"
@@ -89,7 +102,8 @@ def _judge_one(
         torch.where(finite, torch.nan, result.double()).nan_to_num(nan=0.5),
         torch.where(finite, torch.nan, exact).nan_to_num(nan=0.5),
     ):
-        return Verdict(False, math.nan, math.nan, f"{name}: NaN or infinity")
+        where = f"{name}: NaN or infinity in other places than expected"
+        return Verdict(False, math.nan, math.nan, where)
     error = _largest((result.double() - exact)[finite])
     torch_error = 0.0
     if torchs is not None:
@@ -101,4 +115,5 @@ def _judge_one(
 
 
 def _largest(values: Tensor) -> float:
+    """The largest magnitude, 0 of nothing; NaN if there is one."""
     return values.abs().max().item() if values.numel() else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bench.run import FORMAT
+
 ENVIRONMENT = {
     "seqkernels": "1.2.3",
     "isa": "avx2",
@@ -54,7 +56,7 @@ def row(results: dict, hidden: int = 8, pass_name: str = "inference") -> dict:
 
 def document(*rows: dict) -> dict:
     return {
-        "format": 1,
+        "format": FORMAT,
         "measured": "2026-01-02",
         "command": "python -m bench run",
         "environment": ENVIRONMENT,
@@ -67,6 +69,7 @@ def document(*rows: dict) -> dict:
 PEAKS = {
     "threads": 1,
     "device": "cpu",
-    "product": {"float32": 1e10},
-    "copy": {"L2": 4e9, "memory": 1e9},
+    "product": {"float32": 8e9},
+    "peak": {"float32": 1e10},
+    "bandwidth": {"L2": 4e9, "memory": 1e9},
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 
 import pytest
 import torch
 
 from bench import environment, measure, providers
 from bench.cli import main
+from bench.files import replacing, write_text
 from bench.providers.torch_recurrence import Layer
 from bench_rows import ENVIRONMENT, PEAKS, document, measured, row
 
@@ -116,6 +118,32 @@ def test_a_failing_provider_does_not_stop_the_others(capsys, planted):
     assert "planted:failing failed: RuntimeError: out of order" in capsys.readouterr().out
 
 
+def test_our_own_failure_is_an_error(capsys, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(providers.PROVIDERS["seqkernels"], "_layers", fail)
+    assert main(["run", *TINY, *QUICK, *OURS]) == 1
+    assert "seqkernels failed: RuntimeError: out of order" in capsys.readouterr().out
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "run.json"
+    write_text(path, "first")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 SHAPES = {
     "conv1d_max_pool": [
         "N=2 L=9 C=3 F=5 k=3 layout=NLC,NCL activation=relu,tanh",
@@ -156,7 +184,7 @@ def test_what_has_no_kernel_is_unavailable(capsys):
     assert states == {
         ("bfloat16", "highest"): "unavailable",
         ("float32", "highest"): "measured",
-        ("float32", "medium"): "unavailable",
+        ("float32", "medium"): "measured",
     }
 
 
@@ -181,9 +209,8 @@ def test_cold_caches_and_a_file_of_shapes(capsys, tmp_path, monkeypatch):
 
 
 def test_a_record_has_the_name_of_its_machine_and_version(monkeypatch, tmp_path):
-    monkeypatch.setattr("bench.run.RECORDS", tmp_path)
     monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
-    assert main(["run", *TINY, *QUICK, *OURS, "--record"]) == 0
+    assert main(["run", *TINY, *QUICK, *OURS, "--record", "--records", str(tmp_path)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["imaginary-9000-2-cores-avx2-1.2.3.json"]
 
 
@@ -214,7 +241,7 @@ def test_list_and_env(capsys):
     assert main(["list", "--suite", "kim"]) == 0
     assert "kim: conv1d_max_pool N=50 L=20 C=300 F=100 k=3" in capsys.readouterr().out
     assert main(["env", "--threads", "1"]) == 0
-    assert "measured product rate (torch.mm, float32, cpu, threads 1): 10.0 GFLOP/s" in (
+    assert "measured (cpu, threads 1): float32 peak 10.0, torch.mm 8.0 GFLOP/s" in (
         capsys.readouterr().out
     )
     assert main(["env", "-o", "json", "--threads", "1"]) == 0

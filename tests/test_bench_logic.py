@@ -181,9 +181,9 @@ def test_ratios_are_to_the_best_peer_and_show_losses():
     assert lines[1]["against best peer"] == "2.00x slower"
 
 
-def test_per_cent_of_the_rate_measured_on_as_many_threads():
+def test_per_cent_of_the_peak_measured_on_as_many_threads():
     (line,) = report.lines(fast := row({"seqkernels": measured(1e-3)}), document(fast))
     assert line["GFLOP/s"] == "1"
-    assert line["% of product rate"] == "10"
+    assert line["% of peak"] == "10"
     other = fast | {"threads": 2}
-    assert report.lines(other, document(other))[0]["% of product rate"] == ""
+    assert report.lines(other, document(other))[0]["% of peak"] == ""

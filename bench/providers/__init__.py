@@ -7,6 +7,8 @@ import fnmatch
 from ..cases import UsageError
 from . import (
     cudnn,
+    flashrnn,
+    haste,
     onnx_runtime,
     openvino,
     ours,
@@ -26,11 +28,13 @@ PROVIDERS: dict[str, Provider] = {
         onnx_runtime,
         openvino,
         cudnn,
+        flashrnn,
+        haste,
     )
     for provider in module.providers()
 }
 #: Those that are asked when none are named: torch.compile takes longer to start than to measure.
-DEFAULT = ("seqkernels", "torch", "onnxruntime", "openvino", "cudnn")
+DEFAULT = ("seqkernels", "torch", "onnxruntime", "openvino", "cudnn", "flashrnn", "haste")
 
 
 def select(names: list[str]) -> list[Provider]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cases import Case
-from ..operations import Data
+from ..operations import OPERATIONS, Data
 
 Results = dict[str, Tensor]
 Run = Callable[[], Results]
@@ -54,11 +54,22 @@ class Provider:
     def prepare(self, case: Case, data: Data) -> Run:
         raise NotImplementedError
 
+    def converted(self, case: Case, results: Results) -> Results:
+        """What ``run`` returned in torch's names and shapes, to be verified; it is not timed."""
+        return results
+
 
 def require_device(case: Case) -> None:
     """Refuse a case on a device that torch does not have here."""
     if case.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("no CUDA device")
+
+
+def require_plain_layer(case: Case) -> None:
+    """Refuse a recurrence of several layers or directions, or over sequences of unlike length."""
+    sizes = OPERATIONS[case.operation].sizes(case)
+    if sizes["lengths"] != "full" or sizes["layers"] != 1 or sizes["directions"] != 1:
+        raise Refusal("one layer in one direction over whole sequences only")
 
 
 def passes(

@@ -34,8 +34,6 @@ class Ours(Provider):
         dtype = getattr(torch, case.dtype)
         if case.device != "cpu" or dtype not in functional.NATIVE_DTYPES:
             raise Refusal(f"no kernel for {case.dtype} on {case.device}")
-        if case.precision != "highest":
-            raise Refusal(f"no kernel at precision {case.precision}")
 
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
         return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()

@@ -10,7 +10,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
-from .base import Provider, Refusal, Run, passes, require_device, torch_precision
+from .base import (
+    Provider,
+    Refusal,
+    Run,
+    passes,
+    require_device,
+    require_plain_layer,
+    torch_precision,
+)
 from .ours import cell_forward, named_states, recurrent_cell, recurrent_layer, with_parameters
 
 
@@ -40,6 +48,8 @@ class Layer(TorchRecurrence):
     def forward(self, case: Case, data: Data):
         layer = recurrent_layer(nn, case).to(data.input.device)
         leaves = with_parameters(layer, data)
+        # On CUDA side by side in one buffer, without which cuDNN would copy them at every call.
+        layer.flatten_parameters()
         if data.lengths is None:
             return lambda: named_states(*layer(data.input)), leaves
         steps = len(data.input)
@@ -93,9 +103,7 @@ class Cells(TorchRecurrence):
 
     def refuse(self, case: Case) -> None:
         require_device(case)
-        sizes = OPERATIONS[case.operation].sizes(case)
-        if sizes["lengths"] != "full" or sizes["layers"] != 1 or sizes["directions"] != 1:
-            raise Refusal("one layer in one direction over whole sequences only")
+        require_plain_layer(case)
 
     def forward(self, case: Case, data: Data):
         if not case.operation.endswith("_cell"):

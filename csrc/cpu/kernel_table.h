@@ -4,6 +4,7 @@
 #include "convolution_backward.h"
 #include "convolution_forward.h"
 #include "kernels.h"
+#include "machine_rates.h"
 #include "recurrence_backward.h"
 #include "recurrence_forward.h"
 #include "vector_math.h"
@@ -29,8 +30,10 @@ void tanh_of(const typename Vector::Element* source, typename Vector::Element* t
 
 template <class Vector>
 constexpr Kernels<typename Vector::Element> kernels_for() {
-    return {convolution_forward<Vector>, convolution_backward<Vector>, recurrence_forward<Vector>,
-            recurrence_backward<Vector>, sigmoid_of<Vector>,           tanh_of<Vector>};
+    return {convolution_forward<Vector>, convolution_backward<Vector>,
+            recurrence_forward<Vector>,  recurrence_backward<Vector>,
+            sigmoid_of<Vector>,          tanh_of<Vector>,
+            multiply_add_chains<Vector>, read_all<Vector>};
 }
 
 template <template <class> class VectorOf>

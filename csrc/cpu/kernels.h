@@ -175,6 +175,9 @@ struct Kernels {
     // sigmoid and tanh over `count` contiguous numbers, for the tests of the vector math
     void (*sigmoid)(const T* source, T* target, int64_t count);
     void (*tanh)(const T* source, T* target, int64_t count);
+    // what the machine can do, for the benchmark: see machine_rates.h
+    double (*multiply_adds)(int64_t repetitions, T* result);
+    void (*read_all)(const T* source, int64_t count, T* result);
 };
 
 struct KernelTable {

@@ -18,4 +18,5 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("openmp_path", &seqkernels::openmp_path);
     seqkernels::define_convolution(module);
     seqkernels::define_recurrence(module);
+    seqkernels::define_rates(module);
 }

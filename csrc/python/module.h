@@ -7,5 +7,6 @@ namespace seqkernels {
 
 void define_convolution(pybind11::module_& module);
 void define_recurrence(pybind11::module_& module);
+void define_rates(pybind11::module_& module);
 
 }  // namespace seqkernels

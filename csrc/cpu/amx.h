@@ -1,0 +1,17 @@
+// Intel's matrix tiles (AMX) with bfloat16 products.
+#pragma once
+
+#include <cstdint>
+
+namespace seqkernels {
+
+// Whether processor and kernel have them, and the process may use them: the first call asks Linux
+// for permission, which then holds for every thread.
+bool has_amx_bfloat16();
+
+// `repetitions` rounds of four products of 16 x 32 by 32 x 16 bfloat16 tiles, each added to a tile
+// of its own of 16 x 16 float32 sums. Returns the FLOPs done, 0 in a build without AMX; *result is
+// one of the sums: as many ones as were added. Call only where has_amx_bfloat16().
+double amx_tile_products(int64_t repetitions, float* result);
+
+}  // namespace seqkernels

@@ -1,0 +1,51 @@
+// The loops that measure the machine do the work that they say.
+#include "check.h"
+#include "cpu/rates.h"
+
+namespace seqkernels::testing {
+namespace {
+
+template <class T>
+void check_multiply_adds(const Kernels<T>& kernels) {
+    T result = 0;
+    const double flops = kernels.multiply_adds(100, &result);
+    CHECK(result == T(24));  // twelve chains of x / 2 + 1, each at its fixed point
+    const double once = flops / (2 * 12 * 100);
+    CHECK(once >= 1 && once <= 16 && once == std::floor(once));
+    CHECK(run_multiply_adds(kernels, 100, 1) == flops);
+}
+
+TEST(multiply_adds_reach_their_fixed_point) {
+    for_each_isa([](const std::string&, const KernelTable& table) {
+        check_multiply_adds(table.float32);
+        check_multiply_adds(table.float64);
+    });
+}
+
+TEST(reads_cover_every_element) {
+    for_each_isa([](const std::string&, const KernelTable& table) {
+        for (int64_t count : {0, 1, 7, 64, 65, 1003}) {
+            // Only the first lane is returned: of ones, the number of loads that it took part in.
+            const std::vector<float> ones(static_cast<std::size_t>(count), 1.0f);
+            float result = -1;
+            table.float32.read_all(ones.data(), count, &result);
+            const int64_t least = (count + 15) / 16;  // no vector is wider than 16
+            CHECK(result >= static_cast<float>(least) && result <= static_cast<float>(count));
+            CHECK(run_reads(table.float32, ones.data(), count, 3, 1) == 12.0 * count);
+        }
+    });
+}
+
+TEST(tile_products_count_ones) {
+    if (!has_amx_bfloat16()) {
+        std::puts("skip   this machine has no AMX with bfloat16:");
+        CHECK(run_tile_products(1, 1) == 0);
+        return;
+    }
+    float result = 0;
+    CHECK(amx_tile_products(10, &result) == 10.0 * 4 * 2 * 16 * 16 * 32);
+    CHECK(result == 320.0f);
+}
+
+}  // namespace
+}  // namespace seqkernels::testing

@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import torch
 
+from seqkernels import cpu
+
 
 def peak(run: Callable[[], object], device: str) -> int | None:
     """Bytes: inputs and weights are there before the call, its outputs are counted.
 
-    On the CPU the growth of the process's resident memory, in pages, after the allocator has given
-    back what was free; None where the system does not tell. On CUDA what torch allocated.
+    On the CPU the growth of the process's resident memory, in pages, after the allocator, and this
+    package's scratch, have given back what was free; None where the system does not tell. On CUDA
+    what torch allocated.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -22,6 +25,7 @@ def peak(run: Callable[[], object], device: str) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
+        cpu.release_scratch()
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # sets the peak to what is resident now

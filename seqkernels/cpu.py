@@ -25,6 +25,15 @@ def active_isa() -> str:
     return _cpu.active_isa()
 
 
+def release_scratch() -> int:
+    """Free the scratch memory that the kernels keep from one call to the next.
+
+    They keep what their largest calls needed, 512 MiB at most, since touching fresh memory costs
+    more than most calls' work. Returns the number of bytes freed.
+    """
+    return _cpu.release_scratch()
+
+
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
     """Use another instruction set's kernels within a ``with`` block.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, checks, reference
+from . import autograd, checks, ops, reference
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
 
@@ -156,6 +156,10 @@ def lstm_cell(
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     hx = checks.state_pair(hx)
+    if hx is not None and not torch.compiler.is_compiling():
+        following = ops.recurrence_step("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
+        if following is not None:
+            return following
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.cell(input, hx, w_ih, w_hh, b_ih, b_hh, gates=4)
@@ -204,6 +208,11 @@ def rnn_cell(
     """
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
+    if states is not None and not torch.compiler.is_compiling():
+        cell = f"rnn_{nonlinearity}"
+        following = ops.recurrence_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
+        if following is not None:
+            return following[0]
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
     checks.cell(input, states, w_ih, w_hh, b_ih, b_hh, gates=1)

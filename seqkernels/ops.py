@@ -170,12 +170,7 @@ def _recurrence(
         cell, input, weight_hh, training
     )
     is_lstm = cell == "lstm"
-    if not is_lstm:
-        scratch = output  # where an RNN's input projections may lie
-    elif training:
-        scratch = gates
-    else:
-        scratch = input.new_empty(*output.shape[:2], weight_hh.shape[0])
+    keeps_gates = is_lstm and training
     _cpu.recurrence_forward(
         cell,
         reverse,
@@ -190,8 +185,8 @@ def _recurrence(
         output,
         final,
         final_cell if is_lstm else None,
-        scratch,
-        cells if is_lstm and training else None,
+        gates if keeps_gates else None,
+        cells if keeps_gates else None,
         torch.get_num_threads(),
     )
     return outputs
@@ -308,7 +303,83 @@ for _name, _kernel, _shapes in (
     library.impl(_name, _kernel, "CPU")
     torch.library.register_fake(f"seqkernels::{_name}", _shapes, lib=library)
 
-conv1d_max_pool = torch.ops.seqkernels.conv1d_max_pool.default
+
+def _callable(name: str, kernel):
+    """A forward operation as the floors above call it: directly where only the kernel needs it.
+
+    Backward ones always go through torch's dispatcher: batched gradients (``is_grads_batched``)
+    look like plain tensors and are told apart there.
+    """
+    operation = getattr(torch.ops.seqkernels, name).default
+
+    def call(*arguments):
+        if torch.compiler.is_compiling() or not _is_plain(arguments, _ARGUMENTS):
+            return operation(*arguments)
+        return kernel(*arguments)
+
+    return call
+
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_ARGUMENTS = _TENSORS | {str, bool, list, checks.ConvolutionGeometry}
+
+
+def _is_plain(arguments: tuple, types: frozenset) -> bool:
+    """Whether tensors are plain ones, and no mode, transform, trace or profile is on.
+
+    Then torch's dispatcher, some 15 microseconds of it, would do nothing but call the kernel.
+    """
+    return (
+        types.issuperset(map(type, arguments))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+def recurrence_step(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> tuple[Tensor, ...] | None:
+    """The next states of (N, I) input, without gradients, in as few steps of Python as can be.
+
+    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
+    a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
+    """
+    tensors = (input, *states, weight_ih, weight_hh, bias_ih, bias_hh)
+    if not _is_plain(tensors, _TENSORS) or torch.autograd.forward_ad._current_level >= 0:
+        return None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return None
+    try:
+        following = tuple(map(torch.empty_like, states))
+        hidden, cell_state = states if cell == "lstm" else (*states, None)
+        next_hidden, next_cell_state = following if cell == "lstm" else (*following, None)
+        _cpu.recurrence_step(
+            cell,
+            input,
+            hidden,
+            cell_state,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            next_hidden,
+            next_cell_state,
+            torch.get_num_threads(),
+        )
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return following
+
+
+conv1d_max_pool = _callable("conv1d_max_pool", _conv1d_max_pool)
 conv1d_max_pool_backward = torch.ops.seqkernels.conv1d_max_pool_backward.default
-recurrence = torch.ops.seqkernels.recurrence.default
+recurrence = _callable("recurrence", _recurrence)
 recurrence_backward = torch.ops.seqkernels.recurrence_backward.default

@@ -19,6 +19,8 @@ BATCHES = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 25)
 SIZES = {
     "one of everything": (1, 1, 1, 1),
     "one step": (1, 5, 6, 7),
+    "one step, whole vectors": (1, 2, 8, 64),
+    "one step of more rows than a block": (1, 130, 30, 21),
     "one sample": (9, 1, 6, 7),
     "one input": (5, 3, 1, 9),
     "no input": (5, 3, 0, 9),

@@ -237,9 +237,12 @@ def test_tensors_that_a_cell_has_not(kernel):
     for name in ("initial_cell", "final_cell", "cells", "gates", "grad_initial_cell"):
         arguments = KERNELS[kernel][0]()
         optional = name != "cells" or kernel is _cpu.recurrence_backward
-        if name in arguments and optional and (kernel, name) != (_cpu.recurrence_forward, "gates"):
+        if name in arguments and optional:
             message = f"^{name}: expected a tensor, got None"
             assert_refused(kernel, {name: None}, ValueError, message)
+    if kernel is _cpu.recurrence_forward:
+        message = "^gates: expected None, got a tensor"
+        assert_refused(kernel, {"cells": None}, ValueError, message)
     rnn = {"cell": "rnn_tanh", "weight_ih": torch.randn(5, 3), "weight_hh": torch.randn(5, 5)}
     assert_refused(kernel, rnn, ValueError, "^initial_cell: expected None, got a tensor")
 

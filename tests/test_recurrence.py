@@ -83,9 +83,15 @@ def test_absent_states_and_biases_are_zeros(isa, dtype, kind, reverse):
     assert_right(kind, tensors(kind, (5, 4, 6, 9)) | without, dtype)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [(6, 7, 5, 11), (3, 1, 64, 32), (3, 2, 41, 64), (2, 3, 16, 96), (2, 4, 300, 65), (2, 99, 9, 8)],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sequence_is_a_cell_at_every_step(isa, dtype, kind):
-    arguments = converted(tensors(kind, (6, 7, 5, 11)), dtype)
+def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes):
+    """To the bit: a single step reads weights where they lie, a sequence packs them."""
+    set_threads(2)
+    arguments = converted(tensors(kind, sizes), dtype)
     output, *final = run(kind, arguments)
     cell = functional.lstm_cell if kind == "lstm" else functional.rnn_cell
     keywords = {} if kind == "lstm" else {"nonlinearity": kind[4:]}

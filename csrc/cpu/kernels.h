@@ -132,11 +132,10 @@ struct RecurrenceForward {
     const T* bias_hh;         // (G H,) contiguous, or null
     const int64_t* lengths;   // (N,) contiguous, or null
     T* output;                // (T, N, H) contiguous, written whole
-    T* final_hidden;          // (N, H) contiguous
+    T* final_hidden;          // (N, H) contiguous, or null if it is not wanted
     T* final_cell;            // (N, H) contiguous; null without a cell state
-    // (T, N, G H) contiguous: scratch of the input projections, in which an LSTM with `cells`
-    // leaves the gates after their activations for the backward. Not written where lengths end. An
-    // RNN, which leaves nothing here, may be given `output`.
+    // (T, N, G H) contiguous: where an LSTM leaves the gates after their activations for the
+    // backward, given together with `cells`, else null. Not written where lengths end.
     T* gates;
     T* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
 };

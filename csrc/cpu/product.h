@@ -15,8 +15,8 @@
 // Measured, GFLOP/s of one core, operands in cache, depth 64 to 4096 (AMD Zen 4 at AVX2, float32):
 //   rows x vectors   6x2   5x2   3x4   2x4   6x1   1x4
 //                     91    86    90    67    68    44
-// Tried without gain: an LSTM's four gates in tiles of 3x4 only, in place of two passes of 6x2
-// (equal within the noise at N 16 and 50, H 128 to 300).
+// Tried without gain: an LSTM's four gates in two passes of 6x2 in place of tiles of 3x4 (equal
+// within the noise at N 16 and 50, H 128 to 300; from main memory, H 1024, a third slower).
 #pragma once
 
 #include <cstdint>
@@ -33,13 +33,13 @@ struct Tile {
     // 16 registers: 6 x 2 + 2 + 1. 32 registers: 6 x 4 + 4 + 1.
     static constexpr int rows = 6;
     static constexpr int vectors = Vector::registers == 32 ? 4 : 2;
-    // With 16 registers, up to this many rows are multiplied with 4 vectors: 3 x 4 + 3 + 1.
+    // Of 4 vectors 16 registers hold these rows' sums: 3 x 4 + 3 + 1.
     static constexpr int narrow_rows = 3;
 };
 
-// Sums of the largest tile: an LSTM's four gates.
+// Sums of the largest tile.
 template <class Vector>
-constexpr int most_sums = Tile<Vector>::rows * 4;
+constexpr int most_sums = Tile<Vector>::rows * Tile<Vector>::vectors;
 
 static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -71,23 +71,22 @@ inline void store_up_to(Vector vector, typename Vector::Element* target, int64_t
     }
 }
 
-// The micro-kernel: sums[m * line + v] += rows[m][k * step] * packed[k * line + v] for k in [0,
-// depth), v in [0, V), line >= V vectors. Kept out of line, so that each tile size is compiled
-// once; going through memory for the sums costs two accesses per sum and call, against `depth`
-// multiply-adds.
+// The micro-kernel: sums[m * V + v] += rows[m][k * step] * packed[k * V + v] for k in [0, depth), v
+// in [0, V). Kept out of line, so that each tile size is compiled once; going through memory for
+// the sums costs two accesses per sum and call, against `depth` multiply-adds.
 template <class Vector, int M, int V>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
-                                     int64_t line, int64_t depth) {
+                                     int64_t depth) {
     const typename Vector::Element* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
         row[m] = rows[m];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * line + v];
+        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * V + v];
     }
-    for (int64_t k = 0; k < depth; ++k, packed += line * Vector::width) {
+    for (int64_t k = 0; k < depth; ++k, packed += V * Vector::width) {
         Vector columns[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) columns[v] = Vector::load(packed + v * Vector::width);
@@ -101,7 +100,7 @@ template <class Vector, int M, int V>
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums[m * line + v] = sum[m][v];
+        for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
     }
 }
 
@@ -117,11 +116,16 @@ inline void with_constant(int64_t value, Function&& function) {
     function(std::integral_constant<int, Largest>{});
 }
 
-// sums[m * vectors + v] += the product of a tile of up to Tile::rows rows and 4 vectors.
+// Rows of a tile whose sums of `vectors` vectors of columns the registers hold.
+template <class Vector>
+constexpr int tile_rows_for(int64_t vectors) {
+    return vectors <= Tile<Vector>::vectors ? Tile<Vector>::rows : Tile<Vector>::narrow_rows;
+}
+
+// sums[m * vectors + v] += the product of a tile of up to tile_rows_for(vectors) rows and up to
+// Tile::vectors, or 4, vectors.
 //   rows:   rows_count pointers, each to `depth` elements `step` apart
 //   packed: depth x vectors x width elements, one panel of pack_panels
-// Where registers do not hold four vectors' sums of all rows, two passes take two vectors each:
-// that reads the panel half as often from L2 as tiles of fewer rows would.
 template <class Vector>
 inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
                                 const typename Vector::Element* const* rows, int64_t step,
@@ -130,25 +134,13 @@ inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
     if (vectors <= at_once) {
         with_constant<at_once>(vectors, [&](auto v) {
             with_constant<Tile<Vector>::rows>(rows_count, [&](auto m) {
-                multiply_tile<Vector, m, v>(sums, rows, step, packed, vectors, depth);
+                multiply_tile<Vector, m, v>(sums, rows, step, packed, depth);
             });
         });
         return;
     }
-    if (rows_count <= Tile<Vector>::narrow_rows && vectors == 4) {
-        with_constant<Tile<Vector>::narrow_rows>(rows_count, [&](auto m) {
-            multiply_tile<Vector, m, 4>(sums, rows, step, packed, vectors, depth);
-        });
-        return;
-    }
-    for (int64_t first = 0; first < vectors; first += at_once) {
-        with_constant<at_once>(smaller(at_once, vectors - first), [&](auto v) {
-            with_constant<Tile<Vector>::rows>(rows_count, [&](auto m) {
-                multiply_tile<Vector, m, v>(sums + first, rows, step,
-                                            packed + first * Vector::width, vectors, depth);
-            });
-        });
-    }
+    with_constant<Tile<Vector>::narrow_rows>(
+        rows_count, [&](auto m) { multiply_tile<Vector, m, 4>(sums, rows, step, packed, depth); });
 }
 
 // How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
@@ -171,50 +163,85 @@ struct PanelLayout {
     int64_t elements() const { return checked_product({vectors(), groups, Vector::width, depth}); }
 };
 
-// Packs depths [first_depth, first_depth + depth) of the panels in `range` from a matrix whose row
-// group * columns + column, at depth first_depth + k, lies at data[row * stride_row + k *
-// stride_depth].
+// Depths packed of one vector's worth of rows before those of the next: rows that lie a power of
+// two apart would push each other out of the cache if each were read to its end.
+constexpr int64_t pack_depth = 64;
+
+// Packs up to pack_depth columns of a vector's worth of rows: target[k * line + lane] =
+// source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
+template <class Vector>
+inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t depth,
+                         int64_t present, const typename Vector::Element* source,
+                         int64_t stride_row, int64_t stride_depth) {
+    using T = typename Vector::Element;
+    if (stride_row == 1) {
+        for (int64_t k = 0; k < depth; ++k) {
+            load_up_to<Vector>(source + k * stride_depth, present).store(target + k * line);
+        }
+        return;
+    }
+    // Rows that do not lie as load_transposed wants them, or are not all there, are copied first.
+    T copied[Vector::width * pack_depth];
+    if (stride_depth != 1 || present < Vector::width || depth % 4 != 0) {
+        for (int64_t lane = 0; lane < Vector::width; ++lane) {
+            T* row = copied + lane * pack_depth;
+            const T* from = source + lane * stride_row;
+            const int64_t here = lane < present ? depth : 0;
+            for (int64_t k = 0; k < here; ++k) row[k] = from[k * stride_depth];
+            for (int64_t k = here; k < divide_rounding_up(depth, 4) * 4; ++k) row[k] = 0;
+        }
+        source = copied;
+        stride_row = pack_depth;
+    }
+    for (int64_t k = 0; k < depth; k += 4) {
+        Vector columns[4];
+        Vector::load_transposed(source + k, stride_row, columns);
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < 4; ++i) {
+            if (k + i < depth) columns[i].store(target + (k + i) * line);
+        }
+    }
+}
+
+// Packs `depth` depths of one panel of a matrix whose row group * columns + column, at depth k,
+// lies at data[row * stride_row + k * stride_depth]. target holds these depths side by side.
+//
+// Limit: the bandwidth of where the matrix lies. Measured, GB/s read by one core, LSTM's recurrent
+// weights (AMD Zen 3 at AVX2, float32), one element at a time / transposed in registers:
+//   H 128   H 256   H 512     H 1024
+//   3.4/18  3.3/16  1.1/20    1.0/5 (main memory, which takes the packed ones as well)
+template <class Vector>
+inline void pack_block(typename Vector::Element* target, const PanelLayout<Vector>& layout,
+                       int64_t panel, int64_t depth, const typename Vector::Element* data,
+                       int64_t stride_row, int64_t stride_depth) {
+    const int64_t units = layout.units_of(panel);
+    const int64_t line = units * layout.groups * Vector::width;
+    for (int64_t begin = 0; begin < depth; begin += pack_depth) {
+        for (int64_t unit = 0; unit < units; ++unit) {
+            const int64_t column = layout.first_column(panel) + unit * Vector::width;
+            for (int64_t group = 0; group < layout.groups; ++group) {
+                pack_columns<Vector>(
+                    target + begin * line + (unit * layout.groups + group) * Vector::width, line,
+                    smaller(pack_depth, depth - begin),
+                    smaller(Vector::width, layout.columns - column),
+                    data + (group * layout.columns + column) * stride_row + begin * stride_depth,
+                    stride_row, stride_depth);
+            }
+        }
+    }
+}
+
+// Packs depths [first_depth, first_depth + depth) of the panels in `range`; `data` is where
+// first_depth lies.
 template <class Vector>
 inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
                         Range range, int64_t first_depth, int64_t depth,
                         const typename Vector::Element* data, int64_t stride_row,
                         int64_t stride_depth) {
-    using T = typename Vector::Element;
-    // Rows of a matrix are read along their depth where that is how they lie: a block of depths of
-    // all lanes of one vector stays in cache while it is written column by column.
-    constexpr int64_t block = 16;
     for (int64_t panel = range.begin; panel < range.end; ++panel) {
-        const int64_t units = layout.units_of(panel);
-        const int64_t line = units * layout.groups * Vector::width;
-        T* panel_target = packed + layout.offset(panel) + first_depth * line;
-        for (int64_t begin = 0; begin < depth; begin += block) {
-            const int64_t end = smaller(depth, begin + block);
-            for (int64_t unit = 0; unit < units; ++unit) {
-                const int64_t column = layout.first_column(panel) + unit * Vector::width;
-                const int64_t present = smaller(Vector::width, layout.columns - column);
-                for (int64_t group = 0; group < layout.groups; ++group) {
-                    T* target = panel_target + (unit * layout.groups + group) * Vector::width;
-                    const T* source = data + (group * layout.columns + column) * stride_row;
-                    if (stride_row == 1) {
-                        for (int64_t k = begin; k < end; ++k) {
-                            load_up_to<Vector>(source + k * stride_depth, present)
-                                .store(target + k * line);
-                        }
-                        continue;
-                    }
-                    for (int64_t lane = 0; lane < Vector::width; ++lane) {
-                        const T* row = source + lane * stride_row;
-                        if (lane < present) {
-                            for (int64_t k = begin; k < end; ++k) {
-                                target[k * line + lane] = row[k * stride_depth];
-                            }
-                        } else {
-                            for (int64_t k = begin; k < end; ++k) target[k * line + lane] = 0;
-                        }
-                    }
-                }
-            }
-        }
+        const int64_t line = layout.units_of(panel) * layout.groups * Vector::width;
+        pack_block(packed + layout.offset(panel) + first_depth * line, layout, panel, depth, data,
+                   stride_row, stride_depth);
     }
 }
 
@@ -232,6 +259,41 @@ inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
         function(first, static_cast<int>(rows));
         first += rows;
     }
+}
+
+// sums[r * vectors + v] += the product of `count` rows with a panel of `vectors` vectors over
+// depths [first, last), in blocks of depths that stay in L1 while all tiles of rows pass.
+//   rows:     count pointers, each to `last` contiguous elements
+//   block_at: gives the packed depths [begin, begin + block)
+template <class Vector, class BlockAt>
+inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* const* rows,
+                               int64_t count, int64_t vectors, int64_t first, int64_t last,
+                               int64_t block_bytes, BlockAt&& block_at) {
+    using T = typename Vector::Element;
+    constexpr int most_rows = Tile<Vector>::rows;
+    const int64_t block = block_bytes / (vectors * Vector::width * static_cast<int64_t>(sizeof(T)));
+    for (int64_t begin = first; begin < last; begin += block) {
+        const int64_t depth = smaller(block, last - begin);
+        const T* packed = block_at(begin, depth);
+        for_each_tile(count, tile_rows_for<Vector>(vectors), [&](int64_t row, int tile) {
+            const T* pointers[most_rows] = {};
+            for (int m = 0; m < tile; ++m) pointers[m] = rows[row + m] + begin;
+            multiply_accumulate(sums + row * vectors, tile, vectors, pointers, 1, packed, depth);
+        });
+    }
+}
+
+// The same with a panel that pack_panels has packed.
+template <class Vector>
+inline void multiply_packed(Vector* sums, const typename Vector::Element* const* rows,
+                            int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
+                            const typename Vector::Element* packed) {
+    constexpr int64_t block_bytes = 16 * 1024;
+    const int64_t vectors = layout.units_of(panel) * layout.groups;
+    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, block_bytes,
+                       [&](int64_t begin, int64_t) {
+                           return packed + layout.offset(panel) + begin * vectors * Vector::width;
+                       });
 }
 
 }  // namespace seqkernels

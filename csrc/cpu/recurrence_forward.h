@@ -9,13 +9,16 @@
 // beyond a sample's length are zero; its final state is that of its own last step.
 //
 // Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
-// another, but for an RNN's `gates`, which may be `output`. Scratch, owned by the call: both
-// weights packed, G H (I + H); the sum of the biases, G H; the schedule, T N + T + N integers;
-// pointers for the rows of one step.
+// another. Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases,
+// G H; for an LSTM without `gates` the input projections, T N G H; the schedule, T N + T + N
+// integers; pointers for the rows of one step.
 //
-// The input's part of all steps is one product, left in `gates`. Then step after step the recurrent
-// weights' part is added to it, packed so that a hidden unit's gates come out of one tile, whose
-// epilogue computes gates and state in registers.
+// The input's part of all steps is one product, left in `gates`, in the scratch of that size, or in
+// an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that
+// a hidden unit's gates come out of one tile, whose epilogue computes gates and state in registers.
+//
+// A single step, a cell's, would pack weights to use them once: there each panel of both weights is
+// multiplied as it is packed (unpacked_product.h), and nothing goes through memory.
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
@@ -30,6 +33,7 @@
 #include "product.h"
 #include "recurrence_schedule.h"
 #include "row_product.h"
+#include "unpacked_product.h"
 #include "vector_math.h"
 
 namespace seqkernels {
@@ -41,6 +45,10 @@ class RecurrenceForwardKernel {
     static constexpr int gates = is_lstm ? 4 : 1;
     static constexpr int tile_rows = Tile<Vector>::rows;
     static constexpr int panel_units = is_lstm ? 1 : Tile<Vector>::vectors;
+    // Rows whose sums are kept while a panel passes.
+    static constexpr int64_t block_rows = 16 * tile_rows;
+    // A single step with fewer weights is over before other threads are awake.
+    static constexpr int64_t single_thread_weights = 1 << 16;
 
  public:
     explicit RecurrenceForwardKernel(const RecurrenceForward<T>& arguments)
@@ -51,10 +59,43 @@ class RecurrenceForwardKernel {
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
+        if (shape_.steps == 1) {
+            run_single_step(threads);
+        } else {
+            run_sequence(threads);
+        }
+    }
+
+ private:
+    // Where one sample's data of one step lie.
+    struct Row {
+        const T* hidden_before;
+        const T* cell_before;
+        T* projection;
+        T* hidden;
+        T* cell;
+    };
+
+    // A thread's samples of one step, and the states before it.
+    struct Samples {
+        Row* rows;
+        const T** states;
+    };
+
+    void run_sequence(int threads) {
+        const bool needs_projections = is_lstm && call_.gates == nullptr;
+        const Scratch<T> projections(
+            needs_projections ? checked_product({shape_.steps, shape_.batch, gates, shape_.hidden})
+                              : 0);
+        projections_ = needs_projections ? projections.data()
+                       : is_lstm         ? call_.gates
+                                         : call_.output;
         const Scratch<T> input_weights(input_layout_.elements());
         const Scratch<T> hidden_weights(hidden_layout_.elements());
         const Scratch<T> bias(gates * shape_.hidden);
-        const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
+        const int64_t most_rows = shape_.batch + 1;
+        const Scratch<Row> rows(checked_product({most_rows, threads}));
+        const Scratch<const T*> states(checked_product({most_rows, threads}));
         input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
         bias_ = bias.data();
@@ -68,7 +109,8 @@ class RecurrenceForwardKernel {
             const Grid grid = recurrence_grid(
                 shape_.batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
-            Row* mine = rows.data() + thread * (shape_.batch + 1);
+            const Samples mine{rows.data() + thread * most_rows,
+                               states.data() + thread * most_rows};
             for (int64_t step = 0; step < schedule_.longest(); ++step) {
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
                 run_step(step, grid, thread, mine);
@@ -77,16 +119,6 @@ class RecurrenceForwardKernel {
             finish(part_of(shape_.batch, 1, thread, granted));
         });
     }
-
- private:
-    // Where one sample's data of one step lie.
-    struct Row {
-        const T* hidden_before;
-        const T* cell_before;
-        T* gates;
-        T* hidden;
-        T* cell;
-    };
 
     void prepare(int thread, int threads) const {
         const int64_t hidden = shape_.hidden;
@@ -98,17 +130,17 @@ class RecurrenceForwardKernel {
                     part_of(hidden_layout_.panels(), 1, thread, threads), 0, hidden,
                     call_.weight_hh.data, call_.weight_hh.stride_row,
                     call_.weight_hh.stride_column);
-        const Range mine = part_of(gates * hidden, 1, thread, threads);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            bias_[i] = (call_.bias_ih == nullptr ? T(0) : call_.bias_ih[i]) +
-                       (call_.bias_hh == nullptr ? T(0) : call_.bias_hh[i]);
+        const Range mine = part_of(gates * hidden, Vector::width, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; i += Vector::width) {
+            store_up_to(bias_at(i, mine.end - i), bias_ + i, mine.end - i);
         }
-        // Without every cell state to keep, the running one lives in final_cell.
-        if (is_lstm && call_.cells == nullptr) {
-            const Range samples = part_of(shape_.batch, 1, thread, threads);
-            copy(call_.initial_cell + samples.begin * hidden,
-                 call_.final_cell + samples.begin * hidden, (samples.end - samples.begin) * hidden);
-        }
+    }
+
+    // The sum of the biases of `count` gates from `i` on.
+    Vector bias_at(int64_t i, int64_t count) const {
+        const Vector zero = Vector::broadcast(0);
+        return (call_.bias_ih == nullptr ? zero : load_up_to<Vector>(call_.bias_ih + i, count)) +
+               (call_.bias_hh == nullptr ? zero : load_up_to<Vector>(call_.bias_hh + i, count));
     }
 
     void project_inputs(int thread, int threads) const {
@@ -124,7 +156,7 @@ class RecurrenceForwardKernel {
                        row % shape_.batch * call_.input.stride_batch;
             },
             [&](int64_t index) {
-                return call_.gates + schedule_.row_at(index) * gates * shape_.hidden;
+                return projections_ + schedule_.row_at(index) * gates * shape_.hidden;
             });
     }
 
@@ -132,14 +164,15 @@ class RecurrenceForwardKernel {
         const int64_t hidden = shape_.hidden;
         const int64_t row = schedule_.row(n, step);
         Row result{};
-        result.gates = call_.gates + row * gates * hidden;
+        result.projection = projections_ + row * gates * hidden;
         result.hidden = call_.output + row * hidden;
         result.hidden_before = step == 0 ? call_.initial_hidden + n * hidden
                                          : call_.output + schedule_.row(n, step - 1) * hidden;
         if constexpr (is_lstm) {
             if (call_.cells == nullptr) {
+                // Without every cell state to keep, the running one lives in final_cell.
                 result.cell = call_.final_cell + n * hidden;
-                result.cell_before = result.cell;
+                result.cell_before = step == 0 ? call_.initial_cell + n * hidden : result.cell;
             } else {
                 result.cell = call_.cells + row * hidden;
                 result.cell_before = step == 0 ? call_.initial_cell + n * hidden
@@ -149,42 +182,98 @@ class RecurrenceForwardKernel {
         return result;
     }
 
-    void run_step(int64_t step, const Grid& grid, int thread, Row* rows) const {
+    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         for (int64_t i = 0; i < count; ++i) {
-            rows[i] = row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+            mine.rows[i] =
+                row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+            mine.states[i] = mine.rows[i].hidden_before;
         }
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for_each_tile(count, tile_rows,
-                          [&](int64_t first, int tile) { run_tile(rows + first, tile, panel); });
+            for (int64_t i = 0; i < count; i += block_rows) {
+                const int64_t block = smaller(block_rows, count - i);
+                run_panel(
+                    mine.rows + i, block, panel,
+                    [&](const Row& row, int64_t gate, int64_t unit) {
+                        return load_up_to<Vector>(row.projection + gate * shape_.hidden + unit,
+                                                  shape_.hidden - unit);
+                    },
+                    [&](Vector* sums) {
+                        multiply_packed(sums, mine.states + i, block, hidden_layout_, panel,
+                                        hidden_weights_);
+                    });
+            }
         }
     }
 
-    // The next state of `tile` samples' hidden units of one panel.
-    void run_tile(const Row* rows, int tile, int64_t panel) const {
-        const int64_t hidden = shape_.hidden;
+    // The next state of `count` samples' hidden units of one panel. start(row, gate, unit) gives
+    // the sums before the product, which multiply(sums) adds.
+    template <class Start, class Multiply>
+    void run_panel(const Row* rows, int64_t count, int64_t panel, Start&& start,
+                   Multiply&& multiply) const {
         const int64_t column = hidden_layout_.first_column(panel);
-        const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[most_sums<Vector>];
-        const T* pointers[tile_rows] = {};
-        for (int m = 0; m < tile; ++m) {
-            pointers[m] = rows[m].hidden_before;
-            for (int u = 0; u < units; ++u) {
-                const int64_t unit = column + u * Vector::width;
+        const int64_t units = hidden_layout_.units_of(panel);
+        Vector sums[block_rows * (panel_units * gates)];
+        for (int64_t m = 0; m < count; ++m) {
+            for (int64_t u = 0; u < units; ++u) {
                 for (int g = 0; g < gates; ++g) {
                     sums[(m * units + u) * gates + g] =
-                        load_up_to<Vector>(rows[m].gates + g * hidden + unit, hidden - unit);
+                        start(rows[m], g, column + u * Vector::width);
                 }
             }
         }
-        multiply_accumulate(sums, tile, units * gates, pointers, 1,
-                            hidden_weights_ + hidden_layout_.offset(panel), hidden);
-        for (int m = 0; m < tile; ++m) {
-            for (int u = 0; u < units; ++u) {
+        multiply(sums);
+        for (int64_t m = 0; m < count; ++m) {
+            for (int64_t u = 0; u < units; ++u) {
                 next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
             }
         }
+    }
+
+    // One step, with both weights as they lie.
+    void run_single_step(int threads) {
+        projections_ = call_.gates;
+        const PanelLayout<Vector> input_layout{shape_.hidden, shape_.inputs, panel_units, gates};
+        const int64_t panels = hidden_layout_.panels();
+        const int64_t count = schedule_.active(0);
+        const Scratch<Row> rows(count);
+        const Scratch<const T*> inputs(count), states(count);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t n = schedule_.sample(i);
+            rows.data()[i] = row_of(n, 0);
+            inputs.data()[i] = call_.input.data + n * call_.input.stride_batch;
+            states.data()[i] = rows.data()[i].hidden_before;
+        }
+        const int64_t weights = gates * shape_.hidden * (shape_.inputs + shape_.hidden);
+        const bool is_small = weights * (1 + count / tile_rows) < single_thread_weights;
+        run_parallel(is_small ? 1 : threads, [&](int thread, int granted) {
+            const int64_t column_parts = larger(1, smaller(panels, granted));
+            const int64_t row_parts =
+                larger(1, smaller(divide_rounding_up(count, tile_rows), granted / column_parts));
+            const Grid grid{row_parts, column_parts};
+            const Range samples = grid.rows(count, tile_rows, thread);
+            const Range columns = grid.columns(panels, thread);
+            for (int64_t panel = columns.begin; panel < columns.end; ++panel) {
+                for (int64_t i = samples.begin; i < samples.end; i += block_rows) {
+                    const int64_t block = smaller(block_rows, samples.end - i);
+                    run_panel(
+                        rows.data() + i, block, panel,
+                        [&](const Row&, int64_t gate, int64_t unit) {
+                            return bias_at(gate * shape_.hidden + unit, shape_.hidden - unit);
+                        },
+                        [&](Vector* sums) {
+                            multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
+                                              call_.weight_ih.data, call_.weight_ih.stride_row,
+                                              call_.weight_ih.stride_column);
+                            multiply_unpacked(sums, states.data() + i, block, hidden_layout_, panel,
+                                              call_.weight_hh.data, call_.weight_hh.stride_row,
+                                              call_.weight_hh.stride_column);
+                        });
+                }
+            }
+        });
+        finish({0, shape_.batch});
     }
 
     void next_state(const Row& row, int64_t unit, const Vector* sums) const {
@@ -199,10 +288,10 @@ class RecurrenceForwardKernel {
             store_up_to(next, row.cell + unit, count);
             store_up_to(output_gate * hyperbolic_tangent(next), row.hidden + unit, count);
             if (call_.cells != nullptr) {
-                store_up_to(input_gate, row.gates + unit, count);
-                store_up_to(forget_gate, row.gates + shape_.hidden + unit, count);
-                store_up_to(candidate, row.gates + 2 * shape_.hidden + unit, count);
-                store_up_to(output_gate, row.gates + 3 * shape_.hidden + unit, count);
+                store_up_to(input_gate, row.projection + unit, count);
+                store_up_to(forget_gate, row.projection + shape_.hidden + unit, count);
+                store_up_to(candidate, row.projection + 2 * shape_.hidden + unit, count);
+                store_up_to(output_gate, row.projection + 3 * shape_.hidden + unit, count);
             }
         } else {
             const Vector next = cell_type == RecurrentCell::rnn_tanh
@@ -222,9 +311,11 @@ class RecurrenceForwardKernel {
                 std::memset(output, 0, static_cast<std::size_t>(hidden) * sizeof(T));
             }
             const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
-            copy(length > 0 ? call_.output + last : call_.initial_hidden + n * hidden,
-                 call_.final_hidden + n * hidden, hidden);
-            if (is_lstm && call_.cells != nullptr) {
+            if (call_.final_hidden != nullptr) {
+                copy(length > 0 ? call_.output + last : call_.initial_hidden + n * hidden,
+                     call_.final_hidden + n * hidden, hidden);
+            }
+            if (is_lstm && (call_.cells != nullptr || length == 0)) {
                 copy(length > 0 ? call_.cells + last : call_.initial_cell + n * hidden,
                      call_.final_cell + n * hidden, hidden);
             }
@@ -243,6 +334,7 @@ class RecurrenceForwardKernel {
     T* input_weights_ = nullptr;
     T* hidden_weights_ = nullptr;
     T* bias_ = nullptr;
+    T* projections_ = nullptr;
 };
 
 template <class Vector>

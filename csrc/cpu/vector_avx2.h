@@ -34,6 +34,27 @@ struct Avx2Vector<float> {
     void store_first(float* target, int64_t count) const {
         _mm256_maskstore_ps(target, first(count), value);
     }
+    static void load_transposed(const float* source, int64_t stride_row, Avx2Vector (&columns)[4]) {
+        // Rows i and i + 4, their four numbers in a half each, so that no step crosses halves.
+        const auto rows = [&](int64_t i) {
+            return _mm256_castps_pd(
+                _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(source + i * stride_row)),
+                                     _mm_loadu_ps(source + (i + 4) * stride_row), 1));
+        };
+        const auto low = [](__m256d a, __m256d b) {
+            return _mm256_castps_pd(_mm256_unpacklo_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b)));
+        };
+        const auto high = [](__m256d a, __m256d b) {
+            return _mm256_castps_pd(_mm256_unpackhi_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b)));
+        };
+        const __m256d row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
+        const __m256d low01 = low(row0, row1), low23 = low(row2, row3);
+        const __m256d high01 = high(row0, row1), high23 = high(row2, row3);
+        columns[0].value = _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23));
+        columns[1].value = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
+        columns[2].value = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
+        columns[3].value = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+    }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(integer)))};
     }
@@ -109,6 +130,20 @@ struct Avx2Vector<double> {
     void store(double* target) const { _mm256_storeu_pd(target, value); }
     void store_first(double* target, int64_t count) const {
         _mm256_maskstore_pd(target, first(count), value);
+    }
+    static void load_transposed(const double* source, int64_t stride_row,
+                                Avx2Vector (&columns)[4]) {
+        const __m256d row0 = _mm256_loadu_pd(source), row1 = _mm256_loadu_pd(source + stride_row);
+        const __m256d row2 = _mm256_loadu_pd(source + 2 * stride_row);
+        const __m256d row3 = _mm256_loadu_pd(source + 3 * stride_row);
+        const __m256d even01 = _mm256_unpacklo_pd(row0, row1),
+                      odd01 = _mm256_unpackhi_pd(row0, row1);
+        const __m256d even23 = _mm256_unpacklo_pd(row2, row3),
+                      odd23 = _mm256_unpackhi_pd(row2, row3);
+        columns[0].value = _mm256_permute2f128_pd(even01, even23, 0x20);
+        columns[1].value = _mm256_permute2f128_pd(odd01, odd23, 0x20);
+        columns[2].value = _mm256_permute2f128_pd(even01, even23, 0x31);
+        columns[3].value = _mm256_permute2f128_pd(odd01, odd23, 0x31);
     }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_pd(_mm256_set1_epi64x(integer))};

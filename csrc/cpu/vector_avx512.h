@@ -33,6 +33,26 @@ struct Avx512Vector<float> {
     void store_first(float* target, int64_t count) const {
         _mm512_mask_storeu_ps(target, first(count), value);
     }
+    static void load_transposed(const float* source, int64_t stride_row,
+                                Avx512Vector (&columns)[4]) {
+        // Rows i, i + 4, i + 8 and i + 12, their four numbers in a quarter each, so that no step
+        // crosses quarters.
+        const auto rows = [&](int64_t i) {
+            __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(source + i * stride_row));
+            four = _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 4) * stride_row), 1);
+            four = _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 8) * stride_row), 2);
+            return _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 12) * stride_row), 3);
+        };
+        const __m512 row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
+        const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(row0, row1));
+        const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(row2, row3));
+        const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(row0, row1));
+        const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(row2, row3));
+        columns[0].value = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+        columns[1].value = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+        columns[2].value = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+        columns[3].value = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+    }
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(integer)))};
     }
@@ -106,6 +126,26 @@ struct Avx512Vector<double> {
     void store(double* target) const { _mm512_storeu_pd(target, value); }
     void store_first(double* target, int64_t count) const {
         _mm512_mask_storeu_pd(target, first(count), value);
+    }
+    static void load_transposed(const double* source, int64_t stride_row,
+                                Avx512Vector (&columns)[4]) {
+        // Rows i and i + 4, their four numbers in a half each.
+        const auto rows = [&](int64_t i) {
+            return _mm512_insertf64x4(
+                _mm512_castpd256_pd512(_mm256_loadu_pd(source + i * stride_row)),
+                _mm256_loadu_pd(source + (i + 4) * stride_row), 1);
+        };
+        const __m512d row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
+        const __m512d even01 = _mm512_unpacklo_pd(row0, row1),
+                      odd01 = _mm512_unpackhi_pd(row0, row1);
+        const __m512d even23 = _mm512_unpacklo_pd(row2, row3),
+                      odd23 = _mm512_unpackhi_pd(row2, row3);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        const __m512i second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+        columns[0].value = _mm512_permutex2var_pd(even01, first, even23);
+        columns[1].value = _mm512_permutex2var_pd(odd01, first, odd23);
+        columns[2].value = _mm512_permutex2var_pd(even01, second, even23);
+        columns[3].value = _mm512_permutex2var_pd(odd01, second, odd23);
     }
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_pd(_mm512_set1_epi64(integer))};

@@ -30,6 +30,11 @@ struct ScalarVector {
         if (count > 0) *target = value;
     }
 
+    // Four columns of `width` rows: lane l of columns[k] is source[l * stride_row + k].
+    static void load_transposed(const T* source, int64_t, ScalarVector (&columns)[4]) {
+        for (int k = 0; k < 4; ++k) columns[k].value = source[k];
+    }
+
     // Carries an integer in the bits of each lane: select() moves it, as_integer() reads it back.
     using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     static ScalarVector from_integer(int64_t integer) {

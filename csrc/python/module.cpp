@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "cpu/isa.h"
 
 PYBIND11_MODULE(_cpu, module) {
@@ -16,6 +17,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("bind_openmp", &seqkernels::bind_openmp, pybind11::arg("library"),
                pybind11::arg("load") = false);
     module.def("openmp_path", &seqkernels::openmp_path);
+    module.def("release_scratch", &seqkernels::release_scratch);
     seqkernels::define_convolution(module);
     seqkernels::define_recurrence(module);
     seqkernels::define_rates(module);

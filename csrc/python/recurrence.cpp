@@ -56,6 +56,20 @@ Matrix<T> matrix_view(const TensorView& view) {
     return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
 }
 
+// The same elements with a first dimension of 1; of too many dimensions, unchanged.
+TensorView as_sequence(const TensorView& view) {
+    if (view.dimensions >= max_dimensions) return view;
+    TensorView sequence = view;
+    sequence.dimensions = view.dimensions + 1;
+    sequence.sizes[0] = 1;
+    sequence.strides[0] = 0;
+    for (int i = 0; i < view.dimensions; ++i) {
+        sequence.sizes[i + 1] = view.sizes[i];
+        sequence.strides[i + 1] = view.strides[i];
+    }
+    return sequence;
+}
+
 void expect_given(const char* name, const OptionalView& view, bool given) {
     if (view.has_value() != given) {
         throw std::invalid_argument(std::string(name) + ": expected " +
@@ -67,13 +81,14 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
              const TensorView& initial_hidden, const OptionalView& initial_cell,
              const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
              const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
-             const TensorView& final_hidden, const OptionalView& final_cell,
-             const TensorView& gates, const OptionalView& cells, int threads) {
+             const OptionalView& final_hidden, const OptionalView& final_cell,
+             const OptionalView& gates, const OptionalView& cells, int threads) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell);
     expect_given("final_cell", final_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
+    expect_given("gates", gates, cells.has_value());
     expect_at_least("threads", threads, 1);
     const DataType dtype = input.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
@@ -101,6 +116,17 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
         const py::gil_scoped_release release;
         active_kernels().of<T>().recurrence_forward(call, threads);
     });
+}
+
+// One step, of 2-dimensional arguments: a sequence of length 1 whose output is the next state.
+void step(const std::string& cell, const TensorView& input, const TensorView& hidden,
+          const OptionalView& cell_state, const TensorView& weight_ih, const TensorView& weight_hh,
+          const OptionalView& bias_ih, const OptionalView& bias_hh, const TensorView& next_hidden,
+          const OptionalView& next_cell_state, int threads) {
+    expect_dimensions("input", input, 2);
+    forward(cell, false, as_sequence(input), hidden, cell_state, weight_ih, weight_hh, bias_ih,
+            bias_hh, std::nullopt, as_sequence(next_hidden), std::nullopt, next_cell_state,
+            std::nullopt, std::nullopt, threads);
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,
@@ -165,6 +191,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
 
 void define_recurrence(py::module_& module) {
     module.def("recurrence_forward", &forward);
+    module.def("recurrence_step", &step);
     module.def("recurrence_backward", &backward);
 }
 

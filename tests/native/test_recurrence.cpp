@@ -240,6 +240,8 @@ TEST(recurrence_agrees_with_its_equations_and_their_differences) {
 TEST(recurrence_forward_agrees_with_its_equations) {
     check_shape(5, 13, 9, 35, false);
     check_shape(3, 2, 17, 66, false);
+    check_shape(1, 3, 17, 66, false);
+    check_shape(1, 101, 9, 35, false);
     check_shape(0, 3, 4, 5, false);
     check_shape(4, 0, 4, 5, false);
 }

@@ -1,0 +1,97 @@
+#include "scratch.h"
+
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+namespace seqkernels {
+namespace {
+
+constexpr int64_t least_kept_bytes = 32 << 10;  // below, the system's allocator keeps it anyway
+constexpr int64_t most_kept_bytes = int64_t(512) << 20;
+constexpr std::size_t most_kept_blocks = 64;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool keeps_blocks = false;  // so that a use after the call, or beyond the end, is seen
+#else
+constexpr bool keeps_blocks = true;
+#endif
+
+struct Block {
+    void* memory;
+    int64_t bytes;
+};
+
+// The blocks that are free, the longest unused first. There are only a few of them: a call's
+// scratch arrays, times the threads that call at once.
+struct Pool {
+    std::mutex mutex;
+    std::vector<Block> blocks;
+    int64_t bytes = 0;
+
+    Pool() { blocks.reserve(most_kept_blocks); }
+
+    Block remove(std::size_t place) {
+        const Block block = blocks[place];
+        blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(place));
+        bytes -= block.bytes;
+        return block;
+    }
+};
+
+Pool& pool() {
+    static auto& kept = *new Pool();  // never destroyed: threads may outlive static objects
+    return kept;
+}
+
+// Sizes are rounded up, by an eighth at most, so that a slightly larger call fits as well.
+int64_t rounded(int64_t bytes) {
+    int64_t unit = cache_line_bytes;
+    while (bytes / unit > 8 && bytes >= least_kept_bytes) unit *= 2;
+    return (bytes / unit + 1) * unit;
+}
+
+void* allocate(int64_t bytes) {
+    void* memory = std::aligned_alloc(cache_line_bytes, static_cast<std::size_t>(bytes));
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+
+}  // namespace
+
+void* take_scratch(int64_t bytes) {
+    const int64_t size = rounded(bytes);
+    if (keeps_blocks && size >= least_kept_bytes) {
+        Pool& kept = pool();
+        const std::lock_guard<std::mutex> lock(kept.mutex);
+        for (std::size_t place = kept.blocks.size(); place-- > 0;) {
+            if (kept.blocks[place].bytes == size) return kept.remove(place).memory;
+        }
+    }
+    return allocate(size);
+}
+
+void return_scratch(void* memory, int64_t bytes) {
+    const int64_t size = rounded(bytes);
+    if (!keeps_blocks || size < least_kept_bytes || size > most_kept_bytes) {
+        std::free(memory);
+        return;
+    }
+    Pool& kept = pool();
+    const std::lock_guard<std::mutex> lock(kept.mutex);
+    while (kept.blocks.size() == most_kept_blocks || kept.bytes + size > most_kept_bytes) {
+        std::free(kept.remove(0).memory);
+    }
+    kept.blocks.push_back({memory, size});
+    kept.bytes += size;
+}
+
+int64_t release_scratch() {
+    Pool& kept = pool();
+    const std::lock_guard<std::mutex> lock(kept.mutex);
+    const int64_t released = kept.bytes;
+    while (!kept.blocks.empty()) std::free(kept.remove(kept.blocks.size() - 1).memory);
+    return released;
+}
+
+}  // namespace seqkernels

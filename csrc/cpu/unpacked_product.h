@@ -1,0 +1,107 @@
+// A product with a right operand that is used once, read where it lies.
+//
+// Rows by the handful: columns are transposed in registers and multiplied at once. More rows: block
+// after block of the operand is packed into a buffer that stays in L1 and multiplied. Against
+// packing the whole operand first both save writing and reading it back. Every element of the
+// product is the same chain of multiply-adds either way.
+//
+// Limit: the bandwidth of where the operand lies. Measured, GB/s read by one core, LSTM's recurrent
+// weights (AMD Zen 3 at AVX2, float32):
+//                                       H 128   H 512   H 1024 (main memory)
+//   1 row, in registers                   35      30      10
+//   1 row, through the buffer             22      17       8
+//   3 rows, in registers / buffer       21/16   19/15    8/6
+//   plain sequential reading              47      50      15
+// Tried without gain: software prefetching of the next block, or of the same one a row at a time,
+// to any level of cache; whole rows to a block; all four gates in registers at once (a fifth faster
+// at H 128, but half as fast where rows lie a power of two apart: they push each other out of L1).
+#pragma once
+
+#include <cstdint>
+
+#include "product.h"
+
+namespace seqkernels {
+
+// sums[m * line + v] += the product of M rows with V vectors of matrix rows, columns[v][lane *
+// stride + k] for k in [0, depth), depth a multiple of 4.
+template <class Vector, int M, int V>
+[[gnu::noinline]] void multiply_transposed(Vector* sums, int64_t line,
+                                           const typename Vector::Element* const* rows,
+                                           const typename Vector::Element* const* columns,
+                                           int64_t stride, int64_t depth) {
+    Vector sum[M][V];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[m][v] = sums[m * line + v];
+    }
+    for (int64_t k = 0; k < depth; k += 4) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            Vector four[4];
+            Vector::load_transposed(columns[v] + k, stride, four);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 4
+                for (int m = 0; m < M; ++m) {
+                    const Vector left = Vector::broadcast(rows[m][k + i]);
+                    sum[m][v] = multiply_add(left, four[i], sum[m][v]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[m * line + v] = sum[m][v];
+    }
+}
+
+// sums[r * vectors + v] += the product of `count` rows with one panel of the matrix whose row group
+// * columns + column, at depth k, lies at data[row * stride_row + k * stride_depth].
+//   rows:    count pointers, each to layout.depth contiguous elements
+//   vectors: units_of(panel) * groups, 4 at most
+template <class Vector>
+inline void multiply_unpacked(Vector* sums, const typename Vector::Element* const* rows,
+                              int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
+                              const typename Vector::Element* data, int64_t stride_row,
+                              int64_t stride_depth) {
+    using T = typename Vector::Element;
+    constexpr int64_t most_rows_in_registers = 3;
+    // Two vectors' rows fit the ways of L1 that rows a power of two apart share, and two chains of
+    // multiply-adds hide behind the transposing; of vectors twice as long, one.
+    constexpr int at_once = Vector::registers == 32 ? 1 : 2;
+    constexpr int64_t most_vectors = 4;
+    constexpr int64_t block_bytes = 16 * 1024;
+    const int64_t units = layout.units_of(panel), vectors = units * layout.groups;
+    const int64_t column = layout.first_column(panel);
+    const bool is_whole = column + units * Vector::width <= layout.columns;
+    int64_t done = 0;
+    if (count <= most_rows_in_registers && stride_depth == 1 && is_whole) {
+        done = layout.depth / 4 * 4;
+        const T* columns[most_vectors];
+        for (int64_t v = 0; v < vectors; ++v) {
+            const int64_t unit = v / layout.groups, group = v % layout.groups;
+            columns[v] =
+                data + (group * layout.columns + column + unit * Vector::width) * stride_row;
+        }
+        for (int64_t v = 0; v < vectors; v += at_once) {
+            with_constant<at_once>(smaller(at_once, vectors - v), [&](auto together) {
+                with_constant<most_rows_in_registers>(count, [&](auto m) {
+                    multiply_transposed<Vector, m, together>(sums + v, vectors, rows, columns + v,
+                                                             stride_row, done);
+                });
+            });
+        }
+    }
+    alignas(64) T packed[block_bytes / sizeof(T)];
+    multiply_in_blocks(sums, rows, count, vectors, done, layout.depth, block_bytes,
+                       [&](int64_t begin, int64_t depth) {
+                           pack_block(packed, layout, panel, depth, data + begin * stride_depth,
+                                      stride_row, stride_depth);
+                           return packed;
+                       });
+}
+
+}  // namespace seqkernels

@@ -156,10 +156,13 @@ def _roofline(document: dict[str, Any]):
         for level, bandwidth in rates["bandwidth"].items():
             knee = peak / bandwidth
             axes.plot([ends[0], knee], [ends[0] * bandwidth, peak], color="#666666", linewidth=0.8)
-            axes.text(ends[0], ends[0] * bandwidth, level, size=6, va="bottom")
-        for rate, style, name in ((peak, "-", "peak"), (product, ":", "torch.mm")):
+            axes.text(1.1 * ends[0], 0.95 * ends[0] * bandwidth, level, size=6, va="top")
+        for rate, style, name, side in (
+            (peak, "-", "peak", "bottom"),
+            (product, ":", "torch.mm", "top"),
+        ):
             axes.axhline(rate, color="#666666", linewidth=0.8, linestyle=style)
-            axes.text(ends[1], rate, name, size=6, va="bottom", ha="right")
+            axes.text(ends[1], rate, name, size=6, va=side, ha="right")
         for label, colour, provider in (
             ("seqkernels", OURS_COLOUR, report.ours_in),
             ("best peer", PEER_COLOURS[0], report.best_peer),

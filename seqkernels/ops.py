@@ -327,10 +327,12 @@ _ARGUMENTS = _TENSORS | {str, bool, list, checks.ConvolutionGeometry}
 def _is_plain(arguments: tuple, types: frozenset) -> bool:
     """Whether tensors are plain ones, and no mode, transform, trace or profile is on.
 
-    Then torch's dispatcher, some 15 microseconds of it, would do nothing but call the kernel.
+    Then torch's dispatcher, some 15 microseconds of it, would do nothing but call the kernel. A
+    tensor with the negative bit is not plain: its memory holds the values with the other sign.
     """
     return (
         types.issuperset(map(type, arguments))
+        and not any(isinstance(value, Tensor) and value.is_neg() for value in arguments)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None

@@ -139,15 +139,6 @@ def test_expanded_tensors(isa, dtype):
     assert_right(arguments | {"input": overlapping}, dtype)
 
 
-def test_an_input_with_the_negative_bit(isa):
-    arguments = tensors((2, 3, 9, 5, 3))
-    values = arguments["input"]
-    negated = torch.complex(torch.zeros_like(values), -values).conj().imag
-    assert negated.is_neg()
-    output = functional.conv1d_max_pool(**arguments | {"input": negated})
-    assert torch.equal(output, functional.conv1d_max_pool(**arguments))
-
-
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 2}], ids=str)
 def test_without_a_batch(isa, dtype, channels_last, pooling):

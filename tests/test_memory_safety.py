@@ -254,6 +254,15 @@ def test_sizes_beyond_64_bits_are_refused(kernel):
     assert_refused(kernel, mistake, ValueError, "fits 64 bits")
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_tensors_without_memory_are_refused(kernel):
+    arguments = KERNELS[kernel][0]()
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            nowhere = {name: torch._efficientzerotensor(value.shape, dtype=value.dtype)}
+            assert_refused(kernel, nowhere, ValueError, "^tensor: expected elements in memory")
+
+
 def test_a_nonsense_argmax_does_no_harm(isa):
     """Negative windows count as none; of others only what lies within the sample is touched."""
     input, weight = torch.randn(2, 9, 3), torch.randn(5, 3, 3)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from seqkernels import ops
+
 OPERATIONS = (
     "conv1d_max_pool",
     "conv1d_max_pool_backward",
@@ -58,6 +60,37 @@ def test_operations_keep_torchs_rules(operation):
     overload = getattr(torch.ops.seqkernels, operation).default
     for arguments in samples(operation):
         torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_tensor_with_the_negative_bit(operation):
+    """Its memory holds the values with the other sign."""
+    function = getattr(ops, operation)
+    for arguments in samples(operation):
+        expected = function(*arguments)
+        for place, argument in enumerate(arguments):
+            if isinstance(argument, torch.Tensor) and argument.is_floating_point():
+                twin = torch.complex(torch.zeros_like(argument), -argument).conj().imag
+                assert twin.is_neg()
+                results = function(*arguments[:place], twin, *arguments[place + 1 :])
+                assert all(map(torch.equal, results, expected)), place
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_a_step_on_tensors_without_plain_memory(cell):
+    """The way around the dispatcher declines them: the functions above then take the other."""
+    gates, states = (4, 2) if cell == "lstm" else (1, 1)
+    shapes = [(2, 3), *[(2, 5)] * states, (5 * gates, 3), (5 * gates, 5), *[(5 * gates,)] * 2]
+    plain = [normal(*shape) for shape in shapes]
+
+    def step(input, *rest):
+        return ops.recurrence_step(cell, input, rest[:states], *rest[states:])
+
+    assert step(*plain) is not None
+    for place, shape in enumerate(shapes):
+        negated = torch.complex(torch.zeros(shape), plain[place]).conj().imag
+        for odd in (negated, torch._efficientzerotensor(shape), torch.empty(shape, device="meta")):
+            assert step(*plain[:place], odd, *plain[place + 1 :]) is None
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

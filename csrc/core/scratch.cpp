@@ -1,8 +1,12 @@
 #include "scratch.h"
 
 #include <cstdlib>
+#include <limits>
 #include <mutex>
+#include <new>
 #include <vector>
+
+#include "checked.h"
 
 namespace seqkernels {
 namespace {
@@ -59,12 +63,22 @@ void* allocate(int64_t bytes) {
 
 }  // namespace
 
+int64_t scratch_bytes(int64_t count, int64_t element_bytes) {
+    if (count < 0) throw std::bad_alloc();
+    const int64_t bytes = checked_product({count, element_bytes});
+    // Half of the range leaves room for rounding up.
+    if (bytes > std::numeric_limits<int64_t>::max() / 2) throw std::bad_alloc();
+    return bytes;
+}
+
 void* take_scratch(int64_t bytes) {
     const int64_t size = rounded(bytes);
     if (keeps_blocks && size >= least_kept_bytes) {
         Pool& kept = pool();
-        const std::lock_guard<std::mutex> lock(kept.mutex);
-        for (std::size_t place = kept.blocks.size(); place-- > 0;) {
+        // Who finds the pool busy does without: a child process forked at that moment finds it
+        // busy for ever.
+        const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock);
+        for (std::size_t place = lock ? kept.blocks.size() : 0; place-- > 0;) {
             if (kept.blocks[place].bytes == size) return kept.remove(place).memory;
         }
     }
@@ -78,7 +92,11 @@ void return_scratch(void* memory, int64_t bytes) {
         return;
     }
     Pool& kept = pool();
-    const std::lock_guard<std::mutex> lock(kept.mutex);
+    const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock);
+    if (!lock) {
+        std::free(memory);
+        return;
+    }
     while (kept.blocks.size() == most_kept_blocks || kept.bytes + size > most_kept_bytes) {
         std::free(kept.remove(0).memory);
     }

@@ -7,15 +7,14 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <new>
-
-#include "checked.h"
 
 namespace seqkernels {
 
 constexpr int64_t cache_line_bytes = 64;
 
+// Bytes of `count` elements; raises std::bad_alloc or, beyond 64 bits,
+// std::invalid_argument.
+int64_t scratch_bytes(int64_t count, int64_t element_bytes);
 // At least `bytes` bytes, kept ones or new ones; raises std::bad_alloc.
 void* take_scratch(int64_t bytes);
 // Gives back what take_scratch returned for as many bytes.
@@ -26,12 +25,8 @@ int64_t release_scratch();
 template <class T>
 class Scratch {
  public:
-    explicit Scratch(int64_t count) {
-        if (count < 0) throw std::bad_alloc();
-        bytes_ = checked_product({count, static_cast<int64_t>(sizeof(T))});
-        if (bytes_ > std::numeric_limits<int64_t>::max() / 2) throw std::bad_alloc();
-        data_ = static_cast<T*>(take_scratch(bytes_));
-    }
+    explicit Scratch(int64_t count)
+        : bytes_(scratch_bytes(count, sizeof(T))), data_(static_cast<T*>(take_scratch(bytes_))) {}
     ~Scratch() { return_scratch(data_, bytes_); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;

@@ -62,9 +62,15 @@ bool view_of(py::handle object, TensorView& view) {
     view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
     view.dtype = data_type(tensor.dtype);
     view.dimensions = tensor.dimensions;
+    bool is_empty = false;
     for (int i = 0; i < tensor.dimensions; ++i) {
         view.sizes[i] = tensor.shape[i];
         view.strides[i] = tensor.strides[i];
+        is_empty = is_empty || tensor.shape[i] == 0;
+    }
+    // torch's "zero tensors" have sizes and no memory.
+    if (tensor.data == nullptr && !is_empty) {
+        throw py::value_error("tensor: expected elements in memory, got none");
     }
     return true;
 }

@@ -264,7 +264,7 @@ def test_tensors_without_memory_are_refused(kernel):
 
 
 def test_a_nonsense_argmax_does_no_harm(isa):
-    """Negative windows count as none; of others only what lies within the sample is touched."""
+    """What is not a window of its pool counts as none."""
     input, weight = torch.randn(2, 9, 3), torch.randn(5, 3, 3)
     for window in (-1, -(2**31), 2**31 - 1, 7, 100):
         gradients = torch.ops.seqkernels.conv1d_max_pool_backward(
@@ -279,6 +279,4 @@ def test_a_nonsense_argmax_does_no_harm(isa):
             False,
             [True] * 3,
         )
-        reached = window in (7,)
-        assert gradients[0].any() == gradients[1].any() == reached
-        assert torch.equal(gradients[2], torch.full((5,), 2.0 if window >= 0 else 0.0))
+        assert not any(gradient.any() for gradient in gradients)

@@ -35,6 +35,11 @@ static inline int64_t window_start(const ConvolutionShape& shape, int64_t window
     return window * shape.stride - shape.padding_left;
 }
 
+// Whether all positions of the window that begins at `start` are real.
+static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64_t length) {
+    return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;
+}
+
 // Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
 template <class T>
 inline void pack_positions(const ConvolutionShape& shape, const SequenceView<T>& input,

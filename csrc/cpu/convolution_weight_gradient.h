@@ -1,0 +1,239 @@
+// The weight's part of convolution_backward.h: grad_weight of a thread's filters.
+//
+// The winners of a block of pools are listed filter by filter. Block of columns after block of
+// columns, each filter's sum over its list then stays in registers, and what the lists name of the
+// input stays in L1: with small pools, where every window wins many filters, as copies (where
+// positions lie a power of two apart, they would push each other out).
+//
+// Scratch, owned by the call: each filter's lists, a block of pools long; for each thread those
+// copies; where the input's channels do not lie side by side, a packed copy of as many samples as 1
+// MiB holds, at least one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "convolution_input.h"
+#include "scaled_rows.h"
+#include "window_columns.h"
+
+namespace seqkernels {
+
+template <class Vector>
+class ConvolutionWeightGradient {
+    using T = typename Vector::Element;
+    using Columns = WindowColumns<Vector>;
+
+ public:
+    // gradients: g, (N, P, F). Without a grad_weight nothing is computed.
+    ConvolutionWeightGradient(const ConvolutionBackward<T>& arguments, const T* gradients,
+                              int threads)
+        : call_(arguments),
+          shape_(arguments.shape),
+          gradients_(gradients),
+          direct_(arguments.input.stride_channel == 1 || shape_.channels <= 1),
+          stride_batch_(direct_ ? arguments.input.stride_batch : shape_.length * shape_.channels),
+          stride_length_(direct_ ? arguments.input.stride_length : shape_.channels),
+          columns_(shape_, stride_length_, false),
+          samples_in_block_(direct_ ? shape_.batch : samples_in_block()),
+          copies_(shape_.pool_size > 0 && shape_.pool_size <= largest_copied_pool),
+          pools_in_block_(pools_in_block(shape_)),
+          copied_elements_(
+              copies_ ? checked_product({pools_in_block_, shape_.pool_size, columns_.widest()})
+                      : 0),
+          packed_(wanted() && !direct_ ? checked_product({samples_in_block_, stride_batch_}) : 0),
+          whole_(wanted() ? checked_product({shape_.filters, pools_in_block_}) : 0),
+          cut_(wanted() ? checked_product({shape_.filters, pools_in_block_}) : 0),
+          counts_(wanted() ? shape_.filters : 0),
+          copied_(wanted() ? checked_product({copied_elements_, threads}) : 0) {}
+
+    bool wanted() const { return call_.grad_weight != nullptr; }
+
+    // Called by every thread of a region.
+    void run(int thread, int threads, Barrier& barrier) const {
+        if (!wanted()) return;
+        const Range filters = part_of(shape_.filters, 1, thread, threads);
+        const int64_t window_elements = shape_.kernel_size * shape_.channels;
+        std::memset(
+            call_.grad_weight + filters.begin * window_elements, 0,
+            static_cast<std::size_t>((filters.end - filters.begin) * window_elements) * sizeof(T));
+        for (int64_t begin = 0; begin < shape_.batch; begin += samples_in_block_) {
+            const Range samples{begin, smaller(shape_.batch, begin + samples_in_block_)};
+            if (!direct_) {
+                pack(samples, thread, threads);
+                barrier.wait(threads);
+            }
+            add_samples(samples, filters, copied_.data() + thread * copied_elements_);
+            if (!direct_) barrier.wait(threads);
+        }
+    }
+
+ private:
+    static constexpr int64_t largest_copied_pool = 4;
+
+    // Its offset: of the window's first number in the input, or of its place among the copies.
+    using WholeWindow = ScaledRow<T>;
+
+    // A winner that reaches beyond its sample.
+    struct CutWindow {
+        int64_t sample_offset;
+        int64_t start;
+        int64_t length;
+        T scale;
+    };
+
+    // Windows in a filter's lists.
+    struct Counts {
+        int64_t whole;
+        int64_t cut;
+    };
+
+    int64_t samples_in_block() const {
+        constexpr int64_t block_bytes = 1 << 20;
+        const int64_t sample_bytes =
+            larger(1, checked_product({shape_.length, shape_.channels, int64_t(sizeof(T))}));
+        return larger(1, smaller(shape_.batch, block_bytes / sample_bytes));
+    }
+
+    void pack(Range samples, int thread, int threads) const {
+        const Range mine = part_of(samples.end - samples.begin, 1, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+            const int64_t n = samples.begin + i;
+            pack_positions(shape_, call_.input, n, 0, sample_length(shape_, call_.lengths, n),
+                           packed_.data() + i * stride_batch_);
+        }
+    }
+
+    // Where a sample of the block that begins with `first` lies, from `data` on.
+    const T* data() const { return direct_ ? call_.input.data : packed_.data(); }
+    int64_t sample_offset(int64_t n, int64_t first) const {
+        return (direct_ ? n : n - first) * stride_batch_;
+    }
+
+    void add_samples(Range samples, Range filters, T* copies) const {
+        const int64_t end = samples.end * shape_.pooled;
+        for (int64_t begin = samples.begin * shape_.pooled; begin < end; begin += pools_in_block_) {
+            const Range pools{begin, smaller(end, begin + pools_in_block_)};
+            list_winners(pools, samples.begin, filters);
+            for (int64_t i = 0; i < columns_.blocks(); ++i) {
+                const typename Columns::Block block = columns_.block(i);
+                if (copies_) copy_windows(pools, samples.begin, block, copies);
+                const T* base = copies_ ? copies : data() + block.offset;
+                for (int64_t f = filters.begin; f < filters.end; ++f) add_lists(f, block, base);
+            }
+        }
+    }
+
+    // A pool of all samples, and the sample it belongs to.
+    struct Pool {
+        int64_t sample_offset;
+        int64_t length;
+        Range windows;
+    };
+
+    Pool pool_at(int64_t row, int64_t first_sample) const {
+        const int64_t n = row / shape_.pooled;
+        const int64_t length = sample_length(shape_, call_.lengths, n);
+        return {sample_offset(n, first_sample), length,
+                windows_of_pool(shape_, row % shape_.pooled, shape_.windows(length))};
+    }
+
+    // Lists the winners of pools [begin, end), counted over all samples, filter by filter.
+    void list_winners(Range pools, int64_t first_sample, Range filters) const {
+        for (int64_t f = filters.begin; f < filters.end; ++f) counts_.data()[f] = {0, 0};
+        for (int64_t row = pools.begin; row < pools.end; ++row) {
+            const Pool pool = pool_at(row, first_sample);
+            const int64_t first_copy = (row - pools.begin) * shape_.pool_size;
+            for (int64_t f = filters.begin; f < filters.end; ++f) {
+                const int64_t window = call_.argmax[row * shape_.filters + f];
+                if (window < pool.windows.begin || window >= pool.windows.end) continue;
+                const int64_t start = window_start(shape_, window);
+                const T scale = gradients_[row * shape_.filters + f];
+                Counts& counts = counts_.data()[f];
+                if (copies_) {
+                    const int64_t copy = first_copy + window - pool.windows.begin;
+                    whole_.data()[f * pools_in_block_ + counts.whole++] = {copy * columns_.widest(),
+                                                                           scale};
+                } else if (is_within(shape_, start, pool.length)) {
+                    whole_.data()[f * pools_in_block_ + counts.whole++] = {
+                        pool.sample_offset + start * stride_length_, scale};
+                } else {
+                    cut_.data()[f * pools_in_block_ + counts.cut++] = {pool.sample_offset, start,
+                                                                       pool.length, scale};
+                }
+            }
+        }
+    }
+
+    // One block of columns of every window of these pools, zeros beyond the sample.
+    void copy_windows(Range pools, int64_t first_sample, const typename Columns::Block& block,
+                      T* copies) const {
+        for (int64_t row = pools.begin; row < pools.end; ++row) {
+            const Pool pool = pool_at(row, first_sample);
+            const T* sample = data() + pool.sample_offset;
+            T* target = copies + (row - pools.begin) * shape_.pool_size * columns_.widest();
+            for (int64_t window = pool.windows.begin; window < pool.windows.end;
+                 ++window, target += columns_.widest()) {
+                const int64_t start = window_start(shape_, window);
+                if (is_within(shape_, start, pool.length)) {
+                    const T* source = sample + start * stride_length_ + block.offset;
+                    std::memcpy(target, source, static_cast<std::size_t>(block.count) * sizeof(T));
+                    continue;
+                }
+                columns_.for_each_tap(
+                    block, [&](int64_t place, int64_t tap, int64_t channel, int64_t channels) {
+                        const int64_t position = start + tap * shape_.dilation;
+                        const bool is_real = position >= 0 && position < pool.length;
+                        const T* source = sample + position * stride_length_ + channel;
+                        for (int64_t i = 0; i < channels; ++i) {
+                            target[place + i] = is_real ? source[i] : T(0);
+                        }
+                    });
+            }
+        }
+    }
+
+    // Adds what a filter's lists contribute to one block of its columns.
+    void add_lists(int64_t f, const typename Columns::Block& block, const T* base) const {
+        T* target = call_.grad_weight + f * shape_.kernel_size * shape_.channels + block.column;
+        const Counts& counts = counts_.data()[f];
+        add_scaled_rows<Vector>(target, block.count, base, whole_.data() + f * pools_in_block_,
+                                counts.whole);
+        for (int64_t i = 0; i < counts.cut; ++i) {
+            add_cut_window(target, cut_.data()[f * pools_in_block_ + i], block);
+        }
+    }
+
+    void add_cut_window(T* target, const CutWindow& window,
+                        const typename Columns::Block& block) const {
+        const T* sample = data() + window.sample_offset;
+        columns_.for_each_tap(
+            block, [&](int64_t place, int64_t tap, int64_t channel, int64_t channels) {
+                const int64_t position = window.start + tap * shape_.dilation;
+                if (position < 0 || position >= window.length) return;
+                const WholeWindow row{position * stride_length_ + channel, window.scale};
+                add_scaled_rows<Vector>(target + place, channels, sample, &row, 1);
+            });
+    }
+
+    const ConvolutionBackward<T>& call_;
+    const ConvolutionShape& shape_;
+    const T* const gradients_;
+    const bool direct_;
+    const int64_t stride_batch_;
+    const int64_t stride_length_;
+    const Columns columns_;
+    const int64_t samples_in_block_;
+    const bool copies_;
+    const int64_t pools_in_block_;
+    const int64_t copied_elements_;
+    const Scratch<T> packed_;
+    const Scratch<WholeWindow> whole_;
+    const Scratch<CutWindow> cut_;
+    const Scratch<Counts> counts_;
+    const Scratch<T> copied_;
+};
+
+}  // namespace seqkernels

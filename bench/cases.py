@@ -25,6 +25,8 @@ PASSES = ("inference", "forward", "backward", "training")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PRECISIONS = ("highest", "high", "medium")
 DEVICES = ("cpu", "cuda")
+#: As installed; in a checkout `python -m bench` is the same.
+PROGRAM = "seqkernels-bench"
 
 Value = int | str
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\*?)(\d+))?")
@@ -74,7 +76,7 @@ class Case:
     def command(self) -> str:
         """What measures this row again, without the providers."""
         parts = [
-            "python -m bench run",
+            f"{PROGRAM} run",
             f"--op {self.operation} --shapes {self.shape_text()}",
             f"--pass {self.pass_name} --dtype {self.dtype} --threads {self.threads}",
         ]
@@ -141,6 +143,11 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.json"))
 
 
+def suites_named(text: str) -> list[str]:
+    """The suites and files of a comma-separated option; "all" means every suite."""
+    return suite_names() if text == "all" else [name for name in text.split(",") if name]
+
+
 def load_suite(name_or_path: str) -> dict[str, Any]:
     """A suite of the package by name, or a file in the same format."""
     path = SUITES / f"{name_or_path}.json"
@@ -156,6 +163,11 @@ def load_suite(name_or_path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not a suite: {error}") from error
     if not isinstance(suite, dict) or not isinstance(suite.get("cases"), list):
         raise UsageError(f'{path}: not a suite: expected an object with a list "cases"')
+    for entry in suite["cases"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("shapes"), dict):
+            raise UsageError(
+                f'{path}: not a suite: expected cases with "operation" and "shapes", got {entry!r}'
+            )
     return suite
 
 

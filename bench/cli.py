@@ -5,17 +5,30 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-from .cases import DEVICES, DTYPES, PASSES, PRECISIONS, UsageError, load_suite, product, suite_names
+from .cases import (
+    DEVICES,
+    DTYPES,
+    PASSES,
+    PRECISIONS,
+    PROGRAM,
+    UsageError,
+    load_suite,
+    product,
+    suite_names,
+    suites_named,
+)
+from .timing import Method
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="seqkernels-bench",
+        prog=PROGRAM,
         description="This package's layers beside every peer: verified, then timed.",
     )
     commands = top.add_subparsers(dest="subcommand", metavar="COMMAND")
@@ -33,7 +46,14 @@ def parser() -> argparse.ArgumentParser:
         help="exit with 1 if B's geometric mean, or a row that differs significantly, is not "
         "at least R times as fast as A's",
     )
-    compare.add_argument("--significance", type=float, default=0.01, metavar="P")
+    compare.add_argument(
+        "--significance",
+        type=float,
+        default=0.05,
+        metavar="P",
+        help="how probable it may be that any row is called different by chance; runs of one "
+        "program differ by some per cent from process to process besides: leave R room for it",
+    )
     plot = commands.add_parser("plot", help="pictures of a saved run, PNG and SVG")
     plot.add_argument("file", metavar="FILE")
     plot.add_argument("--directory", default=".", help="where the pictures go")
@@ -69,12 +89,19 @@ def _add_run(commands) -> None:
         metavar="NAME=VALUES",
         help="lists and ranges, as N=1,16 T=25..100..25 H=128..1024..*2; or a suite's FILE",
     )
-    add("--filter", metavar="REGEX", help="only cases whose line matches")
+    add("--filter", metavar="REGEX", help="only rows whose title, as printed, matches")
     add("--device", default="cpu", help=f"some of {', '.join(DEVICES)}")
     add("--cold", action="store_true", help="scrub the caches before each call")
-    add("--min-time", type=float, default=0.1, metavar="SECONDS", help="of calls, a provider")
-    add("--max-time", type=float, default=0.3, metavar="SECONDS", help="where it is noisy")
-    add("--max-noise", type=float, default=2.0, metavar="PERCENT", help="of the median's error")
+    shortest, longest, noise = Method.min_time, Method.max_time, 100 * Method.max_noise
+    add("--min-time", type=float, default=shortest, metavar="SECONDS", help="of calls, a provider")
+    add(
+        "--max-time",
+        type=float,
+        default=longest,
+        metavar="SECONDS",
+        help="where it is noisy; three times the least at least",
+    )
+    add("--max-noise", type=float, default=noise, metavar="PERCENT", help="of the median's error")
     add("--no-verify", action="store_true", help="time even what may be wrong")
     add("--seed", type=int, default=0, help="of the random order of the providers")
     add("-o", "--output", default="table", help="some of table, md, csv, json, jsonl")
@@ -88,12 +115,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given = ["run", *given]
-    parsed = parser().parse_args(given)
+    parsed = parser().parse_args(given, argparse.Namespace(given=given))
     try:
-        _require("rich")
         return _COMMANDS[parsed.subcommand](parsed)
+    except BrokenPipeError:  # who read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UsageError as error:
-        sys.stderr.write(f"seqkernels-bench: {error}\n")
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 2
 
 
@@ -105,10 +134,9 @@ def _require(package: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from . import report
-    from .run import run, words
+    from .run import run
 
-    words(arguments.output, report.FORMATS, "--output")
+    _require("rich")
     return run(arguments)
 
 
@@ -118,7 +146,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
     write = sys.stdout.write
     if arguments.suite:
-        for name in arguments.suite.split(","):
+        for name in suites_named(arguments.suite):
             for entry in load_suite(name)["cases"]:
                 for shape in product(entry["shapes"]):
                     text = " ".join(f"{key}={value}" for key, value in shape.items())
@@ -188,7 +216,10 @@ def _plot(arguments: argparse.Namespace) -> int:
     from .plot import plot
 
     _require("matplotlib")
-    for path in plot(load(arguments.file), Path(arguments.directory), Path(arguments.file).stem):
+    written = plot(load(arguments.file), Path(arguments.directory), Path(arguments.file).stem)
+    if not written:
+        raise UsageError(f"{arguments.file}: no row with a time of ours: nothing to draw")
+    for path in written:
         sys.stdout.write(f"{path}\n")
     return 0
 

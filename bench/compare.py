@@ -60,40 +60,63 @@ def differences(
     return found
 
 
+def significant(rows: list[dict[str, Any]], level: float) -> list[bool]:
+    """Which rows differ by more than chance, the whole set taken together.
+
+    Holm's procedure (Scand. J. Statist. 6(2), 1979): the probability that any row is called
+    different although nothing changed is at most ``level``.
+    """
+    found = [False] * len(rows)
+    order = sorted(range(len(rows)), key=lambda place: rows[place]["p"])
+    for rank, place in enumerate(order):
+        if rows[place]["p"] > level / (len(rows) - rank):
+            break
+        found[place] = True
+    return found
+
+
+def lost(before: dict[str, Any], after: dict[str, Any], provider: str) -> list[str]:
+    """The rows of both for which the provider had a time and has none any more."""
+    old_rows = by_key(before)
+    return [
+        report.title(new)
+        for key, new in by_key(after).items()
+        if key in old_rows
+        and provider in report.measured(old_rows[key])
+        and provider not in report.measured(new)
+    ]
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Print the rows and the geometric mean; 1 if ``--fail-below`` says so, else 0."""
     before, after = load(arguments.before), load(arguments.after)
-    rows = differences(before, after, arguments.provider)
+    provider = arguments.provider
+    rows = differences(before, after, provider)
     if not rows:
-        raise UsageError(f"the two files have no row of {arguments.provider} in common")
+        raise UsageError(f"the two files have no row of {provider} in common")
+    for row, differs in zip(rows, significant(rows, arguments.significance), strict=True):
+        row["verdict"] = "the same" if not differs else "faster" if row["ratio"] > 1 else "SLOWER"
     mean = geometric_mean(row["ratio"] for row in rows)
     write = sys.stdout.write
     for row in sorted(rows, key=lambda row: row["ratio"]):
-        differs = row["p"] < arguments.significance
-        verdict = "the same" if not differs else "faster" if row["ratio"] > 1 else "SLOWER"
         write(
-            f"{row['ratio']:6.3f}x  {verdict:8}  p={row['p']:.1e}  "
+            f"{row['ratio']:6.3f}x  {row['verdict']:8}  p={row['p']:.1e}  "
             f"{report.duration(row['before']):>8} -> {report.duration(row['after']):>8}  "
             f"{row['title']}\n"
         )
-    write(f"{mean:6.3f}x  geometric mean of {len(rows)} rows of {arguments.provider}\n")
+    write(f"{mean:6.3f}x  geometric mean of {len(rows)} rows of {provider}\n")
     missing = len(set(by_key(before)) ^ set(by_key(after)))
     if missing:
         write(f"{missing} rows are in one of the files only\n")
     if before["environment"] != after["environment"]:
         write("the machines or libraries differ: see `environment` in the files\n")
-    lost = [
-        report.title(row)
-        for row in by_key(after).values()
-        if row["results"].get(arguments.provider, {}).get("status") in ("WRONG", "failed")
-    ]
-    for text in lost:
+    gone = lost(before, after, provider)
+    for text in gone:
         write(f"no time any more: {text}\n")
     if arguments.fail_below is None:
         return 0
-    significant = [row for row in rows if row["p"] < arguments.significance]
-    least = min([mean, *(row["ratio"] for row in significant)])
-    if lost or least < arguments.fail_below:
+    least = min([mean, *(row["ratio"] for row in rows if row["verdict"] != "the same")])
+    if gone or least < arguments.fail_below:
         write(f"below {arguments.fail_below}\n")
         return 1
     return 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,16 @@ import torch
 import seqkernels
 from seqkernels import _cpu
 
-from .timing import cache_sizes
+from .timing import cache_sizes, synchronize
 
 PEERS = ("onnx", "onnxruntime", "openvino", "flashrnn", "haste-pytorch")
 
 
-def describe(device: str = "cpu") -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Everything that is not measured."""
     described = {
         "seqkernels": seqkernels.__version__,
+        "commit": _commit(),
         "isa": seqkernels.cpu.active_isa(),
         "isas": seqkernels.cpu.available_isas(),
         "cpu": _cpu_model(),
@@ -36,7 +37,9 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "onednn": _onednn_version(),
         "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_products": {
+            name: switch.fp32_precision for name, switch in float32_switches().items()
+        },
         "peers": {name: version for name in PEERS if (version := _version(name))},
     }
     if torch.cuda.is_available():
@@ -44,10 +47,21 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             "device": torch.cuda.get_device_name(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "tf32_products": torch.backends.cuda.matmul.allow_tf32,
-            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         }
     return described
+
+
+def float32_switches() -> dict[str, Any]:
+    """torch's switches for what float32 products may be computed in, by name."""
+    return {
+        f"{backend}.{operation}": getattr(getattr(torch.backends, backend), operation)
+        for backend, operations in (
+            ("mkldnn", ("matmul", "conv", "rnn")),
+            ("cuda", ("matmul",)),
+            ("cudnn", ("conv", "rnn")),
+        )
+        for operation in operations
+    }
 
 
 def machine_name(environment: dict[str, Any]) -> str:
@@ -56,6 +70,23 @@ def machine_name(environment: dict[str, Any]) -> str:
     text = f"{device or environment['cpu']}-{environment['cores']}-cores-{environment['isa']}"
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return f"{words}-{environment['seqkernels']}"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, and whether files differ from it."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        found = [
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (
+                ("ls-files", "--error-unmatch", __file__),
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no"),
+            )
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found[1].strip() + (" with changes" if found[2].strip() else "")
 
 
 def _cpu_model() -> str:
@@ -182,13 +213,11 @@ def _shortest(run: Callable[[], object], device: str, budget: float = 0.12) -> f
     """Seconds a call in the quickest of the samples that fit in the budget, of 2 at least."""
 
     def timed(calls: int) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(calls):
             run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         return (time.perf_counter() - start) / calls
 
     timed(1)

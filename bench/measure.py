@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from .timing import Contestant, Method, race
 
 Row = dict[str, Any]
 SMALL = 5e9
+#: Cases that are alike in these have one float64 result.
+JUDGED_ALIKE = ("operation", "dtype", "device", "precision")
 
 
 class Judge:
@@ -29,18 +33,25 @@ class Judge:
         self._key: tuple | None = None
         self._results: tuple[verify.Results, verify.Results, dict[str, float]] = ({}, {}, {})
 
-    def verdict(self, case: Case, data: Data, results: verify.Results) -> verify.Verdict:
-        """``data`` has its ties hidden already."""
+    def prepare(self, case: Case, data: Data) -> None:
+        """Compute what results are compared with; ``data`` has its ties hidden already."""
         operation = OPERATIONS[case.operation]
-        key = (case.operation, case.shape, case.dtype, case.has_gradient, case.precision)
-        if self._key != key:
-            self._key = key
-            # On small tensors threads mostly wait for each other, the more so on a busy machine.
-            torch.set_num_threads(case.threads if operation.flops(case) > SMALL else 1)
-            exact = operation.exact(case, data, case.has_gradient)
-            slack = operation.slack(case, data) if case.has_gradient else {}
-            torch.set_num_threads(case.threads)
-            self._results = exact, self._by_torch(case, data), slack
+        described = case.describe()
+        key = (*(described[name] for name in JUDGED_ALIKE), case.shape, case.has_gradient)
+        if self._key == key:
+            return
+        self._key = None
+        # On small tensors threads mostly wait for each other, the more so on a busy machine.
+        torch.set_num_threads(case.threads if operation.flops(case) > SMALL else 1)
+        exact = operation.exact(case, data, case.has_gradient)
+        slack = operation.slack(case, data) if case.has_gradient else {}
+        torch.set_num_threads(case.threads)
+        self._results = exact, self._by_torch(case, data), slack
+        self._key = key
+
+    def verdict(self, case: Case, results: verify.Results) -> verify.Verdict:
+        """What is to be said of results, after ``prepare``."""
+        operation = OPERATIONS[case.operation]
         exact, torchs, slack = self._results
         return verify.judge(
             results,
@@ -49,6 +60,7 @@ class Judge:
             operation.outputs,
             terms=operation.terms(case),
             gradient_terms=operation.gradient_terms(case),
+            dtype=getattr(torch, case.dtype),
             precision=case.precision,
             slack=slack,
         )
@@ -94,8 +106,11 @@ def measure(
     contestants: dict[str, Contestant] = {}
     data = operation.data(case).to(case.device)
     gradients = {name: value.clone() for name, value in data.gradients.items()}
-    if case.has_gradient and judge is not None:
-        operation.hide_ties(case, data)
+    if judge is not None:
+        if case.has_gradient:
+            operation.hide_ties(case, data)
+        step("computing the float64 result")
+        judge.prepare(case, data)
     for provider in serving:
         step(f"{provider.name}: preparing")
         with warnings.catch_warnings():
@@ -108,9 +123,12 @@ def measure(
     for name, value in gradients.items():
         data.gradients[name].copy_(value)
     step("timing")
-    race(list(contestants.values()), method, order)
+    failed = race(contestants, method, order)
     for name, contestant in contestants.items():
-        results[name] |= contestant.summary()
+        if name in failed:
+            results[name] = _failure(failed[name])
+        else:
+            results[name] |= contestant.summary()
     return {
         **case.describe(),
         "flops": operation.flops(case),
@@ -133,30 +151,41 @@ def _prepare(
         return {"status": "unavailable", "reason": reason}, None
     try:
         provider.refuse(case)
-        own = Data(
-            data.input.detach(),
-            {name: value.detach() for name, value in data.parameters.items()},
-            data.lengths,
-            data.gradients,
-            data.states,
-        )
+        before = data.copy() if judge is not None else None
         with surroundings(provider, case):
-            run = provider.prepare(case, own)
+            run = provider.prepare(case, data.to(case.device))
             found = provider.converted(case, run())
     except Refusal as refusal:
         return {"status": "unavailable", "reason": str(refusal)}, None
     except Exception as error:  # a peer may fail in any way; the others are measured all the same
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return {"status": "failed", "reason": reason}, None
+        return _failure(error), None
     result: dict[str, Any] = {"status": "measured"}
     if judge is not None:
         step(f"{provider.name}: verifying")
-        verdict = judge.verdict(case, data, found)
-        result |= {"error": verdict.error, "allowed": verdict.allowed, "farthest": verdict.what}
+        verdict = judge.verdict(case, found)
+        if before is not None and not before.equals(data):
+            verdict = replace(verdict, right=False, what="the input, which it changed")
+            before.copy_to(data)
+        result |= {
+            "error": verdict.error if math.isfinite(verdict.error) else None,
+            "allowed": verdict.allowed if math.isfinite(verdict.allowed) else None,
+            "farthest": verdict.what,
+        }
         if not verdict.right:
             return result | {"status": "WRONG"}, None
     del found
-    with surroundings(provider, case):
-        run()
-        result["memory"] = memory.peak(run, case.device) if provider.frees_memory else None
-    return result, Contestant(run, lambda: surroundings(provider, case), case.device)
+    try:
+        with surroundings(provider, case):
+            run()
+            result["memory"] = memory.peak(run, case.device) if provider.frees_memory else None
+    except Exception as error:
+        return _failure(error), None
+    contestant = Contestant(
+        run, lambda: surroundings(provider, case), case.device, provider.settling
+    )
+    return result, contestant
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return {"status": "failed", "reason": text}

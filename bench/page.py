@@ -25,10 +25,21 @@ of that row. A mean is a geometric mean over rows.
 The rates of the machine were measured in the same run. Peak is what its arithmetic units do at
 most: fused multiply-adds in registers for float32 and float64, AMX tile products for bfloat16 where
 there are some; on CUDA, and elsewhere, what `torch.mm` reached on square matrices. Bandwidth is of
-reading, on CUDA of copying, read and written bytes counted.
+reading, on CUDA of copying, read and written bytes counted; a row is held against that of the
+nearest cache which has room for all that the row must read or write.
 """
 
-COLUMNS = ("what", "ours", "±", "best peer", "its time", "ratio", "% of peak", "memory")
+COLUMNS = (
+    "what",
+    "ours",
+    "±",
+    "best peer",
+    "its time",
+    "ratio",
+    "% of peak",
+    "% of bandwidth",
+    "memory",
+)
 
 
 def write_page(records: Path, target: Path) -> Path:
@@ -37,9 +48,16 @@ def write_page(records: Path, target: Path) -> Path:
     if not paths:
         raise UsageError(f"{records}: no records: `python -m bench run --record` makes one")
     parts = [INTRODUCTION]
+    drawn = set()
     for path in paths:
-        pictures = plot(load(str(path)), target.parent / "performance", path.stem)
-        parts.append(section(path, load(str(path)), pictures, target))
+        document = load(str(path))
+        if not document["method"].get("verified"):
+            raise UsageError(f"{path}: expected verified rows: it was run with --no-verify")
+        pictures = plot(document, target.parent / "performance", path.stem)
+        drawn.update(pictures)
+        parts.append(section(path, document, pictures, target))
+    for old in set((target.parent / "performance").glob("*.*")) - drawn:
+        old.unlink()
     write_text(target, "\n".join(parts))
     return target
 
@@ -51,7 +69,9 @@ def section(path: Path, document: dict[str, Any], pictures: list[Path], target: 
     lines = [
         f"## {environment['cpu']}, {environment['cores']} cores",
         "",
-        f"seqkernels {environment['seqkernels']} ({environment['isa']}), torch "
+        f"seqkernels {environment['seqkernels']} ({environment['isa']}"
+        + (f", commit {environment['commit']}" if environment["commit"] else "")
+        + f"), torch "
         f"{environment['torch']} with oneDNN {environment['onednn']}"
         + (f", {peers}" if peers else "")
         + f", Python {environment['python']}; measured {document['measured']}.",
@@ -84,12 +104,14 @@ def section(path: Path, document: dict[str, Any], pictures: list[Path], target: 
 
 
 def _means(document: dict[str, Any]) -> str:
-    names = ("operation", "dtype", "pass", "rows", "faster in", "mean ratio", "least", "greatest")
+    names = ("operation", "dtype", "pass", "conditions", "rows")
+    names += ("faster in", "mean ratio", "least", "greatest")
     rows = [
         {
             "operation": mean["operation"],
             "dtype": mean["dtype"],
             "pass": mean["pass"],
+            "conditions": ", ".join(report.conditions(mean)),
             "rows": str(mean["rows"]),
             "faster in": str(mean["faster"]),
             "mean ratio": f"{mean['mean']:.2f}",
@@ -109,7 +131,7 @@ def _row(row: report.Row, document: dict[str, Any]) -> dict[str, str]:
     if ours:
         entry = described[ours]
         line |= {"ours": entry["time"], "±": entry["±"], "memory": entry["memory"]}
-        line["% of peak"] = entry["% of peak"]
+        line |= {name: entry[name] for name in ("% of peak", "% of bandwidth")}
     else:
         result = row["results"].get(report.OURS, {"status": "not asked"})
         line["ours"] = result.get("reason", result["status"])

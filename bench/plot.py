@@ -12,7 +12,9 @@ from .files import replacing
 from .measure import Row
 
 OURS_COLOUR = "#c1272d"
-PEER_COLOURS = ("#0000a7", "#008176", "#eecc16", "#7a49a5", "#b3b3b3", "#5d3a00", "#333333")
+PEER_COLOURS = ("#0000a7", "#008176", "#e0a800", "#7a49a5", "#5d3a00", "#1f9ede", "#777777")
+#: Ours with an instruction set forced, and peers beyond the colours, differ by their lines.
+LINES = ("-", "--", ":", "-.")
 SIZES = ("T", "L", "N", "H", "C", "F", "k")
 
 
@@ -99,9 +101,9 @@ def _over_size(document: dict[str, Any], size: str):
     }
     if not series:
         return None
-    figure, panels = _figure(4.2, 3.4, len(series))
+    figure, panels = _figure(5.6, 3.4, len(series))
     for axes, (name, rows) in zip(panels, series.items(), strict=True):
-        for provider, colour in _colours(rows).items():
+        for provider, (colour, style) in _styles(rows).items():
             points = [
                 (row["shape"][size], row["results"][provider])
                 for row in rows
@@ -114,27 +116,35 @@ def _over_size(document: dict[str, Any], size: str):
                 marker="o",
                 markersize=3,
                 linewidth=2 if report.is_ours(provider) else 1,
+                linestyle=style,
                 color=colour,
                 label=provider,
             )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.set_xticks(sorted({row["shape"][size] for row in rows}), minor=False)
+        axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(size)
         axes.set_ylabel("seconds")
-        axes.set_title("\n".join(re.split(r", (?=inference|forward|backward|training)", name)))
-        axes.legend(fontsize=6)
+        title = "\n".join(re.split(r", (?=inference|forward|backward|training)", name))
+        axes.set_title(title, fontsize=7)
+        axes.legend(fontsize=5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
 
 
-def _colours(rows: Iterable[Row]) -> dict[str, str]:
-    """A colour for each provider that has a time in one of the rows."""
+def _styles(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """Colour and line of each provider that has a time in one of the rows."""
     names = dict.fromkeys(name for row in rows for name in report.measured(row))
+    ours = [name for name in names if report.is_ours(name)]
     peers = [name for name in names if not report.is_ours(name)]
-    colours = {name: PEER_COLOURS[i % len(PEER_COLOURS)] for i, name in enumerate(peers)}
-    return {name: colours.get(name, OURS_COLOUR) for name in names}
+    colours = [OURS_COLOUR] * len(ours)
+    colours += [PEER_COLOURS[i % len(PEER_COLOURS)] for i in range(len(peers))]
+    lines = [LINES[i % len(LINES)] for i in range(len(ours))]
+    lines += [LINES[i // len(PEER_COLOURS) % len(LINES)] for i in range(len(peers))]
+    return {name: style for name, *style in zip([*ours, *peers], colours, lines, strict=True)}
 
 
 def _roofline(document: dict[str, Any]):

@@ -21,6 +21,7 @@ COLUMNS = (
     "against best peer",
     "GFLOP/s",
     "% of peak",
+    "% of bandwidth",
     "memory",
     "error",
 )
@@ -36,9 +37,9 @@ def measured(row: Row) -> dict[str, float]:
 
 
 def ours_in(row: Row) -> str | None:
-    """Which of this package's results counts: the one no instruction set was forced for."""
-    names = [name for name in measured(row) if is_ours(name)]
-    return OURS if OURS in names else (names[-1] if names else None)
+    """Which of this package's results counts: that of no forced instruction set, or the fastest."""
+    ours = {name: time for name, time in measured(row).items() if is_ours(name)}
+    return OURS if OURS in ours else min(ours, key=ours.__getitem__, default=None)
 
 
 def best_peer(row: Row) -> str | None:
@@ -57,15 +58,19 @@ def ratio(row: Row) -> float | None:
 def title(row: Row) -> str:
     """What the row's providers have in common, in one line."""
     shape = " ".join(f"{name}={value}" for name, value in row["shape"].items())
-    parts = [row["operation"], shape, row["pass"], row["dtype"]]
-    parts.append(f"{row['threads']} thread" + ("s" if row["threads"] > 1 else ""))
+    return ", ".join([row["operation"], shape, row["pass"], row["dtype"], *conditions(row)])
+
+
+def conditions(row: dict[str, Any]) -> list[str]:
+    """Threads, and what else is not as usual."""
+    parts = [f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")]
     if row["device"] != "cpu":
         parts.append(row["device"])
     if row["precision"] != "highest":
         parts.append(f"precision {row['precision']}")
     if row["cold"]:
         parts.append("cold caches")
-    return ", ".join(parts)
+    return parts
 
 
 def peaks_of(row: Row, document: dict[str, Any]) -> dict[str, Any]:
@@ -76,14 +81,35 @@ def peaks_of(row: Row, document: dict[str, Any]) -> dict[str, Any]:
     return {"product": {}, "peak": {}, "bandwidth": {}}
 
 
+def limits(row: Row, document: dict[str, Any]) -> tuple[float | None, float | None]:
+    """FLOP/s and bytes per second that the row cannot exceed, None for what was not measured.
+
+    The bandwidth is that of the nearest cache which holds all that the row must move. At a lower
+    precision the units may be others than those whose peak was measured.
+    """
+    rates = peaks_of(row, document)
+    peak = rates["peak"].get(row["dtype"]) if row["precision"] == "highest" else None
+    sizes = document["environment"]["caches"]
+    for level, bandwidth in rates["bandwidth"].items():
+        # A level-2 cache belongs to a core, and each thread has its own.
+        room = sizes.get(level, 0) * (row["threads"] if level == "L2" else 1)
+        if level == "memory" or row["bytes"] <= room:
+            return peak, bandwidth
+    return peak, None
+
+
+def is_noisy(result: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether the median's error stayed above what was asked for, however long it was measured."""
+    return result.get("noise", 0) > document["method"].get("max_noise", math.inf)
+
+
 def lines(row: Row, document: dict[str, Any]) -> list[dict[str, str]]:
     """What the table says of a row: a line for each provider that ran, the quickest first."""
     times = measured(row)
     peer = best_peer(row)
-    peak = peaks_of(row, document)["peak"].get(row["dtype"])
     ran = [name for name in row["results"] if name in times or _is_wrong(row, name)]
     order = sorted(ran, key=lambda name: times.get(name, math.inf))
-    return [_line(row, name, peer, times, peak) for name in order]
+    return [_line(row, name, peer, times, document) for name in order]
 
 
 def absent(row: Row) -> list[str]:
@@ -100,27 +126,30 @@ def _is_wrong(row: Row, name: str) -> bool:
 
 
 def _line(
-    row: Row, name: str, peer: str | None, times: dict[str, float], peak: float | None
+    row: Row, name: str, peer: str | None, times: dict[str, float], document: dict[str, Any]
 ) -> dict[str, str]:
     result = row["results"][name]
     line = dict.fromkeys(COLUMNS, "")
     line["provider"] = name
     if _is_wrong(row, name):
         line["time"] = "WRONG"
-        line["error"] = (
-            f"{result['farthest']}: {result['error']:.1e}, allowed {result['allowed']:.1e}"
-        )
+        line["error"] = result["farthest"]
+        if result["error"] is not None:
+            line["error"] += f": {result['error']:.1e}, allowed {result['allowed']:.1e}"
         return line
     line["time"] = duration(times[name])
-    line["±"] = duration(result["deviation"])
+    line["±"] = duration(result["deviation"]) + (" (noisy)" if is_noisy(result, document) else "")
     if peer is not None and name != peer:
         line["against best peer"] = _comparison(times[peer] / times[name])
     elif name == peer:
         line["against best peer"] = "best peer"
     rate = row["flops"] / times[name]
     line["GFLOP/s"] = f"{rate / 1e9:.3g}"
+    peak, bandwidth = limits(row, document)
     if peak:
         line["% of peak"] = f"{100 * rate / peak:.0f}"
+    if bandwidth:
+        line["% of bandwidth"] = f"{100 * row['bytes'] / times[name] / bandwidth:.0f}"
     if result.get("memory") is not None:
         line["memory"] = size(result["memory"])
     if "error" in result:
@@ -147,20 +176,22 @@ def size(count: int) -> str:
     return f"{count / (1 << 20):.3g} MiB"
 
 
+#: Rows that are alike in these share a mean.
+MEANS_OF = ("operation", "dtype", "pass", "threads", "device", "precision", "cold")
+
+
 def means(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The geometric mean of the ratios of each operation, dtype and pass, device and precision."""
+    """The geometric means of the ratios, of rows alike in all but their shapes."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("operation", "dtype", "pass", "device", "precision"))
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(tuple(row[name] for name in MEANS_OF), []).append(row)
     result = []
     for key, members in groups.items():
         ratios = [r for r in map(ratio, members) if r is not None]
         if ratios:
-            names = ("operation", "dtype", "pass", "device", "precision")
             result.append(
                 {
-                    **dict(zip(names, key, strict=True)),
+                    **dict(zip(MEANS_OF, key, strict=True)),
                     "rows": len(ratios),
                     "faster": sum(r > 1 for r in ratios),
                     "mean": geometric_mean(ratios),
@@ -191,11 +222,7 @@ def ours_failed(rows: Iterable[Row]) -> bool:
 
 
 def _mean_line(mean: dict[str, Any]) -> str:
-    what = " ".join(mean[name] for name in ("operation", "dtype", "pass"))
-    if mean["device"] != "cpu":
-        what += f" {mean['device']}"
-    if mean["precision"] != "highest":
-        what += f" {mean['precision']}"
+    what = ", ".join([mean["operation"], mean["dtype"], mean["pass"], *conditions(mean)])
     return (
         f"{what}: {_comparison(mean['mean'])} than the best peer of each row "
         f"({mean['least']:.2f} to {mean['greatest']:.2f}; "
@@ -269,7 +296,7 @@ def _csv(document: dict[str, Any]) -> str:
 
 
 def _json(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _jsonl(document: dict[str, Any]) -> str:

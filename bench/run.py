@@ -16,35 +16,38 @@ from typing import Any
 
 import torch
 
+import seqkernels
+
 from . import environment, report
 from .cases import (
     DEVICES,
     DTYPES,
     PASSES,
     PRECISIONS,
+    PROGRAM,
     Case,
     UsageError,
     load_suite,
     parse_shapes,
     product,
-    suite_names,
+    suites_named,
     unique,
     values,
 )
-from .files import write_text
+from .files import check_writable, write_text
 from .measure import Judge, measure
 from .operations import OPERATIONS
 from .providers import Provider, select
 from .timing import Method
 
-FORMAT = 2
+FORMAT = 3
 INTERRUPTED = 130
 
 
 def words(text: str, known: tuple[str, ...], option: str) -> list[str]:
     """The words of a comma-separated option, each of them known."""
     found = unique(word for word in text.split(",") if word)
-    for word in found:
+    for word in found or [text]:
         if word not in known:
             raise UsageError(f"{option}: expected some of {', '.join(known)}, got {word!r}")
     return found
@@ -66,6 +69,8 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     threads = numbers(arguments.threads, "--threads")
     devices = words(arguments.device, DEVICES, "--device")
     precisions = words(arguments.precision, PRECISIONS, "--precision")
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device")
     found: list[Case] = []
     for entry, passes in _entries(arguments, operations):
         operation = OPERATIONS.get(entry.get("operation"))
@@ -75,6 +80,8 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
             )
         if operations and operation.name not in operations:
             continue
+        for name, known in (("passes", PASSES), ("dtypes", DTYPES)):
+            words(",".join(entry.get(name, known)), known, f'"{name}" of {operation.name}')
         for shape, dtype, count, device, precision, name in itertools.product(
             product(entry["shapes"]),
             wanted_dtypes or entry.get("dtypes", ["float32"]),
@@ -94,12 +101,8 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
             pattern = re.compile(arguments.filter)
         except re.error as error:
             raise UsageError(f"--filter: not a regular expression: {error}") from error
-        found = [case for case in found if pattern.search(_searchable(case))]
+        found = [case for case in found if pattern.search(report.title(case.describe()))]
     return unique(found)
-
-
-def _searchable(case: Case) -> str:
-    return f"{case.operation} {case.shape_text()} {case.pass_name} {case.dtype}"
 
 
 def _entries(
@@ -114,10 +117,10 @@ def _entries(
             raise UsageError("--shapes: say with --op what they are the shapes of")
         for operation in operations:
             yield {"operation": operation, "shapes": parse_shapes(given)}, ["inference"]
-    suites = arguments.suite.split(",") if arguments.suite else []
+    suites = suites_named(arguments.suite) if arguments.suite else []
     if not shapes and not suites:
         suites = ["quick"]
-    for name in suite_names() if suites == ["all"] else suites + files:
+    for name in suites + files:
         suite = load_suite(name)
         for entry in suite["cases"]:
             yield entry, suite.get("passes", ["inference"])
@@ -127,8 +130,8 @@ def chosen_providers(arguments: argparse.Namespace) -> list[Provider]:
     """The providers named, this package's by instruction set if some are named."""
     found = select(arguments.provider.split(","))
     explicit = any(word.startswith("seqkernels:") for word in arguments.provider.split(","))
-    isas = arguments.isa.split(",") if arguments.isa else []
-    if isas:
+    if arguments.isa:
+        isas = words(arguments.isa, tuple(seqkernels.cpu.available_isas()), "--isa")
         peers = [provider for provider in found if not provider.is_ours]
         return select([f"seqkernels:{isa}" for isa in isas]) + peers
     if explicit or "all" in arguments.provider.split(","):
@@ -138,33 +141,46 @@ def chosen_providers(arguments: argparse.Namespace) -> list[Provider]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, save; 0, or 1 if a result was wrong or ours failed, 130 if interrupted."""
+    """Measure, save, print; 0, or 1 if a result was wrong or ours failed, 130 if interrupted."""
+    formats = words(arguments.output, report.FORMATS, "--output")
     todo = cases(arguments)
     if not todo:
         raise UsageError("no case left: nothing has that operation, shape or name")
     providers = chosen_providers(arguments)
-    maximum = max(arguments.min_time, arguments.max_time)
+    served = {name for provider in providers for name in provider.operations}
+    for operation in dict.fromkeys(case.operation for case in todo):
+        if operation not in served:
+            raise UsageError(f"--provider {arguments.provider}: none of them has {operation}")
+    if arguments.record and (arguments.no_verify or arguments.filter):
+        raise UsageError("--record: expected verified rows of whole suites, without --filter")
+    # Where it is noisy there must be time to measure longer.
+    maximum = max(3 * arguments.min_time, arguments.max_time)
     method = Method(arguments.min_time, maximum, arguments.max_noise / 100, arguments.cold)
     threads_before = torch.get_num_threads()
     document: dict[str, Any] = {
         "format": FORMAT,
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "python -m bench " + shlex.join(sys.argv[1:]),
+        "command": f"{PROGRAM} {shlex.join(arguments.given)}",
         "environment": environment.describe(),
-        "method": vars(method),
+        "method": vars(method) | {"verified": not arguments.no_verify},
         "peaks": [],
         "rows": [],
     }
+    paths = _saved_to(document, arguments)
+    for path in paths:
+        check_writable(path)
     interrupted = False
     try:
         _measure_all(todo, providers, method, arguments, document)
     except KeyboardInterrupt:
         interrupted = True
+        paths = paths[:1] if arguments.save else []  # half a record is none
     finally:
         torch.set_num_threads(threads_before)
-    for format in arguments.output.split(","):
+        for path in paths:
+            write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    for format in formats:
         sys.stdout.write(report.text(document, format))
-    _save(document, arguments)
     if interrupted:
         sys.stderr.write(f"interrupted after {len(document['rows'])} of {len(todo)} rows\n")
         return INTERRUPTED
@@ -172,13 +188,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.wrong(rows) or report.ours_failed(rows) else 0
 
 
-def _save(document: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _saved_to(document: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
+    """The file named, then the record."""
     paths = [Path(arguments.save)] if arguments.save else []
     if arguments.record:
         name = environment.machine_name(document["environment"])
         paths.append(Path(arguments.records) / f"{name}.json")
-    for path in paths:
-        write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
+    return paths
 
 
 def _measure_all(
@@ -211,30 +227,32 @@ def _measure_all(
         for case in todo:
             dtypes[case.threads, case.device].add(case.dtype)
         for (threads, device), names in dtypes.items():
-            if device == "cpu" or torch.cuda.is_available():
-                rates = environment.measure_peaks(threads, device, tuple(sorted(names)))
-                document["peaks"].append(rates)
+            rates = environment.measure_peaks(threads, device, tuple(sorted(names)))
+            document["peaks"].append(rates)
         for case in todo:
-            _require_device(case)
             what = f"{case.operation} {case.shape_text()} {case.pass_name}"
 
             def step(text: str, what: str = what) -> None:
                 progress.update(task, description=f"{what}: {text}")
 
             row = measure(case, providers, judge, method, order, step)
-            row["command"] += _provider_options(arguments)
+            row["command"] += _options(arguments)
             document["rows"].append(row)
             progress.advance(task)
 
 
-def _provider_options(arguments: argparse.Namespace) -> str:
-    """Who took part, as it was asked for."""
-    text = (
-        "" if arguments.provider == "default" else f" --provider {shlex.quote(arguments.provider)}"
-    )
-    return text + (f" --isa {arguments.isa}" if arguments.isa else "")
-
-
-def _require_device(case: Case) -> None:
-    if case.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device")
+def _options(arguments: argparse.Namespace) -> str:
+    """Who took part and how long it was measured, as it was asked for."""
+    text = ""
+    for name, usual in (
+        ("provider", "default"),
+        ("isa", None),
+        ("min_time", Method.min_time),
+        ("max_time", Method.max_time),
+        ("max_noise", 100 * Method.max_noise),
+        ("seed", 0),
+    ):
+        value = getattr(arguments, name)
+        if value != usual:
+            text += f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+    return text + (" --no-verify" if arguments.no_verify else "")

@@ -15,12 +15,13 @@ import torch
 
 from .statistics import deviation, median, noise
 
+#: Fewer could not be told from others: of two sets of 5 the least p-value is 0.008.
 LEAST_SAMPLES = 5
-#: Of one that has used up ``max_time``.
-LEAST_LONG_SAMPLES = 3
 #: Samples a provider gets in ``min_time``; more calls to a sample where a call is short.
 SAMPLES = 25
-#: Threads of a library that spin after a call have gone to sleep by then.
+#: Samples are enough, with cold caches, when there are so many.
+COLD_SAMPLES = 2 * SAMPLES
+#: Threads of most libraries that spin after a call have gone to sleep by then.
 SETTLING = 0.002
 #: A call at least this long is not preceded by one that is not counted.
 LONG_CALL = 0.05
@@ -44,6 +45,7 @@ class Contestant:
     run: Callable[[], object]
     settings: Callable[[], contextlib.AbstractContextManager]
     device: str = "cpu"
+    settling: float = SETTLING
     calls: int = 0
     spent: float = 0.0
     samples: list[float] = field(default_factory=list)
@@ -59,11 +61,10 @@ class Contestant:
         with self.settings():
             if method.cold:
                 scrub()
-            else:
-                time.sleep(SETTLING)
-                if not self.is_long:
-                    self.run()
+            elif not self.is_long:
+                self.run()
             duration = self._timed(self.calls)
+        time.sleep(self.settling)
         self.samples.append(duration / self.calls)
         self.spent += duration
         if not method.cold:  # the first calls may have been quicker or slower than most
@@ -74,18 +75,21 @@ class Contestant:
         return max(1, math.ceil(method.min_time / SAMPLES / max(duration, 1e-7)))
 
     def is_done(self, method: Method) -> bool:
-        if self.spent >= method.max_time:
-            return len(self.samples) >= LEAST_LONG_SAMPLES
-        is_enough = len(self.samples) >= LEAST_SAMPLES and self.spent >= method.min_time
-        return is_enough and noise(self.samples) <= method.max_noise
+        """Whether there are samples enough, or time is up."""
+        if len(self.samples) < LEAST_SAMPLES:
+            return False
+        # With cold caches a sample is one call, and scrubbing takes longer than most calls.
+        if self.spent >= method.max_time or (method.cold and len(self.samples) >= COLD_SAMPLES):
+            return True
+        return self.spent >= method.min_time and noise(self.samples) <= method.max_noise
 
     def _timed(self, calls: int) -> float:
         run = self.run
-        _synchronize(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(calls):
             run()
-        _synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
     def summary(self) -> dict:
@@ -98,18 +102,36 @@ class Contestant:
         }
 
 
-def race(contestants: list[Contestant], method: Method, order: random.Random) -> None:
-    """Sample the contestants in turns, in a new random order each turn, until all are done."""
+def race(
+    contestants: dict[str, Contestant], method: Method, order: random.Random
+) -> dict[str, Exception]:
+    """Sample the contestants in turns, in a new random order each turn, until all are done.
+
+    Returns the errors of those that raised one, by name: they were taken out.
+    """
+    failed: dict[str, Exception] = {}
+
+    def attempt(name: str, act: Callable[[Contestant], None]) -> None:
+        try:
+            act(contestants[name])
+        except Exception as error:  # a peer may fail in any way; the others go on
+            failed[name] = error
+
     scrub = Scrubber() if method.cold else lambda: None
     with _without_collection():
-        for contestant in contestants:
-            contestant.start(method)
-        running = list(contestants)
+        for name in contestants:
+            attempt(name, lambda contestant: contestant.start(method))
+        running = [name for name in contestants if name not in failed]
         while running:
             order.shuffle(running)
-            for contestant in running:
-                contestant.sample(method, scrub)
-            running = [contestant for contestant in running if not contestant.is_done(method)]
+            for name in running:
+                attempt(name, lambda contestant: contestant.sample(method, scrub))
+            running = [
+                name
+                for name in running
+                if name not in failed and not contestants[name].is_done(method)
+            ]
+    return failed
 
 
 class Scrubber:
@@ -141,7 +163,8 @@ def cache_sizes() -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait for what the device still computes."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -44,16 +44,18 @@ def judge(
     *,
     terms: int,
     gradient_terms: int,
+    dtype: torch.dtype | None = None,
     precision: str = "highest",
     slack: Mapping[str, float] | None = None,
 ) -> Verdict:
     """Compare what a provider computed, and torch in the same dtype, with the float64 results.
 
     ``required`` names the outputs a provider cannot leave out; of the gradients it can leave out
-    none. A result that ``exact`` does not have is not looked at. ``slack`` is allowed besides.
+    none. A result that ``exact`` does not have is not looked at. All must be of ``dtype``, if one
+    is named. ``slack`` is allowed besides.
     """
     worst = Verdict(True, 0.0, 0.0, "")
-    worst_ratio = -1.0
+    farthest = (False, -1.0)
     for name, right in exact.items():
         is_gradient = name.startswith("gradient of")
         if name not in results:
@@ -61,6 +63,9 @@ def judge(
                 return Verdict(False, math.nan, math.nan, f"{name} missing")
             continue
         count = gradient_terms if is_gradient else terms
+        if dtype is not None and results[name].dtype != dtype:
+            what = f"{name} of dtype {results[name].dtype}, expected {dtype}"
+            return Verdict(False, math.nan, math.nan, what)
         more = (slack or {}).get(name, 0.0)
         verdict = judge_one(
             name,
@@ -71,11 +76,11 @@ def judge(
             precision=precision,
             slack=more,
         )
-        ratio = verdict.error / verdict.allowed if verdict.allowed else float(verdict.error > 0)
         if not math.isfinite(verdict.error):
             return verdict
-        if ratio > worst_ratio:
-            worst, worst_ratio = verdict, ratio
+        ratio = verdict.error / verdict.allowed if verdict.allowed else float(verdict.error > 0)
+        if (not verdict.right, ratio) > farthest:
+            worst, farthest = verdict, (not verdict.right, ratio)
     return worst
 
 
@@ -91,7 +96,8 @@ def judge_one(
 ) -> Verdict:
     """The rule for one tensor; ``terms`` is the number of products summed into an element.
 
-    NaN and infinities must stand where exact has them. Without torch's result its error is 0.
+    NaN and infinities must stand where exact has them. Without torch's result, or where torch has
+    such a number and exact has not, torch's error is 0.
     """
     result = result.detach().cpu()
     if result.shape != exact.shape:
@@ -108,6 +114,7 @@ def judge_one(
     torch_error = 0.0
     if torchs is not None:
         torch_error = _largest((torchs.detach().cpu().double() - exact)[finite])
+        torch_error = torch_error if math.isfinite(torch_error) else 0.0
     unit = max(torch.finfo(result.dtype).eps / 2, UNITS[precision])
     unit += 3 * torch.finfo(exact.dtype).eps / 2
     allowed = 2 * torch_error + unit * math.sqrt(terms) * _largest(exact[finite]) + slack

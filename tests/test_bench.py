@@ -19,6 +19,7 @@ from bench_rows import ENVIRONMENT, PEAKS, document, measured, row
 pytest.importorskip("rich", reason="the command line needs rich")
 
 TINY = ["--op", "lstm", "--shapes", "N=2", "T=3", "H=8", "--threads", "1"]
+LSTM = ["--op", "lstm", "--shapes", "N=2", "T=50"]
 QUICK = ["--min-time", "0.001", "--max-time", "0.002"]
 OURS = ["--provider", "seqkernels,torch:layer"]
 
@@ -61,7 +62,7 @@ def test_a_table_with_commands_and_means(capsys):
     assert main(["run", *TINY, *QUICK, *OURS, "--pass", "inference,training"]) == 0
     out = capsys.readouterr().out
     assert "lstm, N=2 T=3 H=8, inference, float32, 1 thread" in out
-    assert "again: python -m bench run --op lstm --shapes N=2 T=3 H=8 --pass training" in out
+    assert "again: seqkernels-bench run --op lstm --shapes N=2 T=3 H=8 --pass training" in out
     assert "Geometric mean" in out
     assert "WRONG" not in out
 
@@ -106,6 +107,34 @@ def test_a_slow_provider_is_not_wrong(capsys, planted):
     assert main(["run", *arguments]) == 0
     results = json.loads(capsys.readouterr().out)["rows"][0]["results"]
     assert results["planted:slow"]["status"] == "measured"
+    # A thousand copies of the output are more than the whole of the layer that is 3 steps long.
+    assert results["planted:slow"]["median"] > results["torch:layer"]["median"]
+
+
+def test_a_provider_that_changes_its_input_is_wrong_and_the_others_are_not(capsys, planted):
+    class Careless(Layer):
+        name = "planted:careless"
+
+        def prepare(self, case, data):
+            run = super().prepare(case, data)
+            return lambda: (run(), data.input.add_(1))[0]
+
+    provider = Careless()
+    planted(provider.name, lambda output: output)
+    providers.PROVIDERS[provider.name] = provider
+    arguments = [*TINY, *QUICK, "--provider", "planted:careless,torch:layer", "-o", "json"]
+    assert main(["run", *arguments]) == 1
+    results = json.loads(capsys.readouterr().out)["rows"][0]["results"]
+    assert results["planted:careless"]["farthest"] == "the input, which it changed"
+    assert results["torch:layer"]["status"] == "measured"
+
+
+@pytest.mark.parametrize("alter", [lambda output: output.double(), lambda output: output[:1]])
+def test_another_dtype_or_shape_is_wrong(capsys, planted, alter):
+    planted("planted:odd", alter)
+    arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:odd", "-o", "json,md"]
+    assert main(["run", *arguments]) == 1
+    assert '"error": null' in capsys.readouterr().out
 
 
 def test_a_failing_provider_does_not_stop_the_others(capsys, planted):
@@ -116,6 +145,24 @@ def test_a_failing_provider_does_not_stop_the_others(capsys, planted):
     arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:failing"]
     assert main(["run", *arguments]) == 0
     assert "planted:failing failed: RuntimeError: out of order" in capsys.readouterr().out
+
+
+def test_an_error_while_timing_takes_out_only_its_provider(capsys, planted):
+    calls = []
+
+    def fail_later(output):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("worn out")
+        return output
+
+    planted("planted:failing", fail_later)
+    arguments = [*TINY, *QUICK, "--provider", "torch:layer,planted:failing", "-o", "json"]
+    assert main(["run", *arguments]) == 0
+    results = json.loads(capsys.readouterr().out)["rows"][0]["results"]
+    assert results["planted:failing"]["status"] == "failed"
+    assert "worn out" in results["planted:failing"]["reason"]
+    assert len(results["torch:layer"]["samples"]) >= 5
 
 
 def test_our_own_failure_is_an_error(capsys, monkeypatch):
@@ -162,7 +209,7 @@ SHAPES = {
 )
 def test_every_provider_of_this_machine_is_right(capsys, monkeypatch, operation, shapes):
     """All passes but for torch.compile, which takes long to start; nothing is timed."""
-    monkeypatch.setattr(measure, "race", lambda *arguments: None)
+    monkeypatch.setattr(measure, "race", lambda *arguments: {})
     monkeypatch.setattr(measure.Contestant, "summary", lambda self: {})
     monkeypatch.setattr(measure.memory, "peak", lambda *arguments: None)
     arguments = ["--op", operation, "--shapes", *shapes.split(), "--threads", "1"]
@@ -231,6 +278,32 @@ def test_an_interrupt_keeps_what_was_measured(capsys, monkeypatch, tmp_path):
     assert len(json.loads(saved.read_text())["rows"]) == 1
 
 
+def test_an_error_keeps_what_was_measured(monkeypatch, tmp_path):
+    real, rows = measure.measure, []
+
+    def broken(*arguments):
+        if rows:
+            raise ZeroDivisionError
+        rows.append(real(*arguments))
+        return rows[0]
+
+    monkeypatch.setattr("bench.run.measure", broken)
+    saved = tmp_path / "run.json"
+    shapes = ["--op", "lstm", "--shapes", "N=1,2", "T=3", "H=8", "--threads", "1"]
+    with pytest.raises(ZeroDivisionError):
+        main(["run", *shapes, *QUICK, *OURS, "--save", str(saved)])
+    assert len(json.loads(saved.read_text())["rows"]) == 1
+
+
+def test_a_record_is_not_half_written(monkeypatch, tmp_path):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.run.measure", interrupted)
+    assert main(["run", *TINY, *QUICK, *OURS, "--record", "--records", str(tmp_path)]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_list_and_env(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
@@ -249,6 +322,22 @@ def test_list_and_env(capsys):
 
 
 @pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ([{"operation": "lstm"}], 'expected cases with "operation" and "shapes"'),
+        ([{"operation": "gru", "shapes": {}}], "no operation 'gru'"),
+        ([{"operation": "rnn", "shapes": {"N": 1}, "passes": ["train"]}], '"passes" of rnn'),
+        ([{"operation": "rnn", "shapes": {"N": 1}, "dtypes": ["int8"]}], '"dtypes" of rnn'),
+    ],
+)
+def test_mistakes_in_a_file_of_shapes_are_named(capsys, tmp_path, cases, message):
+    file = tmp_path / "shapes.json"
+    file.write_text(json.dumps({"cases": cases}))
+    assert main(["run", "--shapes", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "--suite", "nothing"], "no suite 'nothing'"),
@@ -260,6 +349,20 @@ def test_list_and_env(capsys):
         (["run", *TINY, "--filter", "("], "not a regular expression"),
         (["run", *TINY, "--filter", "never"], "no case left"),
         (["run", *TINY, "-o", "xml"], "--output: expected some of"),
+        (["run", *TINY, "-o", ","], "--output: expected some of"),
+        (
+            ["run", *TINY[:2], "--shapes", "N=2", "T=3", "H=8", "directions=3"],
+            "directions: expected one of 1, 2, got 3",
+        ),
+        (
+            ["run", *TINY[:2], "--shapes", "N=2", "T=50", "H=8", "lengths=reviews"],
+            "T: expected at most 32",
+        ),
+        (["run", *TINY, "--isa", "amx"], "--isa: expected some of scalar"),
+        (["run", *TINY, "--provider", "torch:conv1d+amax"], "none of them has lstm"),
+        (["run", *TINY, "--save", "/proc/nowhere/run.json"], "run.json: cannot be written"),
+        (["run", *TINY, "--save", "."], "cannot be written: Is a directory"),
+        (["run", *TINY, "--record", "--no-verify"], "--record: expected verified rows"),
         (["compare", "missing.json", "missing.json"], "not a saved run"),
         (["page", "--records", "missing"], "no records"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import math
 import random
@@ -9,7 +11,7 @@ import random
 import pytest
 import torch
 
-from bench import report, verify
+from bench import compare, memory, report, timing, verify
 from bench.cases import Case, UsageError, load_suite, parse_shapes, product, suite_names, values
 from bench.operations import OPERATIONS
 from bench.statistics import deviation, difference_by_chance, geometric_mean, median, noise
@@ -187,3 +189,65 @@ def test_per_cent_of_the_peak_measured_on_as_many_threads():
     assert line["% of peak"] == "10"
     other = fast | {"threads": 2}
     assert report.lines(other, document(other))[0]["% of peak"] == ""
+
+
+def test_per_cent_of_the_bandwidth_of_the_cache_that_holds_the_row():
+    rows = [row({"seqkernels": measured(1e-3)}) | {"bytes": size} for size in (4000.0, 4e5)]
+    assert [report.lines(r, document(r))[0]["% of bandwidth"] for r in rows] == ["0", "40"]
+    (small, _) = rows
+    assert report.limits(small, document(small)) == (1e10, 4e9)
+
+
+def test_rows_under_unlike_conditions_have_means_of_their_own():
+    one = row({"seqkernels": measured(1.0), "torch": measured(2.0)})
+    found = report.means([one, one | {"threads": 2}, one | {"cold": True}])
+    assert [(mean["threads"], mean["cold"]) for mean in found] == [
+        (1, False),
+        (2, False),
+        (1, True),
+    ]
+
+
+def test_of_forced_instruction_sets_the_fastest_counts():
+    results = {"seqkernels:avx2": measured(1.0), "seqkernels:scalar": measured(4.0)}
+    assert report.ours_in(row(results)) == "seqkernels:avx2"
+    assert report.ours_in(row(results | {"seqkernels": measured(2.0)})) == "seqkernels"
+
+
+def test_of_many_rows_one_may_differ_by_chance():
+    rows = [{"p": p} for p in (0.04, 0.5, 0.008, 0.9, 0.7)]
+    assert compare.significant(rows, 0.05) == [False, False, True, False, False]
+    assert compare.significant(rows, 0.005) == [False] * 5
+
+
+def contestant(*samples: float, spent: float) -> timing.Contestant:
+    return timing.Contestant(lambda: None, contextlib.nullcontext, spent=spent, samples=[*samples])
+
+
+def test_how_long_is_measured():
+    method = timing.Method(min_time=1.0, max_time=3.0, max_noise=0.02)
+    steady, wild = [1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert not contestant(*steady[:4], spent=9.0).is_done(method)
+    assert not contestant(*steady, spent=0.5).is_done(method)
+    assert contestant(*steady, spent=1.0).is_done(method)
+    assert not contestant(*wild, spent=1.0).is_done(method)
+    assert contestant(*wild, spent=3.0).is_done(method)
+    cold = dataclasses.replace(method, cold=True)
+    assert contestant(*wild * 10, spent=0.001).is_done(cold)
+    assert not contestant(*wild, spent=0.001).is_done(cold)
+
+
+def test_peak_memory_of_a_call():
+    def run():
+        return torch.ones(16 << 18) + 1  # two tensors of 16 MiB
+
+    found = memory.peak(run, "cpu")
+    if found is None:
+        pytest.skip("the system does not tell a process's peak memory")
+    assert 30 << 20 < found < 40 << 20
+
+
+def test_a_result_of_torchs_that_is_not_finite_excuses_nothing():
+    assert not judged(1e-4, torch_error=math.inf).right
+    assert not judged(1e-4, torch_error=math.nan).right
+    assert not judged(0.0, dtype=torch.float64).right

@@ -50,6 +50,34 @@ class Data:
             moved(self.states),
         )
 
+    def tensors(self) -> list[Tensor]:
+        parts = (self.parameters, self.gradients, self.states)
+        return [self.input, *(value for part in parts for value in part.values())]
+
+    def copy(self) -> Data:
+        """The same numbers in memory of their own."""
+
+        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.detach().clone() for name, value in tensors.items()}
+
+        return Data(
+            self.input.detach().clone(),
+            copied(self.parameters),
+            self.lengths,
+            copied(self.gradients),
+            copied(self.states),
+        )
+
+    def equals(self, other: Data) -> bool:
+        """Whether all numbers are the same."""
+        return all(map(torch.equal, self.tensors(), other.tensors()))
+
+    def copy_to(self, other: Data) -> None:
+        """Write these numbers over the other's."""
+        with torch.no_grad():
+            for source, target in zip(self.tensors(), other.tensors(), strict=True):
+                target.copy_(source)
+
 
 class Operation:
     """An operation: what its shapes are called, and what it computes.
@@ -63,8 +91,8 @@ class Operation:
     required: ClassVar[dict[str, str]]
     #: Names that it may give, with their defaults.
     defaults: dict[str, Value]
-    #: The words that a name may have; other names have integers.
-    words: dict[str, tuple[str, ...]]
+    #: The values that a name may have; other names have any positive integers.
+    words: dict[str, tuple[Value, ...]]
     #: Output elements that every provider must return.
     outputs: tuple[str, ...]
 
@@ -86,16 +114,28 @@ class Operation:
                 raise UsageError(f"{self.name}: no {name} in its shapes; there are {known}")
             if name in self.words:
                 if value not in self.words[name]:
-                    words = ", ".join(self.words[name])
+                    words = ", ".join(map(str, self.words[name]))
                     raise UsageError(f"{self.name}: {name}: expected one of {words}, got {value}")
             elif not isinstance(value, int) or value < (0 if self.defaults.get(name) == 0 else 1):
                 raise UsageError(f"{self.name}: {name}: expected a positive integer, got {value}")
+        self._check_lengths(self.defaults | given)
         order = [*self.required, *self.defaults]
         return tuple(
             (name, given[name])
             for name in order
             if name in given and given[name] != self.defaults.get(name)
         )
+
+    def _check_lengths(self, sizes: dict[str, Any]) -> None:
+        """A batch of sentences is as long as the longest of them, and padded to no more."""
+        name = "L" if "L" in self.required else "T"
+        if sizes.get("lengths") == "reviews":
+            longest = max(lengths_of("reviews", sizes["N"], sizes[name]))
+            if longest < sizes[name]:
+                raise UsageError(
+                    f"{self.name}: {name}: expected at most {longest}, the longest of the lengths "
+                    f"of {sizes['N']} sentences, got {sizes[name]}"
+                )
 
     def data(self, case: Case) -> Data:
         """Random numbers from a fixed seed, none of them zero."""

@@ -27,7 +27,7 @@ class Recurrence(Operation):
         self.name = name
         self.gates = 4 if name.startswith("lstm") else 1
         self.defaults = {"I": 0, "layers": 1, "directions": 1, "lengths": "full"}
-        self.words = {"lengths": ("full", "reviews")}
+        self.words = {"directions": (1, 2), "lengths": ("full", "reviews")}
         if self.gates == 1:
             self.defaults["nonlinearity"] = "tanh"
             self.words["nonlinearity"] = ("tanh", "relu")
@@ -179,7 +179,7 @@ class Cell(Recurrence):
         super().__init__(name)
         for name in ("layers", "directions", "lengths"):
             del self.defaults[name]
-        del self.words["lengths"]
+            self.words.pop(name, None)
         self.outputs = ("h",)
 
     def sizes(self, case: Case) -> dict:
@@ -200,6 +200,13 @@ class Cell(Recurrence):
             state = normal(generator, sizes["N"], sizes["H"]).to(data.input.dtype)
             data.states[name] = state
         return data
+
+    def bytes(self, case: Case) -> float:
+        """A layer's of one step, the states before it read, and an LSTM's c written."""
+        sizes = self.sizes(case)
+        states = {4: 3, 1: 1}[self.gates] * sizes["N"] * sizes["H"]
+        scale = {"backward": 2, "training": 3}.get(case.pass_name, 1)
+        return super().bytes(case) + float(scale * states * bytes_of(case.dtype))
 
     def _by_reference(self, case: Case, data: Data) -> dict[str, Tensor]:
         weights = data.parameters.values()

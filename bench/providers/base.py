@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..cases import Case
+from ..environment import float32_switches
 from ..operations import OPERATIONS, Data
+from ..timing import SETTLING
 
 Results = dict[str, Tensor]
 Run = Callable[[], Results]
@@ -31,6 +33,9 @@ class Provider:
     operations: tuple[str, ...]
     #: Whether its ``run`` returns its memory between calls, so that its peak can be measured.
     frees_memory = True
+
+    #: Seconds until its threads have gone to sleep after a call, not to disturb who is next.
+    settling = SETTLING
 
     @property
     def family(self) -> str:
@@ -57,12 +62,6 @@ class Provider:
     def converted(self, case: Case, results: Results) -> Results:
         """What ``run`` returned in torch's names and shapes, to be verified; it is not timed."""
         return results
-
-
-def require_device(case: Case) -> None:
-    """Refuse a case on a device that torch does not have here."""
-    if case.device == "cuda" and not torch.cuda.is_available():
-        raise Refusal("no CUDA device")
 
 
 def require_plain_layer(case: Case) -> None:
@@ -117,14 +116,18 @@ def passes(
 
 @contextlib.contextmanager
 def torch_precision(precision: str) -> Iterator[None]:
-    """torch's switches for float32 products: "high" may use TensorFloat32, "medium" bfloat16."""
-    switches = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]
-    before = [switch.fp32_precision for switch in switches]
-    name = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[precision]
-    for switch in switches:
-        switch.fp32_precision = name
+    """torch's switches for float32 products: "high" may use TensorFloat32, "medium" bfloat16.
+
+    On CUDA, where there is nothing below TensorFloat32, "medium" is that as well.
+    """
+    on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[precision]
+    on_cuda = "ieee" if precision == "highest" else "tf32"
+    switches = float32_switches()
+    before = {name: switch.fp32_precision for name, switch in switches.items()}
+    for name, switch in switches.items():
+        switch.fp32_precision = on_cpu if name.startswith("mkldnn") else on_cuda
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        for name, switch in switches.items():
+            switch.fp32_precision = before[name]

@@ -36,14 +36,13 @@ class _Cudnn:
 
     @contextlib.contextmanager
     def settings(self, case: Case) -> Iterator[None]:
-        before = torch.backends.cuda.matmul.allow_tf32
-        allowed = case.precision != "highest"
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
+            with super().settings(case):
                 yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            torch.backends.cudnn.benchmark = before
 
     def prepare(self, case: Case, data: Data) -> Run:
         with self.settings(case):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
-from .base import Provider, Refusal, Results, Run, passes, require_device, require_plain_layer
+from .base import Provider, Refusal, Results, Run, passes, require_plain_layer
 
 
 class FlashRnn(Provider):
@@ -30,7 +30,6 @@ class FlashRnn(Provider):
     def refuse(self, case: Case) -> None:
         if case.device != "cuda":
             raise Refusal("measured on CUDA only")
-        require_device(case)
         require_plain_layer(case)
         if case.dtype == "float64":
             raise Refusal("no kernel for float64")

@@ -10,7 +10,7 @@ import torch
 from ..cases import Case
 from ..operations import Data
 from . import onnx_graphs
-from .base import Provider, Run
+from .base import Provider, Refusal, Run
 
 
 class OpenVino(Provider):
@@ -26,6 +26,8 @@ class OpenVino(Provider):
 
     def refuse(self, case: Case) -> None:
         onnx_graphs.refuse(case)
+        if case.precision == "high":
+            raise Refusal("its precisions are float32 and bfloat16")
 
     def prepare(self, case: Case, data: Data) -> Run:
         model, inputs, names = onnx_graphs.build(case, data)
@@ -35,7 +37,7 @@ class OpenVino(Provider):
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_PRECISION_HINT": "bf16" if case.precision == "medium" else "f32",
                 "INFERENCE_NUM_THREADS": case.threads,
             },
         )

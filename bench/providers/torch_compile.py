@@ -48,6 +48,7 @@ class CompiledCells(_Compiled, Cells):
 def providers():
     return [
         CompiledConvolution("conv1d", "amax"),
+        CompiledConvolution("conv2d", "amax"),
         CompiledConvolution("conv2d", "max_pool1d"),
         CompiledLayer(),
         CompiledCells(),

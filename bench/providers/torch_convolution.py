@@ -18,7 +18,7 @@ from seqkernels.checks import output_length, pooled_length
 from ..cases import Case
 from ..operations import OPERATIONS, Data
 from ..operations.base import ACTIVATIONS
-from .base import Provider, Refusal, Run, passes, require_device, torch_precision
+from .base import Provider, Refusal, Run, passes, torch_precision
 
 # Each takes (N, F, W) and the size and step of the windows that are pooled, size 0 for all.
 POOLS = {
@@ -36,7 +36,6 @@ class TorchConvolution(Provider):
         self.name = f"torch:{convolution}+{pool}"
 
     def refuse(self, case: Case) -> None:
-        require_device(case)
         if OPERATIONS[case.operation].sizes(case)["pool"] and self.pool != "max_pool1d":
             raise Refusal("pools over all time only")
 

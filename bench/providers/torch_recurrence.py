@@ -15,7 +15,6 @@ from .base import (
     Refusal,
     Run,
     passes,
-    require_device,
     require_plain_layer,
     torch_precision,
 )
@@ -41,9 +40,6 @@ class Layer(TorchRecurrence):
 
     name = "torch:layer"
     operations = ("lstm", "rnn")
-
-    def refuse(self, case: Case) -> None:
-        require_device(case)
 
     def forward(self, case: Case, data: Data):
         layer = recurrent_layer(nn, case).to(data.input.device)
@@ -73,7 +69,6 @@ class Padded(TorchRecurrence):
     operations = ("lstm", "rnn")
 
     def refuse(self, case: Case) -> None:
-        require_device(case)
         sizes = OPERATIONS[case.operation].sizes(case)
         if sizes["lengths"] == "full":
             raise Refusal("for shorter sequences among longer ones")
@@ -102,7 +97,6 @@ class Cells(TorchRecurrence):
     operations = ("lstm", "rnn", "lstm_cell", "rnn_cell")
 
     def refuse(self, case: Case) -> None:
-        require_device(case)
         require_plain_layer(case)
 
     def forward(self, case: Case, data: Data):

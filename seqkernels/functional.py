@@ -267,6 +267,10 @@ def lstm(
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     hx = checks.state_pair(hx)
+    if lengths is None and not torch.compiler.is_compiling():
+        found = ops.recurrence_sequence("lstm", reverse, input, hx, w_ih, w_hh, b_ih, b_hh)
+        if found is not None:
+            return found[0], found[1:]
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
@@ -321,6 +325,11 @@ def rnn(
     """
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
+    if lengths is None and not torch.compiler.is_compiling():
+        cell = f"rnn_{nonlinearity}"
+        found = ops.recurrence_sequence(cell, reverse, input, states, w_ih, w_hh, b_ih, b_hh)
+        if found is not None:
+            return found
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
     checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, gates=1)

@@ -320,24 +320,36 @@ def _callable(name: str, kernel):
     return call
 
 
-_TENSORS = frozenset((Tensor, torch.nn.Parameter, type(None)))
-_ARGUMENTS = _TENSORS | {str, bool, list, checks.ConvolutionGeometry}
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_OPTIONAL_TENSORS = _TENSORS | {type(None)}
+_ARGUMENTS = _OPTIONAL_TENSORS | {str, bool, list, checks.ConvolutionGeometry}
 
 
 def _is_plain(arguments: tuple, types: frozenset) -> bool:
-    """Whether tensors are plain ones, and no mode, transform, trace or profile is on.
+    """Whether all are of these types, tensors plain ones, and no mode, transform or trace is on.
 
     Then torch's dispatcher, some 15 microseconds of it, would do nothing but call the kernel. A
     tensor with the negative bit is not plain: its memory holds the values with the other sign.
     """
+    for value in arguments:
+        kind = type(value)
+        if kind not in types or (kind in _TENSORS and value.is_neg()):
+            return False
     return (
-        types.issuperset(map(type, arguments))
-        and not any(isinstance(value, Tensor) and value.is_neg() for value in arguments)
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and not torch.autograd._profiler_enabled()
     )
+
+
+def _has_no_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether no derivative of either mode can be wanted."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def recurrence_step(
@@ -355,9 +367,7 @@ def recurrence_step(
     a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
     """
     tensors = (input, *states, weight_ih, weight_hh, bias_ih, bias_hh)
-    if not _is_plain(tensors, _TENSORS) or torch.autograd.forward_ad._current_level >= 0:
-        return None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if not (_is_plain(tensors, _OPTIONAL_TENSORS) and _has_no_gradient(tensors)):
         return None
     try:
         following = tuple(map(torch.empty_like, states))
@@ -379,6 +389,54 @@ def recurrence_step(
     except (RuntimeError, TypeError, ValueError):
         return None
     return following
+
+
+def recurrence_sequence(
+    cell: str,
+    reverse: bool,
+    input: Tensor,
+    states: tuple[Tensor, ...] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> tuple[Tensor, ...] | None:
+    """Output and final states of (T, N, I) input; otherwise as ``recurrence_step``.
+
+    Without ``states`` they are zeros, and the first step does not read ``weight_hh``.
+    """
+    tensors = (input, weight_ih, weight_hh, bias_ih, bias_hh, *(states or ()))
+    if not (_is_plain(tensors, _OPTIONAL_TENSORS) and _has_no_gradient(tensors)):
+        return None
+    try:
+        steps, batch, _ = input.shape
+        features = weight_hh.shape[1]
+        output = input.new_empty(steps, batch, features)
+        final = input.new_empty(batch, features)
+        is_lstm = cell == "lstm"
+        final_cell = input.new_empty(batch, features) if is_lstm else None
+        hidden, cell_state = (*(states or (None,)), None)[:2]
+        _cpu.recurrence_forward(
+            cell,
+            reverse,
+            input,
+            hidden,
+            cell_state,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            None,
+            output,
+            final,
+            final_cell,
+            None,
+            None,
+            torch.get_num_threads(),
+        )
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return (output, final, final_cell) if is_lstm else (output, final)
 
 
 conv1d_max_pool = _callable("conv1d_max_pool", _conv1d_max_pool)

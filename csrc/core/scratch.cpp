@@ -1,5 +1,7 @@
 #include "scratch.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <limits>
 #include <mutex>
@@ -14,6 +16,8 @@ namespace {
 constexpr int64_t least_kept_bytes = 32 << 10;  // below, the system's allocator keeps it anyway
 constexpr int64_t most_kept_bytes = int64_t(512) << 20;
 constexpr std::size_t most_kept_blocks = 64;
+// On most machines; elsewhere nothing but an alignment.
+constexpr int64_t huge_page_bytes = int64_t(2) << 20;
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool keeps_blocks = false;  // so that a use after the call, or beyond the end, is seen
@@ -56,8 +60,15 @@ int64_t rounded(int64_t bytes) {
 }
 
 void* allocate(int64_t bytes) {
-    void* memory = std::aligned_alloc(cache_line_bytes, static_cast<std::size_t>(bytes));
+    const bool is_huge = bytes >= huge_page_bytes;
+    const int64_t alignment = is_huge ? huge_page_bytes : cache_line_bytes;
+    const auto size = static_cast<std::size_t>((bytes + alignment - 1) / alignment * alignment);
+    void* memory = std::aligned_alloc(static_cast<std::size_t>(alignment), size);
     if (memory == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    // A wish: without it the same memory in small pages.
+    if (is_huge) static_cast<void>(madvise(memory, size, MADV_HUGEPAGE));
+#endif
     return memory;
 }
 

@@ -3,7 +3,9 @@
 //
 // Large blocks are kept after the call and used again by later ones, up to a bound: the first touch
 // of fresh memory, page after page, may take longer than the work done in it (32 MiB: 2.6 ms to
-// write, 28 ms the first time, on a virtual machine).
+// write, 28 ms the first time, on a virtual machine). They are asked for in huge pages, of which a
+// sequential reader needs fewer translations than there are places to keep them: a fifth of the
+// time of an LSTM that reads 4 MiB of weights at every step, N 1, H 512.
 #pragma once
 
 #include <cstdint>

@@ -124,8 +124,8 @@ template <class T>
 struct RecurrenceForward {
     RecurrenceShape shape;
     RecurrenceInput<T> input;
-    const T* initial_hidden;  // (N, H) contiguous
-    const T* initial_cell;    // (N, H) contiguous; null without a cell state
+    const T* initial_hidden;  // (N, H) contiguous, or null for zeros
+    const T* initial_cell;    // (N, H) contiguous, or null for zeros; null without a cell state
     Matrix<T> weight_ih;      // (G H, I)
     Matrix<T> weight_hh;      // (G H, H)
     const T* bias_ih;         // (G H,) contiguous, or null

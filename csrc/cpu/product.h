@@ -15,6 +15,9 @@
 // Measured, GFLOP/s of one core, operands in cache, depth 64 to 4096 (AMD Zen 4 at AVX2, float32):
 //   rows x vectors   6x2   5x2   3x4   2x4   6x1   1x4
 //                     91    86    90    67    68    44
+// (AMD Zen 3 at AVX2)
+//   rows x vectors   6x2   5x2   3x4   2x4   2x4, columns loaded once for both rows
+//                     99    97   101    71    94
 // Tried without gain: an LSTM's four gates in two passes of 6x2 in place of tiles of 3x4 (equal
 // within the noise at N 16 and 50, H 128 to 300; from main memory, H 1024, a third slower).
 #pragma once
@@ -78,6 +81,8 @@ template <class Vector, int M, int V>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
                                      int64_t depth) {
+    // Else the compiler would rather load a vector of columns once a row than once.
+    constexpr bool fits = M > 1 && M * V + V + 1 <= Vector::registers;
     const typename Vector::Element* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
@@ -89,7 +94,10 @@ template <class Vector, int M, int V>
     for (int64_t k = 0; k < depth; ++k, packed += V * Vector::width) {
         Vector columns[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) columns[v] = Vector::load(packed + v * Vector::width);
+        for (int v = 0; v < V; ++v) {
+            columns[v] = Vector::load(packed + v * Vector::width);
+            if constexpr (fits) columns[v].stay_in_register();
+        }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const Vector left = Vector::broadcast(row[m][k * step]);
@@ -283,16 +291,36 @@ inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* con
     }
 }
 
+// Bytes of a packed block that stays in L1 while all tiles of rows pass.
+constexpr int64_t packed_block_bytes = 16 * 1024;
+
 // The same with a panel that pack_panels has packed.
 template <class Vector>
 inline void multiply_packed(Vector* sums, const typename Vector::Element* const* rows,
                             int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
                             const typename Vector::Element* packed) {
-    constexpr int64_t block_bytes = 16 * 1024;
     const int64_t vectors = layout.units_of(panel) * layout.groups;
-    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, block_bytes,
+    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, packed_block_bytes,
                        [&](int64_t begin, int64_t) {
                            return packed + layout.offset(panel) + begin * vectors * Vector::width;
+                       });
+}
+
+// The same while packing that panel, all of it.
+template <class Vector>
+inline void multiply_and_pack(Vector* sums, const typename Vector::Element* const* rows,
+                              int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
+                              typename Vector::Element* packed,
+                              const typename Vector::Element* data, int64_t stride_row,
+                              int64_t stride_depth) {
+    const int64_t vectors = layout.units_of(panel) * layout.groups;
+    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, packed_block_bytes,
+                       [&](int64_t begin, int64_t depth) {
+                           auto* place =
+                               packed + layout.offset(panel) + begin * vectors * Vector::width;
+                           pack_block(place, layout, panel, depth, data + begin * stride_depth,
+                                      stride_row, stride_depth);
+                           return place;
                        });
 }
 

@@ -17,8 +17,11 @@
 // an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that
 // a hidden unit's gates come out of one tile, whose epilogue computes gates and state in registers.
 //
-// A single step, a cell's, would pack weights to use them once: there each panel of both weights is
-// multiplied as it is packed (unpacked_product.h), and nothing goes through memory.
+// Packing is paid by the call, so where weights are used a few times only they are multiplied as
+// they lie, panel after panel (unpacked_product.h): the input weights by few rows, the recurrent
+// ones in few steps, and both in a single step, a cell's, where the projections stay in registers.
+// Threads that split the hidden units pack the recurrent weights in their first step. From a state
+// of zeros that are not given the first step does not read them.
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
@@ -49,6 +52,10 @@ class RecurrenceForwardKernel {
     static constexpr int64_t block_rows = 16 * tile_rows;
     // A single step with fewer weights is over before other threads are awake.
     static constexpr int64_t single_thread_weights = 1 << 16;
+    // So few rows are multiplied by the input weights as these are packed, block by block.
+    static constexpr int64_t most_rows_unpacked = 128;
+    // In so few steps packing the recurrent weights does not pay.
+    static constexpr int64_t most_steps_unpacked = 4;
 
  public:
     explicit RecurrenceForwardKernel(const RecurrenceForward<T>& arguments)
@@ -67,7 +74,7 @@ class RecurrenceForwardKernel {
     }
 
  private:
-    // Where one sample's data of one step lie.
+    // Where one sample's data of one step lie; states before it that are null are zeros.
     struct Row {
         const T* hidden_before;
         const T* cell_before;
@@ -82,6 +89,9 @@ class RecurrenceForwardKernel {
         const T** states;
     };
 
+    // How a step reads the recurrent weights.
+    enum class Weights { packed, packed_on_the_way, as_they_lie, not_at_all };
+
     void run_sequence(int threads) {
         const bool needs_projections = is_lstm && call_.gates == nullptr;
         const Scratch<T> projections(
@@ -90,47 +100,72 @@ class RecurrenceForwardKernel {
         projections_ = needs_projections ? projections.data()
                        : is_lstm         ? call_.gates
                                          : call_.output;
-        const Scratch<T> input_weights(input_layout_.elements());
-        const Scratch<T> hidden_weights(hidden_layout_.elements());
+        const bool projects_unpacked = schedule_.row_count() <= most_rows_unpacked;
+        const bool steps_unpacked = schedule_.longest() <= most_steps_unpacked;
+        const Scratch<T> input_weights(projects_unpacked ? 0 : input_layout_.elements());
+        const Scratch<T> hidden_weights(steps_unpacked ? 0 : hidden_layout_.elements());
         const Scratch<T> bias(gates * shape_.hidden);
         const int64_t most_rows = shape_.batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
         const Scratch<const T*> states(checked_product({most_rows, threads}));
+        const int64_t most_inputs = projects_unpacked ? schedule_.row_count() : 0;
+        const Scratch<const T*> inputs(checked_product({most_inputs, threads}));
         input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
         bias_ = bias.data();
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            prepare(thread, granted);
-            barrier.wait(granted);
-            project_inputs(thread, granted);
-            barrier.wait(granted);
             const Grid grid = recurrence_grid(
                 shape_.batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
+            // Where each thread's panels are its own, it packs them in its first step.
+            const bool packs_on_the_way = grid.row_parts == 1 && shape_.batch <= block_rows;
+            if (!steps_unpacked && !packs_on_the_way) pack_hidden_weights(thread, granted);
+            if (!projects_unpacked) pack_input_weights(thread, granted);
+            add_biases(thread, granted);
+            barrier.wait(granted);
+            if (projects_unpacked) {
+                project_inputs_unpacked(thread, granted, inputs.data() + thread * most_inputs);
+            } else {
+                project_inputs(thread, granted);
+            }
+            barrier.wait(granted);
             const Samples mine{rows.data() + thread * most_rows,
                                states.data() + thread * most_rows};
             for (int64_t step = 0; step < schedule_.longest(); ++step) {
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
-                run_step(step, grid, thread, mine);
+                run_step(step, grid, thread, mine,
+                         weights_of(step, steps_unpacked, packs_on_the_way));
             }
             barrier.wait(granted);
             finish(part_of(shape_.batch, 1, thread, granted));
         });
     }
 
-    void prepare(int thread, int threads) const {
-        const int64_t hidden = shape_.hidden;
+    Weights weights_of(int64_t step, bool unpacked, bool packs_on_the_way) const {
+        const int64_t first = call_.initial_hidden == nullptr ? 1 : 0;
+        if (step < first) return Weights::not_at_all;
+        if (unpacked) return Weights::as_they_lie;
+        return step == first && packs_on_the_way ? Weights::packed_on_the_way : Weights::packed;
+    }
+
+    void pack_input_weights(int thread, int threads) const {
+        const Matrix<T>& weight = call_.weight_ih;
         pack_panels(input_weights_, input_layout_,
                     part_of(input_layout_.panels(), 1, thread, threads), 0, shape_.inputs,
-                    call_.weight_ih.data, call_.weight_ih.stride_row,
-                    call_.weight_ih.stride_column);
+                    weight.data, weight.stride_row, weight.stride_column);
+    }
+
+    void pack_hidden_weights(int thread, int threads) const {
+        const Matrix<T>& weight = call_.weight_hh;
         pack_panels(hidden_weights_, hidden_layout_,
-                    part_of(hidden_layout_.panels(), 1, thread, threads), 0, hidden,
-                    call_.weight_hh.data, call_.weight_hh.stride_row,
-                    call_.weight_hh.stride_column);
-        const Range mine = part_of(gates * hidden, Vector::width, thread, threads);
+                    part_of(hidden_layout_.panels(), 1, thread, threads), 0, shape_.hidden,
+                    weight.data, weight.stride_row, weight.stride_column);
+    }
+
+    void add_biases(int thread, int threads) const {
+        const Range mine = part_of(gates * shape_.hidden, Vector::width, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; i += Vector::width) {
             store_up_to(bias_at(i, mine.end - i), bias_ + i, mine.end - i);
         }
@@ -150,15 +185,43 @@ class RecurrenceForwardKernel {
         multiply_rows(
             input_layout_, input_weights_, grid.columns(panels, thread),
             grid.rows(rows, tile_rows, thread), bias_,
-            [&](int64_t index) {
-                const int64_t row = schedule_.row_at(index);
-                return call_.input.data + row / shape_.batch * call_.input.stride_step +
-                       row % shape_.batch * call_.input.stride_batch;
-            },
-            [&](int64_t index) {
-                return projections_ + schedule_.row_at(index) * gates * shape_.hidden;
-            });
+            [&](int64_t index) { return input_row(schedule_.row_at(index)); },
+            [&](int64_t index) { return projection_row(schedule_.row_at(index)); });
     }
+
+    // The same with the weights as they lie. rows: room for a pointer to each row.
+    void project_inputs_unpacked(int thread, int threads, const T** rows) const {
+        const int64_t count = schedule_.row_count();
+        for (int64_t i = 0; i < count; ++i) rows[i] = input_row(schedule_.row_at(i));
+        const Range panels = part_of(input_layout_.panels(), 1, thread, threads);
+        Vector sums[most_rows_unpacked * Tile<Vector>::vectors];
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            const int64_t column = input_layout_.first_column(panel);
+            const int64_t units = input_layout_.units_of(panel);
+            for (int64_t u = 0; u < units; ++u) {
+                const int64_t first = column + u * Vector::width;
+                const Vector start =
+                    load_up_to<Vector>(bias_ + first, input_layout_.columns - first);
+                for (int64_t i = 0; i < count; ++i) sums[i * units + u] = start;
+            }
+            multiply_unpacked(sums, rows, count, input_layout_, panel, call_.weight_ih.data,
+                              call_.weight_ih.stride_row, call_.weight_ih.stride_column);
+            for (int64_t i = 0; i < count; ++i) {
+                T* target = projection_row(schedule_.row_at(i));
+                for (int64_t u = 0; u < units; ++u) {
+                    const int64_t first = column + u * Vector::width;
+                    store_up_to(sums[i * units + u], target + first, input_layout_.columns - first);
+                }
+            }
+        }
+    }
+
+    // What row time * N + n reads, and where the input's part of its sums goes.
+    const T* input_row(int64_t row) const {
+        return call_.input.data + row / shape_.batch * call_.input.stride_step +
+               row % shape_.batch * call_.input.stride_batch;
+    }
+    T* projection_row(int64_t row) const { return projections_ + row * gates * shape_.hidden; }
 
     Row row_of(int64_t n, int64_t step) const {
         const int64_t hidden = shape_.hidden;
@@ -166,23 +229,28 @@ class RecurrenceForwardKernel {
         Row result{};
         result.projection = projections_ + row * gates * hidden;
         result.hidden = call_.output + row * hidden;
-        result.hidden_before = step == 0 ? call_.initial_hidden + n * hidden
+        result.hidden_before = step == 0 ? row_or_null(call_.initial_hidden, n)
                                          : call_.output + schedule_.row(n, step - 1) * hidden;
         if constexpr (is_lstm) {
             if (call_.cells == nullptr) {
                 // Without every cell state to keep, the running one lives in final_cell.
                 result.cell = call_.final_cell + n * hidden;
-                result.cell_before = step == 0 ? call_.initial_cell + n * hidden : result.cell;
+                result.cell_before = step == 0 ? row_or_null(call_.initial_cell, n) : result.cell;
             } else {
                 result.cell = call_.cells + row * hidden;
-                result.cell_before = step == 0 ? call_.initial_cell + n * hidden
+                result.cell_before = step == 0 ? row_or_null(call_.initial_cell, n)
                                                : call_.cells + schedule_.row(n, step - 1) * hidden;
             }
         }
         return result;
     }
 
-    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine) const {
+    const T* row_or_null(const T* states, int64_t n) const {
+        return states == nullptr ? nullptr : states + n * shape_.hidden;
+    }
+
+    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine,
+                  Weights weights) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         for (int64_t i = 0; i < count; ++i) {
             mine.rows[i] =
@@ -200,10 +268,30 @@ class RecurrenceForwardKernel {
                                                   shape_.hidden - unit);
                     },
                     [&](Vector* sums) {
-                        multiply_packed(sums, mine.states + i, block, hidden_layout_, panel,
-                                        hidden_weights_);
+                        add_hidden_part(sums, mine.states + i, block, panel, weights);
                     });
             }
+        }
+    }
+
+    // sums += the recurrent weights' part of `count` samples for one panel.
+    void add_hidden_part(Vector* sums, const T* const* states, int64_t count, int64_t panel,
+                         Weights weights) const {
+        const Matrix<T>& weight = call_.weight_hh;
+        switch (weights) {
+            case Weights::packed:
+                multiply_packed(sums, states, count, hidden_layout_, panel, hidden_weights_);
+                return;
+            case Weights::packed_on_the_way:
+                multiply_and_pack(sums, states, count, hidden_layout_, panel, hidden_weights_,
+                                  weight.data, weight.stride_row, weight.stride_column);
+                return;
+            case Weights::as_they_lie:
+                multiply_unpacked(sums, states, count, hidden_layout_, panel, weight.data,
+                                  weight.stride_row, weight.stride_column);
+                return;
+            case Weights::not_at_all:
+                return;
         }
     }
 
@@ -266,9 +354,8 @@ class RecurrenceForwardKernel {
                             multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
                                               call_.weight_ih.data, call_.weight_ih.stride_row,
                                               call_.weight_ih.stride_column);
-                            multiply_unpacked(sums, states.data() + i, block, hidden_layout_, panel,
-                                              call_.weight_hh.data, call_.weight_hh.stride_row,
-                                              call_.weight_hh.stride_column);
+                            add_hidden_part(sums, states.data() + i, block, panel,
+                                            weights_of(0, true, false));
                         });
                 }
             }
@@ -283,7 +370,9 @@ class RecurrenceForwardKernel {
             const Vector forget_gate = sigmoid(sums[1]);
             const Vector candidate = hyperbolic_tangent(sums[2]);
             const Vector output_gate = sigmoid(sums[3]);
-            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
+            const Vector before = row.cell_before == nullptr
+                                      ? Vector::broadcast(0)
+                                      : load_up_to<Vector>(row.cell_before + unit, count);
             const Vector next = multiply_add(forget_gate, before, input_gate * candidate);
             store_up_to(next, row.cell + unit, count);
             store_up_to(output_gate * hyperbolic_tangent(next), row.hidden + unit, count);
@@ -312,18 +401,25 @@ class RecurrenceForwardKernel {
             }
             const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
             if (call_.final_hidden != nullptr) {
-                copy(length > 0 ? call_.output + last : call_.initial_hidden + n * hidden,
+                copy(length > 0 ? call_.output + last : row_or_null(call_.initial_hidden, n),
                      call_.final_hidden + n * hidden, hidden);
             }
             if (is_lstm && (call_.cells != nullptr || length == 0)) {
-                copy(length > 0 ? call_.cells + last : call_.initial_cell + n * hidden,
+                copy(length > 0 ? call_.cells + last : row_or_null(call_.initial_cell, n),
                      call_.final_cell + n * hidden, hidden);
             }
         }
     }
 
+    // target = source, or zeros where that is null.
     static void copy(const T* source, T* target, int64_t count) {
-        if (count > 0) std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(T));
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
+        if (bytes == 0) return;
+        if (source == nullptr) {
+            std::memset(target, 0, bytes);
+        } else {
+            std::memcpy(target, source, bytes);
+        }
     }
 
     const RecurrenceForward<T>& call_;

@@ -73,10 +73,10 @@ inline void multiply_unpacked(Vector* sums, const typename Vector::Element* cons
     // multiply-adds hide behind the transposing; of vectors twice as long, one.
     constexpr int at_once = Vector::registers == 32 ? 1 : 2;
     constexpr int64_t most_vectors = 4;
-    constexpr int64_t block_bytes = 16 * 1024;
     const int64_t units = layout.units_of(panel), vectors = units * layout.groups;
     const int64_t column = layout.first_column(panel);
     const bool is_whole = column + units * Vector::width <= layout.columns;
+    if (count == 0) return;
     int64_t done = 0;
     if (count <= most_rows_in_registers && stride_depth == 1 && is_whole) {
         done = layout.depth / 4 * 4;
@@ -95,8 +95,8 @@ inline void multiply_unpacked(Vector* sums, const typename Vector::Element* cons
             });
         }
     }
-    alignas(64) T packed[block_bytes / sizeof(T)];
-    multiply_in_blocks(sums, rows, count, vectors, done, layout.depth, block_bytes,
+    alignas(64) T packed[packed_block_bytes / sizeof(T)];
+    multiply_in_blocks(sums, rows, count, vectors, done, layout.depth, packed_block_bytes,
                        [&](int64_t begin, int64_t depth) {
                            pack_block(packed, layout, panel, depth, data + begin * stride_depth,
                                       stride_row, stride_depth);

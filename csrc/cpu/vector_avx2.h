@@ -55,6 +55,7 @@ struct Avx2Vector<float> {
         columns[2].value = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
         columns[3].value = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
     }
+    void stay_in_register() { asm("" : "+x"(value)); }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(integer)))};
     }
@@ -145,6 +146,7 @@ struct Avx2Vector<double> {
         columns[2].value = _mm256_permute2f128_pd(even01, even23, 0x31);
         columns[3].value = _mm256_permute2f128_pd(odd01, odd23, 0x31);
     }
+    void stay_in_register() { asm("" : "+x"(value)); }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_pd(_mm256_set1_epi64x(integer))};
     }

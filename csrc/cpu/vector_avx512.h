@@ -53,6 +53,7 @@ struct Avx512Vector<float> {
         columns[2].value = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
         columns[3].value = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
     }
+    void stay_in_register() { asm("" : "+v"(value)); }
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(integer)))};
     }
@@ -147,6 +148,7 @@ struct Avx512Vector<double> {
         columns[2].value = _mm512_permutex2var_pd(even01, second, even23);
         columns[3].value = _mm512_permutex2var_pd(odd01, second, odd23);
     }
+    void stay_in_register() { asm("" : "+v"(value)); }
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_pd(_mm512_set1_epi64(integer))};
     }

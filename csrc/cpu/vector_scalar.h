@@ -35,6 +35,9 @@ struct ScalarVector {
         for (int k = 0; k < 4; ++k) columns[k].value = source[k];
     }
 
+    // Keeps the compiler from loading a value again rather than holding it.
+    void stay_in_register() {}
+
     // Carries an integer in the bits of each lane: select() moves it, as_integer() reads it back.
     using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     static ScalarVector from_integer(int64_t integer) {

@@ -43,6 +43,7 @@ RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_
     checked_product({shape.steps, shape.batch, shape.inputs, element});
     checked_product({gate_rows, shape.inputs, element});
     checked_product({gate_rows, shape.hidden, element});
+    checked_product({gate_rows, shape.inputs + shape.hidden, element});
     return shape;
 }
 
@@ -78,14 +79,14 @@ void expect_given(const char* name, const OptionalView& view, bool given) {
 }
 
 void forward(const std::string& cell, bool reverse, const TensorView& input,
-             const TensorView& initial_hidden, const OptionalView& initial_cell,
+             const OptionalView& initial_hidden, const OptionalView& initial_cell,
              const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
              const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
              const OptionalView& final_hidden, const OptionalView& final_cell,
              const OptionalView& gates, const OptionalView& cells, int threads) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
-    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("final_cell", final_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
     expect_given("gates", gates, cells.has_value());

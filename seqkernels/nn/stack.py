@@ -56,10 +56,11 @@ class RecurrentLayers(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self._check_arguments(dropout)
+        self._names = self._parameter_names()
 
         rows, directions = self.gates * hidden_size, 2 if bidirectional else 1
         output_size = proj_size or hidden_size
-        for index, names in enumerate(self._parameter_names()):
+        for index, names in enumerate(self._names):
             features = input_size if index < directions else output_size * directions
             shapes = {
                 "weight_ih": (rows, features),
@@ -116,7 +117,7 @@ class RecurrentLayers(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, as they are now."""
-        return [[getattr(self, name) for name in names] for names in self._parameter_names()]
+        return [[getattr(self, name) for name in names] for names in self._names]
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), as torch does."""
@@ -215,6 +216,8 @@ class RecurrentLayers(nn.Module):
                 outputs.append(output)
                 final_states.append(states)
             input = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
+        if len(final_states) == 1:
+            return input, tuple(state.unsqueeze(0) for state in final_states[0])
         return input, tuple(torch.stack(states) for states in zip(*final_states, strict=True))
 
     def _drop(self, output: Tensor, packed_lengths: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from . import report
 from .cases import UsageError
 from .run import FORMAT
-from .statistics import difference_by_chance, geometric_mean
+from .statistics import difference_by_chance, geometric_mean, least_probability
 
 KEY = ("operation", "pass", "dtype", "threads", "device", "precision", "cold")
 
@@ -55,6 +55,7 @@ def differences(
                 "after": second["median"],
                 "ratio": first["median"] / second["median"],
                 "p": difference_by_chance(first["samples"], second["samples"]),
+                "least p": least_probability(len(first["samples"]), len(second["samples"])),
             }
         )
     return found
@@ -64,9 +65,10 @@ def significant(rows: list[dict[str, Any]], level: float) -> list[bool]:
     """Which rows differ by more than chance, the whole set taken together.
 
     Holm's procedure (Scand. J. Statist. 6(2), 1979): the probability that any row is called
-    different although nothing changed is at most ``level``.
+    different although nothing changed is at most ``level``. That many rows it can tell apart only
+    with samples enough; of a row with too few, all of one file's must be above all of the other's.
     """
-    found = [False] * len(rows)
+    found = [row["p"] <= row["least p"] and row["least p"] > level / len(rows) for row in rows]
     order = sorted(range(len(rows)), key=lambda place: rows[place]["p"])
     for rank, place in enumerate(order):
         if rows[place]["p"] > level / (len(rows) - rank):

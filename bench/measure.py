@@ -111,11 +111,12 @@ def measure(
             operation.hide_ties(case, data)
         step("computing the float64 result")
         judge.prepare(case, data)
+    untouched = data.copy() if judge is not None else None
     for provider in serving:
         step(f"{provider.name}: preparing")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result, contestant = _prepare(case, provider, data, judge, step)
+            result, contestant = _prepare(case, provider, data, untouched, judge, step)
         results[provider.name] = result
         if contestant is not None:
             contestants[provider.name] = contestant
@@ -142,16 +143,19 @@ def _prepare(
     case: Case,
     provider: Provider,
     data: Data,
+    untouched: Data | None,
     judge: Judge | None,
     step: Callable[[str], None],
 ) -> tuple[dict[str, Any], Contestant | None]:
-    """The provider's result so far, and if it is to be timed the contestant."""
+    """The provider's result so far, and if it is to be timed the contestant.
+
+    ``untouched`` is a copy of ``data``, to see and mend what a provider writes over.
+    """
     reason = provider.missing()
     if reason:
         return {"status": "unavailable", "reason": reason}, None
     try:
         provider.refuse(case)
-        before = data.copy() if judge is not None else None
         with surroundings(provider, case):
             run = provider.prepare(case, data.to(case.device))
             found = provider.converted(case, run())
@@ -163,9 +167,9 @@ def _prepare(
     if judge is not None:
         step(f"{provider.name}: verifying")
         verdict = judge.verdict(case, found)
-        if before is not None and not before.equals(data):
+        if not untouched.equals(data):
             verdict = replace(verdict, right=False, what="the input, which it changed")
-            before.copy_to(data)
+            untouched.copy_to(data)
         result |= {
             "error": verdict.error if math.isfinite(verdict.error) else None,
             "allowed": verdict.allowed if math.isfinite(verdict.allowed) else None,

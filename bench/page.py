@@ -48,16 +48,12 @@ def write_page(records: Path, target: Path) -> Path:
     if not paths:
         raise UsageError(f"{records}: no records: `python -m bench run --record` makes one")
     parts = [INTRODUCTION]
-    drawn = set()
     for path in paths:
         document = load(str(path))
         if not document["method"].get("verified"):
             raise UsageError(f"{path}: expected verified rows: it was run with --no-verify")
         pictures = plot(document, target.parent / "performance", path.stem)
-        drawn.update(pictures)
         parts.append(section(path, document, pictures, target))
-    for old in set((target.parent / "performance").glob("*.*")) - drawn:
-        old.unlink()
     write_text(target, "\n".join(parts))
     return target
 

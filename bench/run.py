@@ -174,9 +174,10 @@ def run(arguments: argparse.Namespace) -> int:
         _measure_all(todo, providers, method, arguments, document)
     except KeyboardInterrupt:
         interrupted = True
-        paths = paths[:1] if arguments.save else []  # half a record is none
     finally:
         torch.set_num_threads(threads_before)
+        if len(document["rows"]) < len(todo):  # half a record is none
+            paths = paths[: 1 if arguments.save else 0]
         for path in paths:
             write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
     for format in formats:

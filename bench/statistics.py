@@ -68,6 +68,11 @@ def difference_by_chance(first: Sequence[float], second: Sequence[float]) -> flo
     return math.erfc(max(0.0, distance - 0.5) / math.sqrt(2 * variance))
 
 
+def least_probability(n: int, m: int) -> float:
+    """The p-value where all of n values are above all of m others: no two sets have a smaller."""
+    return 2 / math.comb(n + m, n)
+
+
 def _arrangements(n: int, m: int) -> list[int]:
     """How many orders of n and m values have U = 0, 1, ..., n*m.
 

@@ -54,6 +54,7 @@ class Contestant:
         """Decide how many calls make a sample."""
         with self.settings():
             duration = min(self._timed(1) for _ in range(2))
+        time.sleep(self.settling)
         self.calls = 1 if method.cold else self._calls_of(duration, method)
         self.is_long = duration > LONG_CALL
 

@@ -243,7 +243,8 @@ def lstm(
 
     Args:
         input: (T, N, I), or (T, I) without a batch. Any strides.
-        hx: the initial state (h, c), each (N, H) or (H,); None means zeros.
+        hx: the initial state (h, c), each (N, H) or (H,); None means zeros (with which w_hh need
+            not be multiplied: a NaN in it may show from the second step on only).
         w_ih: (4*H, I), the rows in the order i, f, g, o.
         w_hh: (4*H, H).
         b_ih: (4*H,), or None.

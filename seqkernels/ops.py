@@ -353,39 +353,22 @@ def _has_no_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def recurrence_step(
-    cell: str,
-    input: Tensor,
-    states: tuple[Tensor, ...],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    cell: str, input: Tensor, states: tuple[Tensor, ...], *weights: Tensor | None
 ) -> tuple[Tensor, ...] | None:
     """The next states of (N, I) input, without gradients, in as few steps of Python as can be.
+
+    ``weights`` are weight_ih, weight_hh, bias_ih and bias_hh.
 
     None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
     a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
     """
-    tensors = (input, *states, weight_ih, weight_hh, bias_ih, bias_hh)
+    tensors = (input, *states, *weights)
     if not (_is_plain(tensors, _OPTIONAL_TENSORS) and _has_no_gradient(tensors)):
         return None
     try:
         following = tuple(map(torch.empty_like, states))
-        hidden, cell_state = states if cell == "lstm" else (*states, None)
-        next_hidden, next_cell_state = following if cell == "lstm" else (*following, None)
-        _cpu.recurrence_step(
-            cell,
-            input,
-            hidden,
-            cell_state,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            next_hidden,
-            next_cell_state,
-            torch.get_num_threads(),
-        )
+        before, after = ((*pair, None)[:2] for pair in (states, following))
+        _cpu.recurrence_step(cell, input, *before, *weights, *after, torch.get_num_threads())
     except (RuntimeError, TypeError, ValueError):
         return None
     return following
@@ -396,47 +379,29 @@ def recurrence_sequence(
     reverse: bool,
     input: Tensor,
     states: tuple[Tensor, ...] | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    *weights: Tensor | None,
 ) -> tuple[Tensor, ...] | None:
     """Output and final states of (T, N, I) input; otherwise as ``recurrence_step``.
 
-    Without ``states`` they are zeros, and the first step does not read ``weight_hh``.
+    Without ``states`` they are zeros, and the first step does not read weight_hh.
     """
-    tensors = (input, weight_ih, weight_hh, bias_ih, bias_hh, *(states or ()))
+    tensors = (input, *(states or ()), *weights)
     if not (_is_plain(tensors, _OPTIONAL_TENSORS) and _has_no_gradient(tensors)):
         return None
     try:
         steps, batch, _ = input.shape
-        features = weight_hh.shape[1]
+        features = weights[1].shape[1]
         output = input.new_empty(steps, batch, features)
-        final = input.new_empty(batch, features)
-        is_lstm = cell == "lstm"
-        final_cell = input.new_empty(batch, features) if is_lstm else None
-        hidden, cell_state = (*(states or (None,)), None)[:2]
+        final = tuple(input.new_empty(batch, features) for _ in range(2 if cell == "lstm" else 1))
+        before = (*(states or (None,)), None)[:2]
+        after = (*final, None)[:2]
+        threads = torch.get_num_threads()
         _cpu.recurrence_forward(
-            cell,
-            reverse,
-            input,
-            hidden,
-            cell_state,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            None,
-            output,
-            final,
-            final_cell,
-            None,
-            None,
-            torch.get_num_threads(),
+            cell, reverse, input, *before, *weights, None, output, *after, None, None, threads
         )
-    except (IndexError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None
-    return (output, final, final_cell) if is_lstm else (output, final)
+    return output, *final
 
 
 conv1d_max_pool = _callable("conv1d_max_pool", _conv1d_max_pool)

@@ -51,6 +51,11 @@ CASES = {
         (2, 3, 41, 7, 3),
         {"pool_size": 3, "pool_stride": 2, "stride": 2, "dilation": 2, "padding": 3},
     ),
+    "small pools, many filters": (
+        (2, 30, 130, 200, 3),
+        {"pool_size": 2, "padding": 1, "activation": "relu"},
+    ),
+    "large pools, many filters": ((2, 20, 150, 101, 4), {"pool_size": 6, "padding": 2}),
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }
 LAYOUTS = [False, True]  # channels_last

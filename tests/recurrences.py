@@ -31,6 +31,9 @@ SIZES = {
     "wide input": (30, 5, 700, 10),
     "weights beyond a cache": (2, 40, 8, 300),
     "few samples, many units": (4, 2, 20, 130),
+    "few samples, many units, more steps": (7, 3, 20, 150),
+    "as many rows as are projected unpacked": (32, 4, 9, 8),
+    "one more step than without packing": (5, 4, 9, 33),
 }
 
 

@@ -107,8 +107,6 @@ def test_a_slow_provider_is_not_wrong(capsys, planted):
     assert main(["run", *arguments]) == 0
     results = json.loads(capsys.readouterr().out)["rows"][0]["results"]
     assert results["planted:slow"]["status"] == "measured"
-    # A thousand copies of the output are more than the whole of the layer that is 3 steps long.
-    assert results["planted:slow"]["median"] > results["torch:layer"]["median"]
 
 
 def test_a_provider_that_changes_its_input_is_wrong_and_the_others_are_not(capsys, planted):
@@ -288,11 +286,13 @@ def test_an_error_keeps_what_was_measured(monkeypatch, tmp_path):
         return rows[0]
 
     monkeypatch.setattr("bench.run.measure", broken)
-    saved = tmp_path / "run.json"
+    saved, records = tmp_path / "run.json", tmp_path / "records"
     shapes = ["--op", "lstm", "--shapes", "N=1,2", "T=3", "H=8", "--threads", "1"]
+    record = ["--record", "--records", str(records)]
     with pytest.raises(ZeroDivisionError):
-        main(["run", *shapes, *QUICK, *OURS, "--save", str(saved)])
+        main(["run", *shapes, *QUICK, *OURS, "--save", str(saved), *record])
     assert len(json.loads(saved.read_text())["rows"]) == 1
+    assert list(records.iterdir()) == []
 
 
 def test_a_record_is_not_half_written(monkeypatch, tmp_path):

@@ -215,9 +215,18 @@ def test_of_forced_instruction_sets_the_fastest_counts():
 
 
 def test_of_many_rows_one_may_differ_by_chance():
-    rows = [{"p": p} for p in (0.04, 0.5, 0.008, 0.9, 0.7)]
+    rows = [{"p": p, "least p": 1e-6} for p in (0.04, 0.5, 0.008, 0.9, 0.7)]
     assert compare.significant(rows, 0.05) == [False, False, True, False, False]
     assert compare.significant(rows, 0.005) == [False] * 5
+
+
+def test_of_few_samples_all_must_be_apart():
+    """Of 5 and 5 no p-value is below 2 in 252, which is not rare among 20 rows."""
+    least = compare.least_probability(5, 5)
+    assert least == pytest.approx(difference_by_chance(range(5), range(5, 10)))
+    few = [{"p": p, "least p": least} for p in (least, 2 * least)]
+    many = [{"p": 0.5, "least p": 1e-6}] * 18
+    assert compare.significant(few + many, 0.05) == [True] + [False] * 19
 
 
 def contestant(*samples: float, spent: float) -> timing.Contestant:

@@ -92,7 +92,7 @@ class Operation:
     #: Names that it may give, with their defaults.
     defaults: dict[str, Value]
     #: The values that a name may have; other names have any positive integers.
-    words: dict[str, tuple[Value, ...]]
+    choices: dict[str, tuple[Value, ...]]
     #: Output elements that every provider must return.
     outputs: tuple[str, ...]
 
@@ -112,10 +112,10 @@ class Operation:
             if name not in self.required and name not in self.defaults:
                 known = ", ".join([*self.required, *self.defaults])
                 raise UsageError(f"{self.name}: no {name} in its shapes; there are {known}")
-            if name in self.words:
-                if value not in self.words[name]:
-                    words = ", ".join(map(str, self.words[name]))
-                    raise UsageError(f"{self.name}: {name}: expected one of {words}, got {value}")
+            if name in self.choices:
+                if value not in self.choices[name]:
+                    known = ", ".join(map(str, self.choices[name]))
+                    raise UsageError(f"{self.name}: {name}: expected one of {known}, got {value}")
             elif not isinstance(value, int) or value < (0 if self.defaults.get(name) == 0 else 1):
                 raise UsageError(f"{self.name}: {name}: expected a positive integer, got {value}")
         self._check_lengths(self.defaults | given)

@@ -34,7 +34,7 @@ class Convolution(Operation):
         "layout": "NLC",
         "lengths": "full",
     }
-    words: ClassVar = {
+    choices: ClassVar = {
         "activation": ("identity", "relu", "tanh", "sigmoid"),
         "layout": ("NLC", "NCL"),
         "lengths": ("full", "reviews"),

@@ -27,10 +27,10 @@ class Recurrence(Operation):
         self.name = name
         self.gates = 4 if name.startswith("lstm") else 1
         self.defaults = {"I": 0, "layers": 1, "directions": 1, "lengths": "full"}
-        self.words = {"directions": (1, 2), "lengths": ("full", "reviews")}
+        self.choices = {"directions": (1, 2), "lengths": ("full", "reviews")}
         if self.gates == 1:
             self.defaults["nonlinearity"] = "tanh"
-            self.words["nonlinearity"] = ("tanh", "relu")
+            self.choices["nonlinearity"] = ("tanh", "relu")
         self.outputs = ("output", "h_n")
 
     def sizes(self, case: Case) -> dict:
@@ -179,7 +179,7 @@ class Cell(Recurrence):
         super().__init__(name)
         for name in ("layers", "directions", "lengths"):
             del self.defaults[name]
-            self.words.pop(name, None)
+            self.choices.pop(name, None)
         self.outputs = ("h",)
 
     def sizes(self, case: Case) -> dict:

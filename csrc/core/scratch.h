@@ -4,8 +4,8 @@
 // Large blocks are kept after the call and used again by later ones, up to a bound: the first touch
 // of fresh memory, page after page, may take longer than the work done in it (32 MiB: 2.6 ms to
 // write, 28 ms the first time, on a virtual machine). They are asked for in huge pages, of which a
-// sequential reader needs fewer translations than there are places to keep them: a fifth of the
-// time of an LSTM that reads 4 MiB of weights at every step, N 1, H 512.
+// sequential reader needs fewer translations than there are places to keep them: an LSTM of N 1 to
+// 32 takes 1 % (H 512) to 11 % (H 2048) less time.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,7 @@ namespace seqkernels {
 
 constexpr int64_t cache_line_bytes = 64;
 
-// Bytes of `count` elements; raises std::bad_alloc or, beyond 64 bits,
-// std::invalid_argument.
+// Bytes of `count` elements; raises std::bad_alloc or, beyond 64 bits, std::invalid_argument.
 int64_t scratch_bytes(int64_t count, int64_t element_bytes);
 // At least `bytes` bytes, kept ones or new ones; raises std::bad_alloc.
 void* take_scratch(int64_t bytes);

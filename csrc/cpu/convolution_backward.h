@@ -75,11 +75,11 @@ class ConvolutionBackwardKernel {
                 for (int64_t f = 0; f < shape_.filters; ++f) {
                     const int64_t window = call_.argmax[entry + f];
                     gradients_[entry + f] =
-                        window < own.begin || window >= own.end
-                            ? T(0)
-                            : activation_gradient(shape_.activation,
+                        own.has(window)
+                            ? activation_gradient(shape_.activation,
                                                   grad[f * call_.grad_output_stride_filter],
-                                                  output[f * call_.output_stride_filter]);
+                                                  output[f * call_.output_stride_filter])
+                            : T(0);
                 }
             }
         }

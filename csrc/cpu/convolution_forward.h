@@ -65,7 +65,7 @@ class ConvolutionForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
-          direct_(arguments.input.stride_channel == 1 || shape_.channels <= 1),
+          direct_(has_channels_side_by_side(shape_, arguments.input)),
           windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1

@@ -35,6 +35,12 @@ static inline int64_t window_start(const ConvolutionShape& shape, int64_t window
     return window * shape.stride - shape.padding_left;
 }
 
+// Whether a position's channels need no packing.
+template <class T>
+inline bool has_channels_side_by_side(const ConvolutionShape& shape, const SequenceView<T>& input) {
+    return input.stride_channel == 1 || shape.channels <= 1;
+}
+
 // Whether all positions of the window that begins at `start` are real.
 static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64_t length) {
     return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;

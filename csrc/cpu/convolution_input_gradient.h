@@ -33,7 +33,7 @@ class ConvolutionInputGradient {
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
-          columns_(shape_, shape_.channels, is_over_time()),
+          columns_(shape_, shape_.channels),
           filters_in_block_(is_over_time() ? shape_.filters
                                            : smaller(shape_.filters, most_filters_in_block)),
           filter_blocks_(divide_rounding_up(shape_.filters, larger(1, filters_in_block_))),
@@ -51,11 +51,16 @@ class ConvolutionInputGradient {
     // A thread's part of the weights: before any call of run.
     void prepare(int thread, int threads) const {
         if (!wanted()) return;
-        const Range blocks = part_of(columns_.blocks(), 1, thread, threads);
+        const Range mine = part_of(shape_.filters, 1, thread, threads);
         for (int64_t filter_block = 0; filter_block < filter_blocks_; ++filter_block) {
-            for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-                pack_weight(filters_of(filter_block), columns_.block(block),
-                            weight_.data() + weight_offset(filter_block, block));
+            const Range filters = filters_of(filter_block);
+            for (int64_t i = 0; i < columns_.blocks(); ++i) {
+                const typename Columns::Block block = columns_.block(i);
+                T* target = weight_.data() + weight_offset(filter_block, i);
+                const int64_t end = smaller(filters.end, mine.end);
+                for (int64_t f = larger(filters.begin, mine.begin); f < end; ++f) {
+                    pack_weight(f, block, target + (f - filters.begin) * columns_.widest());
+                }
             }
         }
     }
@@ -91,18 +96,16 @@ class ConvolutionInputGradient {
                columns_.widest();
     }
 
-    void pack_weight(Range filters, const typename Columns::Block& block, T* target) const {
+    void pack_weight(int64_t f, const typename Columns::Block& block, T* target) const {
         const ConvolutionWeight<T>& weight = call_.weight;
-        for (int64_t f = filters.begin; f < filters.end; ++f, target += columns_.widest()) {
-            const T* source = weight.data + f * weight.stride_filter;
-            columns_.for_each_tap(block, [&](int64_t place, int64_t tap, int64_t channel,
-                                             int64_t count) {
+        const T* source = weight.data + f * weight.stride_filter;
+        columns_.for_each_tap(
+            block, [&](int64_t place, int64_t tap, int64_t channel, int64_t count) {
                 const T* from = source + tap * weight.stride_tap + channel * weight.stride_channel;
                 for (int64_t i = 0; i < count; ++i) {
                     target[place + i] = from[i * weight.stride_channel];
                 }
             });
-        }
     }
 
     void sample(int64_t n, Winner* winners, Group* groups) const {
@@ -117,10 +120,11 @@ class ConvolutionInputGradient {
                 const int64_t count =
                     sort_winners(n, length, block, filters_of(filter_block), winners, groups);
                 for (int64_t i = 0; i < columns_.blocks(); ++i) {
+                    const typename Columns::Block columns = columns_.block(i);
                     const T* weight = weight_.data() + weight_offset(filter_block, i);
                     for (int64_t g = 0; g < count; ++g) {
                         add_group(gradient, length, groups[g], groups[g + 1].begin, winners,
-                                  columns_.block(i), weight);
+                                  columns, weight);
                     }
                 }
             }
@@ -140,7 +144,7 @@ class ConvolutionInputGradient {
                 const int64_t entry = (n * shape_.pooled + pool) * shape_.filters;
                 for (int64_t f = filters.begin; f < filters.end; ++f) {
                     const int64_t window = call_.argmax[entry + f];
-                    if (window >= own.begin && window < own.end) {
+                    if (own.has(window)) {
                         function(window - first, f, gradients_[entry + f]);
                     }
                 }

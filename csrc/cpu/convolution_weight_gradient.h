@@ -1,9 +1,10 @@
 // The weight's part of convolution_backward.h: grad_weight of a thread's filters.
 //
-// The winners of a block of pools are listed filter by filter. Block of columns after block of
-// columns, each filter's sum over its list then stays in registers, and what the lists name of the
-// input stays in L1: with small pools, where every window wins many filters, as copies (where
-// positions lie a power of two apart, they would push each other out).
+// The winners of a block of pools are listed filter by filter, and each filter's sum over its list
+// stays in registers. With small pools, where every window wins many filters, block of columns
+// after block of columns is added for all filters, from copies of the windows that stay in L1
+// (where they lie, positions a power of two apart would push each other out). Each thread makes
+// them for itself: with few filters to a thread they are not free.
 //
 // Scratch, owned by the call: each filter's lists, a block of pools long; for each thread those
 // copies; where the input's channels do not lie side by side, a packed copy of as many samples as 1
@@ -33,10 +34,10 @@ class ConvolutionWeightGradient {
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
-          direct_(arguments.input.stride_channel == 1 || shape_.channels <= 1),
+          direct_(has_channels_side_by_side(shape_, arguments.input)),
           stride_batch_(direct_ ? arguments.input.stride_batch : shape_.length * shape_.channels),
           stride_length_(direct_ ? arguments.input.stride_length : shape_.channels),
-          columns_(shape_, stride_length_, false),
+          columns_(shape_, stride_length_),
           samples_in_block_(direct_ ? shape_.batch : samples_in_block()),
           copies_(shape_.pool_size > 0 && shape_.pool_size <= largest_copied_pool),
           pools_in_block_(pools_in_block(shape_)),
@@ -148,7 +149,7 @@ class ConvolutionWeightGradient {
             const int64_t first_copy = (row - pools.begin) * shape_.pool_size;
             for (int64_t f = filters.begin; f < filters.end; ++f) {
                 const int64_t window = call_.argmax[row * shape_.filters + f];
-                if (window < pool.windows.begin || window >= pool.windows.end) continue;
+                if (!pool.windows.has(window)) continue;
                 const int64_t start = window_start(shape_, window);
                 const T scale = gradients_[row * shape_.filters + f];
                 Counts& counts = counts_.data()[f];
@@ -185,10 +186,12 @@ class ConvolutionWeightGradient {
                 columns_.for_each_tap(
                     block, [&](int64_t place, int64_t tap, int64_t channel, int64_t channels) {
                         const int64_t position = start + tap * shape_.dilation;
-                        const bool is_real = position >= 0 && position < pool.length;
-                        const T* source = sample + position * stride_length_ + channel;
-                        for (int64_t i = 0; i < channels; ++i) {
-                            target[place + i] = is_real ? source[i] : T(0);
+                        const auto bytes = static_cast<std::size_t>(channels) * sizeof(T);
+                        if (position >= 0 && position < pool.length) {
+                            std::memcpy(target + place,
+                                        sample + position * stride_length_ + channel, bytes);
+                        } else {
+                            std::memset(target + place, 0, bytes);
                         }
                     });
             }

@@ -16,10 +16,12 @@
 //   rows x vectors   6x2   5x2   3x4   2x4   6x1   1x4
 //                     91    86    90    67    68    44
 // (AMD Zen 3 at AVX2)
-//   rows x vectors   6x2   5x2   3x4   2x4   2x4, columns loaded once for both rows
-//                     99    97   101    71    94
+//   rows x vectors   6x2   5x2   4x2   3x4   2x4   6x1   1x4
+//                    100   100    99   101    95    74    50
+// (2x4 with columns loaded once for both rows; twice, as the compiler has it, 76)
 // Tried without gain: an LSTM's four gates in two passes of 6x2 in place of tiles of 3x4 (equal
-// within the noise at N 16 and 50, H 128 to 300; from main memory, H 1024, a third slower).
+// within the noise at N 16 and 50, H 128 to 300; from main memory, H 1024, a third slower); panels
+// of 12 vectors in tiles of 4x3 (82 to 92); prefetching the panel.
 #pragma once
 
 #include <cstdint>
@@ -52,6 +54,8 @@ static constexpr int64_t divide_rounding_up(int64_t a, int64_t b) { return (a + 
 struct Range {
     int64_t begin;
     int64_t end;
+
+    bool has(int64_t i) const { return begin <= i && i < end; }
 };
 
 static inline Range part_of(int64_t count, int64_t unit, int64_t part, int64_t parts) {
@@ -81,8 +85,8 @@ template <class Vector, int M, int V>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
                                      int64_t depth) {
-    // Else the compiler would rather load a vector of columns once a row than once.
-    constexpr bool fits = M > 1 && M * V + V + 1 <= Vector::registers;
+    // Else the compiler would rather load each vector of columns twice, once a row.
+    constexpr bool hold_columns = M == 2 && V == 4;
     const typename Vector::Element* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
@@ -96,7 +100,7 @@ template <class Vector, int M, int V>
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
             columns[v] = Vector::load(packed + v * Vector::width);
-            if constexpr (fits) columns[v].stay_in_register();
+            if constexpr (hold_columns) columns[v].stay_in_register();
         }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {

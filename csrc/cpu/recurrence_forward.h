@@ -9,9 +9,10 @@
 // beyond a sample's length are zero; its final state is that of its own last step.
 //
 // Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
-// another. Scratch, owned by the call: both weights packed, G H (I + H); the sum of the biases,
-// G H; for an LSTM without `gates` the input projections, T N G H; the schedule, T N + T + N
-// integers; pointers for the rows of one step.
+// another. Scratch, owned by the call: both weights packed, G H (I + H), but those that are read as
+// they lie; the sum of the biases, G H; for an LSTM without `gates` the input projections, T N G H;
+// the schedule, T N + T + N integers; for each thread pointers for the rows of one step, or for
+// those of the projection.
 //
 // The input's part of all steps is one product, left in `gates`, in the scratch of that size, or in
 // an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that
@@ -21,7 +22,10 @@
 // they lie, panel after panel (unpacked_product.h): the input weights by few rows, the recurrent
 // ones in few steps, and both in a single step, a cell's, where the projections stay in registers.
 // Threads that split the hidden units pack the recurrent weights in their first step. From a state
-// of zeros that are not given the first step does not read them.
+// of zeros that are not given the first step does not read them. Measured, times faster than packed
+// (AMD Zen 3 at AVX2, two threads, float32 LSTM, H 128 to 1024, N 1 to 64):
+//   recurrent weights   2 steps 1.02 to 1.37   4 steps 0.96 to 1.15   8 steps 0.81 to 1.08
+//   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds

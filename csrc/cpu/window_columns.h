@@ -21,15 +21,16 @@ class WindowColumns {
     };
 
     // For a sequence whose positions lie `stride_length` apart, channels side by side; blocks of as
-    // many columns as registers hold sums of, or whole runs.
-    WindowColumns(const ConvolutionShape& shape, int64_t stride_length, bool whole_runs)
+    // many columns as registers hold sums of, so that what many sums read of them stays in L1; or,
+    // pooled over time, where a window is in few sums, whole runs.
+    WindowColumns(const ConvolutionShape& shape, int64_t stride_length)
         : shape_(shape),
           stride_length_(stride_length),
           is_one_run_(shape.dilation == 1 && stride_length == shape.channels),
           run_elements_(is_one_run_ ? shape.kernel_size * shape.channels : shape.channels),
           run_vectors_(divide_rounding_up(run_elements_, Vector::width)),
           blocks_in_run_(divide_rounding_up(
-              run_vectors_, whole_runs ? larger(1, run_vectors_) : scaled_row_vectors)),
+              run_vectors_, shape.pool_size == 0 ? larger(1, run_vectors_) : scaled_row_vectors)),
           widest_(divide_rounding_up(run_vectors_, larger(1, blocks_in_run_)) * Vector::width) {}
 
     int64_t blocks() const { return (is_one_run_ ? 1 : shape_.kernel_size) * blocks_in_run_; }

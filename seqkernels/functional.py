@@ -1,8 +1,8 @@
 """The functions of the package, with the arguments checked and the shapes described.
 
-float32 and float64 tensors on the CPU are computed by the package's kernels. Every other dtype and
-device goes to ``reference``, the same functions in torch operations, and a warning says so once.
-Gradients flow to every floating-point argument, and gradients of gradients too.
+float32, float64, bfloat16 and float16 tensors on the CPU are computed by the package's kernels, the
+16-bit ones with sums, gates and states in float32. Every other dtype and device goes to
+``reference``, the same functions in torch operations, and a warning says so once. Gradients flow to every floating-point argument, and gradients of gradients too.
 
 Under autocast, tensors of different dtypes are brought to the widest of them.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import autograd, checks, ops, reference
 
-NATIVE_DTYPES = (torch.float32, torch.float64)
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def conv1d_max_pool(

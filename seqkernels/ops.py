@@ -7,7 +7,8 @@ module checks sizes, strides and dtypes once more, since memory depends on them.
 They carry neither gradients nor autocast: call ``functional``, which sees to both.
 
 Sequences of a convolution come as (N, L, C), of any strides; recurrences run over (T, N, I). An
-output that was not asked for comes back as a tensor without elements.
+output that was not asked for comes back as a tensor without elements. Of 16-bit tensors the gates
+and cell states that a recurrence keeps for its backward are float32.
 """
 
 from __future__ import annotations
@@ -136,6 +137,11 @@ def _transposed_weight_gradient(gradients, needs) -> tuple[Tensor, Tensor, Tenso
     return grad_input, grad_weight.transpose(1, 2) if needs[1] else grad_weight, grad_bias
 
 
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels keep gates and states of a recurrence in."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
 def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
     """output, final hidden state, final cell state, gates, cell states."""
     steps, batch, _ = input.shape
@@ -144,8 +150,9 @@ def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
     final = input.new_empty(batch, hidden)
     if cell != "lstm":
         return output, final, *(input.new_empty(0) for _ in range(3))
-    gates = input.new_empty((steps, batch, 4 * hidden) if training else 0)
-    cells = input.new_empty((steps, batch, hidden) if training else 0)
+    kept = _accumulator(input.dtype)
+    gates = input.new_empty((steps, batch, 4 * hidden) if training else 0, dtype=kept)
+    cells = input.new_empty((steps, batch, hidden) if training else 0, dtype=kept)
     return output, final, input.new_empty(batch, hidden), gates, cells
 
 
@@ -258,7 +265,7 @@ def _recurrence_backward(
         None if grad_output is None else grad_output.contiguous(),
         None if grad_hidden is None else grad_hidden.contiguous(),
         None if grad_cell_state is None else grad_cell_state.contiguous(),
-        input.new_empty(*output.shape[:2], weight_hh.shape[0]),
+        input.new_empty(*output.shape[:2], weight_hh.shape[0], dtype=_accumulator(input.dtype)),
         grad_input if needs[0] else None,
         grad_initial,
         grad_initial_cell if is_lstm else None,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import seqkernels
+from seqkernels import functional
 
 KNOWN_ISAS = ("scalar", "avx2", "avx512")
 
@@ -42,7 +43,7 @@ def isa(request):
         yield request.param
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+@pytest.fixture(params=functional.NATIVE_DTYPES, ids=str)
 def dtype(request):
     return request.param
 

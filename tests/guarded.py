@@ -22,6 +22,7 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, cty
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Where the arguments that are written begin.
 FIRST_OUTPUT = {
     "conv1d_max_pool_forward": 4,
@@ -93,7 +94,7 @@ def all_elements(tensor: Tensor) -> Tensor:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.int32 if tensor.dtype.itemsize == 4 else torch.int64)
+    return tensor.view(INTEGERS[tensor.dtype.itemsize])
 
 
 @contextlib.contextmanager
@@ -114,9 +115,9 @@ def convolution_calls():
     cases.append(((1, 64, 1100, 9, 3), {"pool_size": 90, "padding": 2}))
     for index, (sizes, keywords) in enumerate(cases):
         ragged = torch.tensor([sizes[2] - n % (sizes[2] + 1) for n in range(sizes[0])])
-        for turn, dtype in enumerate((torch.float32, torch.float64)):
+        for turn, dtype in enumerate(functional.NATIVE_DTYPES):
             lengths = ragged if index % 2 else None
-            channels_last = index // 2 % 2 == turn
+            channels_last = index // 2 % 2 == turn % 2
             arguments = convolutions.converted(convolutions.tensors(sizes), dtype)
             arguments = convolutions.laid_out(arguments, channels_last)
             arguments |= keywords | {"lengths": lengths}
@@ -136,7 +137,7 @@ def recurrence_calls():
     turn = 0
     for steps, batch, inputs, hidden in cases:
         for kind in recurrences.KINDS:
-            for dtype in (torch.float32, torch.float64):
+            for dtype in functional.NATIVE_DTYPES:
                 turn += 1
                 arguments = recurrences.tensors(kind, (steps, batch, inputs, hidden))
                 arguments = recurrences.converted(arguments, dtype)
@@ -158,7 +159,7 @@ def run_nonsense_argmax() -> None:
     """The backward pass with windows that no forward pass chose."""
     generator = torch.Generator().manual_seed(0)
     geometry = (3, 2, 2, 2, 4, 3)
-    for dtype in (torch.float32, torch.float64):
+    for dtype in functional.NATIVE_DTYPES:
         for lowest, highest in ((-(2**31), 2**31), (-20, 40)):
             input = torch.randn(3, 50, 5, dtype=dtype)
             shape = (3, 5, 7)

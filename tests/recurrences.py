@@ -155,6 +155,7 @@ def terms_of(arguments: dict) -> int:
 def assert_right(kind: str, arguments: dict, dtype: torch.dtype) -> list[Tensor]:
     """Ours beside torch's in ``dtype``, against the reference in float64; returns ours."""
     given = converted(arguments, dtype)
+    arguments = converted(given, torch.float64)
     ours, torchs = run(kind, given), run_torch(kind, given)
     exact = run_reference(kind, arguments)
     assert all(result.is_contiguous() for result in ours)
@@ -175,6 +176,14 @@ def assert_no_worse_than_of_one(ours, torchs, exact, *, terms: int, what: str) -
     assert_no_worse(*with_one, terms=terms, what=what)
     shapes = [[tensor.shape for tensor in tensors] for tensors in (ours, torchs, exact)]
     assert shapes[0] == shapes[1] == shapes[2], what
+
+
+def assert_like(found: list[Tensor], torchs: list[Tensor], **keywords) -> None:
+    """``torch.testing.assert_close``, of 16-bit tensors with room for the errors of numbers of 1."""
+    if found[0].dtype.itemsize == 2:
+        eps = torch.finfo(found[0].dtype).eps
+        keywords |= {"rtol": 4 * eps, "atol": 16 * eps}
+    torch.testing.assert_close(found, torchs, **keywords)
 
 
 def leaves_of(arguments: dict) -> dict:
@@ -214,6 +223,7 @@ def gradients(run, kind: str, arguments: dict, cotangents=None) -> list[Tensor]:
 def assert_right_gradients(kind: str, arguments: dict, dtype: torch.dtype) -> list[Tensor]:
     """The same for the gradients; returns ours."""
     given = converted(arguments, dtype)
+    arguments = converted(given, torch.float64)
     ours, torchs = gradients(run, kind, given), gradients(run_torch, kind, given)
     exact = gradients(run_reference, kind, arguments)
     terms = terms_of(arguments) * max(1, arguments["input"].shape[1])

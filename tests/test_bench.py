@@ -15,6 +15,7 @@ from bench.cli import main
 from bench.files import replacing, write_text
 from bench.providers.torch_recurrence import Layer
 from bench_rows import ENVIRONMENT, PEAKS, document, measured, row
+from seqkernels import functional
 
 pytest.importorskip("rich", reason="the command line needs rich")
 
@@ -221,7 +222,8 @@ def test_every_provider_of_this_machine_is_right(capsys, monkeypatch, operation,
     assert code == 0
 
 
-def test_what_has_no_kernel_is_unavailable(capsys):
+def test_what_has_no_kernel_is_unavailable(capsys, monkeypatch):
+    monkeypatch.setattr(functional, "NATIVE_DTYPES", (torch.float32,))
     options = ["--dtype", "bfloat16,float32", "--precision", "highest,medium", *OURS, "-o", "json"]
     assert main(["run", *TINY, *QUICK, *options]) == 0
     found = json.loads(capsys.readouterr().out)["rows"]

@@ -14,6 +14,7 @@ from recurrences import (
     SIZES,
     WIDTHS,
     any_sizes_and_lengths,
+    assert_like,
     assert_right_gradients,
     converted,
     cotangents_of,
@@ -87,7 +88,7 @@ def test_results_used_in_part(isa, dtype, kind, used):
             full = gradients(run, kind, given, zeros_but(used, kind, given))
             assert all(map(torch.equal, ours, full))
             torchs = gradients(only_used(run_torch), kind, given)
-            torch.testing.assert_close(ours, torchs)
+            assert_like(ours, torchs)
 
 
 def zeros_but(used: str, kind: str, arguments: dict) -> list[torch.Tensor]:
@@ -246,13 +247,15 @@ def test_a_saved_tensor_changed_in_place_is_an_error(kind):
 @pytest.mark.parametrize("kind", ["lstm", "rnn_tanh"])
 def test_saturated_gates_pass_no_nan(isa, dtype, kind):
     for scale in (100.0, 1e4, 1e30):
+        if 9 * scale > torch.finfo(dtype).max:
+            continue
         arguments = tensors(kind, (6, 4, 1, 9))
         arguments["input"] = scale * arguments["input"].sign()
         arguments["w_ih"] = arguments["w_ih"].mul(9).round() / 4
         found = gradients(run, kind, converted(arguments, dtype))
         assert all(gradient.isfinite().all() for gradient in found)
         expected = gradients(run_torch, kind, converted(arguments, dtype))
-        torch.testing.assert_close(found, expected)
+        assert_like(found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,7 +266,7 @@ def test_nan_goes_where_torchs_goes(isa, dtype, kind):
         input[step, 1, 3] = NAN
         found = gradients(run, kind, arguments | {"input": input})
         expected = gradients(run_torch, kind, arguments | {"input": input})
-        torch.testing.assert_close(found, expected, equal_nan=True)
+        assert_like(found, expected, equal_nan=True)
         assert found[0][:, [0, 2, 3]].isfinite().all()
 
 

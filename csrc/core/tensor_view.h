@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-namespace seqkernels {
+#include "data_type.h"
 
-enum class DataType { float32, float64, int32, int64 };
+namespace seqkernels {
 
 constexpr int max_dimensions = 8;
 

@@ -9,7 +9,7 @@
 // Scratch, owned by the call: the packed weights, F k C; C zeros, read in place of padding; and for
 // each thread the running maxima of one sample and their windows, 2 F; the convolution of one
 // stretch of windows for one panel of filters (windowed pooling only); and one stretch of input
-// with its channels side by side (only where they do not lie so already).
+// as it is computed on, channels side by side (only where it does not lie so already).
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
@@ -65,7 +65,7 @@ class ConvolutionForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
-          direct_(has_channels_side_by_side(shape_, arguments.input)),
+          direct_(is_read_in_place<T>(shape_, arguments.input)),
           windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
@@ -103,11 +103,11 @@ class ConvolutionForwardKernel {
  private:
     // Tap after tap, so that the depth of the product runs over a window's numbers as they lie.
     void pack_weight(Range panels) const {
-        const ConvolutionWeight<T>& weight = call_.weight;
+        const ConvolutionWeight& weight = call_.weight;
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             pack_panels(packed_, layout_, panels, tap * shape_.channels, shape_.channels,
-                        weight.data + tap * weight.stride_tap, weight.stride_filter,
-                        weight.stride_channel);
+                        {weight.numbers.from(tap * weight.stride_tap), weight.stride_filter,
+                         weight.stride_channel});
         }
     }
 
@@ -190,12 +190,15 @@ class ConvolutionForwardKernel {
 
     // The rows that windows [begin, end) of a sample read: in place, or packed into `scratch`.
     SampleRows<T> reach(int64_t n, int64_t length, int64_t begin, int64_t end, T* scratch) const {
-        const SequenceView<T>& input = call_.input;
-        if (direct_) return {input.data + n * input.stride_batch, input.stride_length, length};
+        const SequenceView& input = call_.input;
+        if (direct_) {
+            const T* numbers = static_cast<const T*>(input.numbers.data);
+            return {numbers + n * input.stride_batch, input.stride_length, length};
+        }
         const int64_t first = larger(0, window_start(shape_, begin));
         const int64_t last = smaller(
             length, window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1);
-        if (first < last) pack_positions(shape_, input, n, first, last, scratch);
+        if (first < last) pack_positions<Vector>(shape_, input, n, first, last, scratch);
         return {scratch - first * shape_.channels, shape_.channels, length};
     }
 
@@ -336,7 +339,7 @@ class ConvolutionForwardKernel {
     const ConvolutionForward<T>& call_;
     const ConvolutionShape& shape_;
     const PanelLayout<Vector> layout_;
-    const bool direct_;  // channels lie side by side: read the input in place
+    const bool direct_;  // the input is read in place
     const int64_t windows_per_stretch_;
     const int64_t pools_per_stretch_;
     T* packed_ = nullptr;

@@ -35,10 +35,10 @@ static inline int64_t window_start(const ConvolutionShape& shape, int64_t window
     return window * shape.stride - shape.padding_left;
 }
 
-// Whether a position's channels need no packing.
+// Whether positions can be read where they lie: numbers of type T, their channels side by side.
 template <class T>
-inline bool has_channels_side_by_side(const ConvolutionShape& shape, const SequenceView<T>& input) {
-    return input.stride_channel == 1 || shape.channels <= 1;
+inline bool is_read_in_place(const ConvolutionShape& shape, const SequenceView& input) {
+    return input.numbers.is<T>() && (input.stride_channel == 1 || shape.channels <= 1);
 }
 
 // Whether all positions of the window that begins at `start` are real.
@@ -46,23 +46,44 @@ static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64
     return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;
 }
 
-// Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
-template <class T>
-inline void pack_positions(const ConvolutionShape& shape, const SequenceView<T>& input,
-                           int64_t sample, int64_t begin, int64_t end, T* target) {
-    const T* source = input.data + sample * input.stride_batch + begin * input.stride_length;
+// Copies `count` positions that begin at `source` to target, (count, C) contiguous.
+template <class Vector, class Number>
+inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input,
+                           const Number* source, int64_t count, typename Vector::Element* target) {
+    if (input.stride_channel == 1) {
+        for (int64_t position = 0; position < count; ++position) {
+            const Number* from = source + position * input.stride_length;
+            typename Vector::Element* to = target + position * shape.channels;
+            for (int64_t channel = 0; channel < shape.channels; channel += Vector::width) {
+                const int64_t left = shape.channels - channel;
+                store_up_to(load_up_to<Vector>(from + channel, left), to + channel, left);
+            }
+        }
+        return;
+    }
     // Blocks of positions keep the target's lines in cache while channel after channel is read
     // along the sequence, the direction in which (N, C, L) lies.
     constexpr int64_t block = 16;
-    for (int64_t first = 0; first < end - begin; first += block) {
-        const int64_t last = smaller(first + block, end - begin);
+    for (int64_t first = 0; first < count; first += block) {
+        const int64_t last = smaller(first + block, count);
         for (int64_t channel = 0; channel < shape.channels; ++channel) {
-            const T* line = source + channel * input.stride_channel;
+            const Number* line = source + channel * input.stride_channel;
             for (int64_t position = first; position < last; ++position) {
-                target[position * shape.channels + channel] = line[position * input.stride_length];
+                target[position * shape.channels + channel] =
+                    widen(line[position * input.stride_length]);
             }
         }
     }
+}
+
+// Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
+template <class Vector>
+inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
+                           int64_t begin, int64_t end, typename Vector::Element* target) {
+    const int64_t offset = sample * input.stride_batch + begin * input.stride_length;
+    with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
+        pack_positions<Vector>(shape, input, numbers + offset, end - begin, target);
+    });
 }
 
 }  // namespace seqkernels

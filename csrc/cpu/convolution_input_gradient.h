@@ -97,15 +97,18 @@ class ConvolutionInputGradient {
     }
 
     void pack_weight(int64_t f, const typename Columns::Block& block, T* target) const {
-        const ConvolutionWeight<T>& weight = call_.weight;
-        const T* source = weight.data + f * weight.stride_filter;
-        columns_.for_each_tap(
-            block, [&](int64_t place, int64_t tap, int64_t channel, int64_t count) {
-                const T* from = source + tap * weight.stride_tap + channel * weight.stride_channel;
-                for (int64_t i = 0; i < count; ++i) {
-                    target[place + i] = from[i * weight.stride_channel];
-                }
-            });
+        const ConvolutionWeight& weight = call_.weight;
+        with_numbers<T>(weight.numbers, [&](const auto* numbers) {
+            const auto* filter = numbers + f * weight.stride_filter;
+            columns_.for_each_tap(
+                block, [&](int64_t place, int64_t tap, int64_t channel, int64_t count) {
+                    const auto* from =
+                        filter + tap * weight.stride_tap + channel * weight.stride_channel;
+                    for (int64_t i = 0; i < count; ++i) {
+                        target[place + i] = widen(from[i * weight.stride_channel]);
+                    }
+                });
+        });
     }
 
     void sample(int64_t n, Winner* winners, Group* groups) const {

@@ -34,7 +34,7 @@ class ConvolutionWeightGradient {
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
-          direct_(has_channels_side_by_side(shape_, arguments.input)),
+          direct_(is_read_in_place<T>(shape_, arguments.input)),
           stride_batch_(direct_ ? arguments.input.stride_batch : shape_.length * shape_.channels),
           stride_length_(direct_ ? arguments.input.stride_length : shape_.channels),
           columns_(shape_, stride_length_),
@@ -102,13 +102,16 @@ class ConvolutionWeightGradient {
         const Range mine = part_of(samples.end - samples.begin, 1, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; ++i) {
             const int64_t n = samples.begin + i;
-            pack_positions(shape_, call_.input, n, 0, sample_length(shape_, call_.lengths, n),
-                           packed_.data() + i * stride_batch_);
+            pack_positions<Vector>(shape_, call_.input, n, 0,
+                                   sample_length(shape_, call_.lengths, n),
+                                   packed_.data() + i * stride_batch_);
         }
     }
 
     // Where a sample of the block that begins with `first` lies, from `data` on.
-    const T* data() const { return direct_ ? call_.input.data : packed_.data(); }
+    const T* data() const {
+        return direct_ ? static_cast<const T*>(call_.input.numbers.data) : packed_.data();
+    }
     int64_t sample_offset(int64_t n, int64_t first) const {
         return (direct_ ? n : n - first) * stride_batch_;
     }

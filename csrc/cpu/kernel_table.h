@@ -7,6 +7,7 @@
 #include "machine_rates.h"
 #include "recurrence_backward.h"
 #include "recurrence_forward.h"
+#include "sixteen_bit.h"
 #include "vector_math.h"
 
 namespace seqkernels {
@@ -30,16 +31,20 @@ void tanh_of(const typename Vector::Element* source, typename Vector::Element* t
 
 template <class Vector>
 constexpr Kernels<typename Vector::Element> kernels_for() {
-    return {convolution_forward<Vector>, convolution_backward<Vector>,
-            recurrence_forward<Vector>,  recurrence_backward<Vector>,
-            sigmoid_of<Vector>,          tanh_of<Vector>,
-            multiply_add_chains<Vector>, read_all<Vector>};
+    return {{convolution_forward<Vector>, convolution_backward<Vector>, recurrence_forward<Vector>,
+             recurrence_backward<Vector>},
+            sigmoid_of<Vector>,
+            tanh_of<Vector>,
+            multiply_add_chains<Vector>,
+            read_all<Vector>};
 }
 
 template <template <class> class VectorOf>
 struct TableFor {
     static constexpr KernelTable table{kernels_for<VectorOf<float>>(),
-                                       kernels_for<VectorOf<double>>()};
+                                       kernels_for<VectorOf<double>>(),
+                                       sixteen_bit_kernels<VectorOf<float>, Bfloat16>(),
+                                       sixteen_bit_kernels<VectorOf<float>, Float16>()};
 };
 
 }  // namespace seqkernels

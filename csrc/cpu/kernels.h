@@ -6,6 +6,9 @@
 
 #include <cstdint>
 
+#include "../core/data_type.h"
+#include "stored.h"
+
 namespace seqkernels {
 
 enum class Activation { identity, relu, tanh, sigmoid };
@@ -44,17 +47,15 @@ struct ConvolutionShape {
 };
 
 // A sequence batch as the convolution reads it: (N, L, C) with any strides.
-template <class T>
 struct SequenceView {
-    const T* data;
+    Stored numbers;
     int64_t stride_batch;
     int64_t stride_length;
     int64_t stride_channel;
 };
 
-template <class T>
 struct ConvolutionWeight {
-    const T* data;  // (F, C, k)
+    Stored numbers;  // (F, C, k)
     int64_t stride_filter;
     int64_t stride_channel;
     int64_t stride_tap;
@@ -63,8 +64,8 @@ struct ConvolutionWeight {
 template <class T>
 struct ConvolutionForward {
     ConvolutionShape shape;
-    SequenceView<T> input;
-    ConvolutionWeight<T> weight;
+    SequenceView input;
+    ConvolutionWeight weight;
     const T* bias;           // (F,) contiguous, or null
     const int64_t* lengths;  // (N,) contiguous, or null
     T* output;               // (N, P, F) with the strides below, written whole
@@ -77,8 +78,8 @@ struct ConvolutionForward {
 template <class T>
 struct ConvolutionBackward {
     ConvolutionShape shape;
-    SequenceView<T> input;
-    ConvolutionWeight<T> weight;
+    SequenceView input;
+    ConvolutionWeight weight;
     const int64_t* lengths;
     const T* grad_output;  // (N, P, F) with the strides below
     int64_t grad_output_stride_batch;
@@ -114,20 +115,13 @@ struct RecurrenceInput {
 };
 
 template <class T>
-struct Matrix {
-    const T* data;
-    int64_t stride_row;
-    int64_t stride_column;
-};
-
-template <class T>
 struct RecurrenceForward {
     RecurrenceShape shape;
     RecurrenceInput<T> input;
     const T* initial_hidden;  // (N, H) contiguous, or null for zeros
     const T* initial_cell;    // (N, H) contiguous, or null for zeros; null without a cell state
-    Matrix<T> weight_ih;      // (G H, I)
-    Matrix<T> weight_hh;      // (G H, H)
+    Matrix weight_ih;         // (G H, I)
+    Matrix weight_hh;         // (G H, H)
     const T* bias_ih;         // (G H,) contiguous, or null
     const T* bias_hh;         // (G H,) contiguous, or null
     const int64_t* lengths;   // (N,) contiguous, or null
@@ -136,8 +130,8 @@ struct RecurrenceForward {
     T* final_cell;            // (N, H) contiguous; null without a cell state
     // (T, N, G H) contiguous: where an LSTM leaves the gates after their activations for the
     // backward, given together with `cells`, else null. Not written where lengths end.
-    T* gates;
-    T* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
+    Accumulator<T>* gates;
+    Accumulator<T>* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
 };
 
 template <class T>
@@ -146,16 +140,17 @@ struct RecurrenceBackward {
     RecurrenceInput<T> input;
     const T* initial_hidden;
     const T* initial_cell;
-    Matrix<T> weight_ih;
-    Matrix<T> weight_hh;
+    Matrix weight_ih;
+    Matrix weight_hh;
     const int64_t* lengths;
-    const T* output;       // (T, N, H), as the forward wrote it
-    const T* gates;        // (T, N, G H), as the forward left it; not read without a cell state
-    const T* cells;        // (T, N, H); null without a cell state
-    const T* grad_output;  // (T, N, H) contiguous, or null for zeros
-    const T* grad_final_hidden;  // (N, H) contiguous, or null for zeros
-    const T* grad_final_cell;    // (N, H) contiguous, or null for zeros
-    T* grad_gates;               // (T, N, G H) contiguous scratch: gradients before the activations
+    const T* output;              // (T, N, H), as the forward wrote it
+    const Accumulator<T>* gates;  // (T, N, G H), as the forward left it; not read without a cell
+                                  // state
+    const Accumulator<T>* cells;  // (T, N, H); null without a cell state
+    const T* grad_output;         // (T, N, H) contiguous, or null for zeros
+    const T* grad_final_hidden;   // (N, H) contiguous, or null for zeros
+    const T* grad_final_cell;     // (N, H) contiguous, or null for zeros
+    Accumulator<T>* grad_gates;  // (T, N, G H) contiguous scratch: gradients before the activations
     T* grad_input;               // (T, N, I) contiguous, written whole; or null
     T* grad_initial_hidden;      // (N, H) contiguous
     T* grad_initial_cell;        // (N, H) contiguous: the running gradient of the cell state; null
@@ -166,11 +161,15 @@ struct RecurrenceBackward {
 };
 
 template <class T>
-struct Kernels {
+struct Operations {
     void (*convolution_forward)(const ConvolutionForward<T>&, int threads);
     void (*convolution_backward)(const ConvolutionBackward<T>&, int threads);
     void (*recurrence_forward)(const RecurrenceForward<T>&, int threads);
     void (*recurrence_backward)(const RecurrenceBackward<T>&, int threads);
+};
+
+template <class T>
+struct Kernels : Operations<T> {
     // sigmoid and tanh over `count` contiguous numbers, for the tests of the vector math
     void (*sigmoid)(const T* source, T* target, int64_t count);
     void (*tanh)(const T* source, T* target, int64_t count);
@@ -179,16 +178,29 @@ struct Kernels {
     void (*read_all)(const T* source, int64_t count, T* result);
 };
 
+template <class T>
+struct SixteenBitKernels : Operations<T> {
+    // conversions of `count` contiguous numbers, for their tests
+    void (*widen)(const T* source, float* target, int64_t count);
+    void (*narrow)(const float* source, T* target, int64_t count);
+};
+
 struct KernelTable {
     Kernels<float> float32;
     Kernels<double> float64;
+    SixteenBitKernels<Bfloat16> bfloat16;
+    SixteenBitKernels<Float16> float16;
 
     template <class T>
-    const Kernels<T>& of() const {
-        if constexpr (sizeof(T) == sizeof(float)) {
+    const auto& of() const {
+        if constexpr (std::is_same_v<T, float>) {
             return float32;
-        } else {
+        } else if constexpr (std::is_same_v<T, double>) {
             return float64;
+        } else if constexpr (std::is_same_v<T, Bfloat16>) {
+            return bfloat16;
+        } else {
+            return float16;
         }
     }
 };

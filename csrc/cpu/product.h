@@ -25,9 +25,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../core/checked.h"
+#include "stored.h"
 
 namespace seqkernels {
 
@@ -64,17 +66,32 @@ static inline Range part_of(int64_t count, int64_t unit, int64_t part, int64_t p
             smaller(count, units * (part + 1) / parts * unit)};
 }
 
-template <class Vector>
-inline Vector load_up_to(const typename Vector::Element* source, int64_t count) {
-    return count >= Vector::width ? Vector::load(source) : Vector::load_first(source, count);
+// A vector of `count` numbers, which may be of a 16-bit type; lanes beyond are zero.
+template <class Vector, class Number>
+inline Vector load_up_to(const Number* source, int64_t count) {
+    if constexpr (std::is_same_v<Number, typename Vector::Element>) {
+        return count >= Vector::width ? Vector::load(source) : Vector::load_first(source, count);
+    } else {
+        if (count >= Vector::width) return Vector::load_widened(source);
+        Number numbers[Vector::width] = {};
+        for (int64_t i = 0; i < count; ++i) numbers[i] = source[i];
+        return Vector::load_widened(numbers);
+    }
 }
 
-template <class Vector>
-inline void store_up_to(Vector vector, typename Vector::Element* target, int64_t count) {
-    if (count >= Vector::width) {
-        vector.store(target);
+template <class Vector, class Number>
+inline void store_up_to(Vector vector, Number* target, int64_t count) {
+    if constexpr (std::is_same_v<Number, typename Vector::Element>) {
+        if (count >= Vector::width) {
+            vector.store(target);
+        } else {
+            vector.store_first(target, count);
+        }
     } else {
-        vector.store_first(target, count);
+        if (count >= Vector::width) return vector.store_narrowed(target);
+        Number numbers[Vector::width];
+        vector.store_narrowed(numbers);
+        for (int64_t i = 0; i < count; ++i) target[i] = numbers[i];
     }
 }
 
@@ -181,10 +198,10 @@ constexpr int64_t pack_depth = 64;
 
 // Packs up to pack_depth columns of a vector's worth of rows: target[k * line + lane] =
 // source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
-template <class Vector>
+template <class Vector, class Number>
 inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t depth,
-                         int64_t present, const typename Vector::Element* source,
-                         int64_t stride_row, int64_t stride_depth) {
+                         int64_t present, const Number* source, int64_t stride_row,
+                         int64_t stride_depth) {
     using T = typename Vector::Element;
     if (stride_row == 1) {
         for (int64_t k = 0; k < depth; ++k) {
@@ -192,27 +209,32 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t
         }
         return;
     }
+    const auto transpose = [&](const auto* rows, int64_t stride) {
+        constexpr int at_once = transposed_columns<std::decay_t<decltype(*rows)>>;
+        for (int64_t k = 0; k < depth; k += at_once) {
+            Vector columns[at_once];
+            Vector::load_transposed(rows + k, stride, columns);
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < at_once; ++i) {
+                if (k + i < depth) columns[i].store(target + (k + i) * line);
+            }
+        }
+    };
+    const bool is_whole = present >= Vector::width && depth % transposed_columns<Number> == 0;
+    if (stride_depth == 1 && is_whole) {
+        transpose(source, stride_row);
+        return;
+    }
     // Rows that do not lie as load_transposed wants them, or are not all there, are copied first.
     T copied[Vector::width * pack_depth];
-    if (stride_depth != 1 || present < Vector::width || depth % 4 != 0) {
-        for (int64_t lane = 0; lane < Vector::width; ++lane) {
-            T* row = copied + lane * pack_depth;
-            const T* from = source + lane * stride_row;
-            const int64_t here = lane < present ? depth : 0;
-            for (int64_t k = 0; k < here; ++k) row[k] = from[k * stride_depth];
-            for (int64_t k = here; k < divide_rounding_up(depth, 4) * 4; ++k) row[k] = 0;
-        }
-        source = copied;
-        stride_row = pack_depth;
+    for (int64_t lane = 0; lane < Vector::width; ++lane) {
+        T* row = copied + lane * pack_depth;
+        const Number* from = source + lane * stride_row;
+        const int64_t here = lane < present ? depth : 0;
+        for (int64_t k = 0; k < here; ++k) row[k] = widen(from[k * stride_depth]);
+        for (int64_t k = here; k < divide_rounding_up(depth, 4) * 4; ++k) row[k] = 0;
     }
-    for (int64_t k = 0; k < depth; k += 4) {
-        Vector columns[4];
-        Vector::load_transposed(source + k, stride_row, columns);
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < 4; ++i) {
-            if (k + i < depth) columns[i].store(target + (k + i) * line);
-        }
-    }
+    transpose(copied, pack_depth);
 }
 
 // Packs `depth` depths of one panel of a matrix whose row group * columns + column, at depth k,
@@ -222,10 +244,10 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t
 // weights (AMD Zen 3 at AVX2, float32), one element at a time / transposed in registers:
 //   H 128   H 256   H 512     H 1024
 //   3.4/18  3.3/16  1.1/20    1.0/5 (main memory, which takes the packed ones as well)
-template <class Vector>
+template <class Vector, class Number>
 inline void pack_block(typename Vector::Element* target, const PanelLayout<Vector>& layout,
-                       int64_t panel, int64_t depth, const typename Vector::Element* data,
-                       int64_t stride_row, int64_t stride_depth) {
+                       int64_t panel, int64_t depth, const Number* data, int64_t stride_row,
+                       int64_t stride_depth) {
     const int64_t units = layout.units_of(panel);
     const int64_t line = units * layout.groups * Vector::width;
     for (int64_t begin = 0; begin < depth; begin += pack_depth) {
@@ -243,18 +265,18 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
     }
 }
 
-// Packs depths [first_depth, first_depth + depth) of the panels in `range`; `data` is where
-// first_depth lies.
+// Packs depths [first_depth, first_depth + depth) of the panels in `range`; the matrix' columns
+// begin with first_depth.
 template <class Vector>
 inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
-                        Range range, int64_t first_depth, int64_t depth,
-                        const typename Vector::Element* data, int64_t stride_row,
-                        int64_t stride_depth) {
-    for (int64_t panel = range.begin; panel < range.end; ++panel) {
-        const int64_t line = layout.units_of(panel) * layout.groups * Vector::width;
-        pack_block(packed + layout.offset(panel) + first_depth * line, layout, panel, depth, data,
-                   stride_row, stride_depth);
-    }
+                        Range range, int64_t first_depth, int64_t depth, const Matrix& matrix) {
+    with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
+        for (int64_t panel = range.begin; panel < range.end; ++panel) {
+            const int64_t line = layout.units_of(panel) * layout.groups * Vector::width;
+            pack_block(packed + layout.offset(panel) + first_depth * line, layout, panel, depth,
+                       data, matrix.stride_row, matrix.stride_column);
+        }
+    });
 }
 
 // Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is
@@ -314,18 +336,18 @@ inline void multiply_packed(Vector* sums, const typename Vector::Element* const*
 template <class Vector>
 inline void multiply_and_pack(Vector* sums, const typename Vector::Element* const* rows,
                               int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
-                              typename Vector::Element* packed,
-                              const typename Vector::Element* data, int64_t stride_row,
-                              int64_t stride_depth) {
+                              typename Vector::Element* packed, const Matrix& matrix) {
     const int64_t vectors = layout.units_of(panel) * layout.groups;
-    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, packed_block_bytes,
-                       [&](int64_t begin, int64_t depth) {
-                           auto* place =
-                               packed + layout.offset(panel) + begin * vectors * Vector::width;
-                           pack_block(place, layout, panel, depth, data + begin * stride_depth,
-                                      stride_row, stride_depth);
-                           return place;
-                       });
+    with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
+        multiply_in_blocks(
+            sums, rows, count, vectors, 0, layout.depth, packed_block_bytes,
+            [&](int64_t begin, int64_t depth) {
+                auto* place = packed + layout.offset(panel) + begin * vectors * Vector::width;
+                pack_block(place, layout, panel, depth, data + begin * matrix.stride_column,
+                           matrix.stride_row, matrix.stride_column);
+                return place;
+            });
+    });
 }
 
 }  // namespace seqkernels

@@ -110,10 +110,10 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    static void pack_transposed(T* packed, const PanelLayout<Vector>& layout,
-                                const Matrix<T>& weight, int thread, int threads) {
+    static void pack_transposed(T* packed, const PanelLayout<Vector>& layout, const Matrix& weight,
+                                int thread, int threads) {
         pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads), 0, layout.depth,
-                    weight.data, weight.stride_column, weight.stride_row);
+                    weight.transposed());
     }
 
     // target = source, or zero where there is no source.

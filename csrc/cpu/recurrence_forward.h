@@ -155,17 +155,15 @@ class RecurrenceForwardKernel {
     }
 
     void pack_input_weights(int thread, int threads) const {
-        const Matrix<T>& weight = call_.weight_ih;
         pack_panels(input_weights_, input_layout_,
                     part_of(input_layout_.panels(), 1, thread, threads), 0, shape_.inputs,
-                    weight.data, weight.stride_row, weight.stride_column);
+                    call_.weight_ih);
     }
 
     void pack_hidden_weights(int thread, int threads) const {
-        const Matrix<T>& weight = call_.weight_hh;
         pack_panels(hidden_weights_, hidden_layout_,
                     part_of(hidden_layout_.panels(), 1, thread, threads), 0, shape_.hidden,
-                    weight.data, weight.stride_row, weight.stride_column);
+                    call_.weight_hh);
     }
 
     void add_biases(int thread, int threads) const {
@@ -208,8 +206,7 @@ class RecurrenceForwardKernel {
                     load_up_to<Vector>(bias_ + first, input_layout_.columns - first);
                 for (int64_t i = 0; i < count; ++i) sums[i * units + u] = start;
             }
-            multiply_unpacked(sums, rows, count, input_layout_, panel, call_.weight_ih.data,
-                              call_.weight_ih.stride_row, call_.weight_ih.stride_column);
+            multiply_unpacked(sums, rows, count, input_layout_, panel, call_.weight_ih);
             for (int64_t i = 0; i < count; ++i) {
                 T* target = projection_row(schedule_.row_at(i));
                 for (int64_t u = 0; u < units; ++u) {
@@ -281,18 +278,16 @@ class RecurrenceForwardKernel {
     // sums += the recurrent weights' part of `count` samples for one panel.
     void add_hidden_part(Vector* sums, const T* const* states, int64_t count, int64_t panel,
                          Weights weights) const {
-        const Matrix<T>& weight = call_.weight_hh;
         switch (weights) {
             case Weights::packed:
                 multiply_packed(sums, states, count, hidden_layout_, panel, hidden_weights_);
                 return;
             case Weights::packed_on_the_way:
                 multiply_and_pack(sums, states, count, hidden_layout_, panel, hidden_weights_,
-                                  weight.data, weight.stride_row, weight.stride_column);
+                                  call_.weight_hh);
                 return;
             case Weights::as_they_lie:
-                multiply_unpacked(sums, states, count, hidden_layout_, panel, weight.data,
-                                  weight.stride_row, weight.stride_column);
+                multiply_unpacked(sums, states, count, hidden_layout_, panel, call_.weight_hh);
                 return;
             case Weights::not_at_all:
                 return;
@@ -356,8 +351,7 @@ class RecurrenceForwardKernel {
                         },
                         [&](Vector* sums) {
                             multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
-                                              call_.weight_ih.data, call_.weight_ih.stride_row,
-                                              call_.weight_ih.stride_column);
+                                              call_.weight_ih);
                             add_hidden_part(sums, states.data() + i, block, panel,
                                             weights_of(0, true, false));
                         });

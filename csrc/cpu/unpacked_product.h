@@ -24,29 +24,30 @@
 namespace seqkernels {
 
 // sums[m * line + v] += the product of M rows with V vectors of matrix rows, columns[v][lane *
-// stride + k] for k in [0, depth), depth a multiple of 4.
-template <class Vector, int M, int V>
+// stride + k] for k in [0, depth), depth a multiple of the columns transposed at once.
+template <class Vector, int M, int V, class Number>
 [[gnu::noinline]] void multiply_transposed(Vector* sums, int64_t line,
                                            const typename Vector::Element* const* rows,
-                                           const typename Vector::Element* const* columns,
-                                           int64_t stride, int64_t depth) {
+                                           const Number* const* columns, int64_t stride,
+                                           int64_t depth) {
     Vector sum[M][V];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) sum[m][v] = sums[m * line + v];
     }
-    for (int64_t k = 0; k < depth; k += 4) {
+    constexpr int depths = transposed_columns<Number>;
+    for (int64_t k = 0; k < depth; k += depths) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-            Vector four[4];
-            Vector::load_transposed(columns[v] + k, stride, four);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
+            Vector transposed[depths];
+            Vector::load_transposed(columns[v] + k, stride, transposed);
+#pragma GCC unroll 8
+            for (int i = 0; i < depths; ++i) {
 #pragma GCC unroll 4
                 for (int m = 0; m < M; ++m) {
                     const Vector left = Vector::broadcast(rows[m][k + i]);
-                    sum[m][v] = multiply_add(left, four[i], sum[m][v]);
+                    sum[m][v] = multiply_add(left, transposed[i], sum[m][v]);
                 }
             }
         }
@@ -58,16 +59,13 @@ template <class Vector, int M, int V>
     }
 }
 
-// sums[r * vectors + v] += the product of `count` rows with one panel of the matrix whose row group
-// * columns + column, at depth k, lies at data[row * stride_row + k * stride_depth].
-//   rows:    count pointers, each to layout.depth contiguous elements
-//   vectors: units_of(panel) * groups, 4 at most
-template <class Vector>
+// The same of a panel of numbers that lie as `matrix` says.
+template <class Vector, class Number>
 inline void multiply_unpacked(Vector* sums, const typename Vector::Element* const* rows,
                               int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
-                              const typename Vector::Element* data, int64_t stride_row,
-                              int64_t stride_depth) {
+                              const Number* data, const Matrix& matrix) {
     using T = typename Vector::Element;
+    const int64_t stride_row = matrix.stride_row, stride_depth = matrix.stride_column;
     constexpr int64_t most_rows_in_registers = 3;
     // Two vectors' rows fit the ways of L1 that rows a power of two apart share, and two chains of
     // multiply-adds hide behind the transposing; of vectors twice as long, one.
@@ -79,8 +77,9 @@ inline void multiply_unpacked(Vector* sums, const typename Vector::Element* cons
     if (count == 0) return;
     int64_t done = 0;
     if (count <= most_rows_in_registers && stride_depth == 1 && is_whole) {
-        done = layout.depth / 4 * 4;
-        const T* columns[most_vectors];
+        constexpr int depths = transposed_columns<Number>;
+        done = layout.depth / depths * depths;
+        const Number* columns[most_vectors];
         for (int64_t v = 0; v < vectors; ++v) {
             const int64_t unit = v / layout.groups, group = v % layout.groups;
             columns[v] =
@@ -102,6 +101,19 @@ inline void multiply_unpacked(Vector* sums, const typename Vector::Element* cons
                                       stride_row, stride_depth);
                            return packed;
                        });
+}
+
+// sums[r * vectors + v] += the product of `count` rows with one panel of the matrix, whose rows are
+// the layout's groups and columns, row = group * columns + column.
+//   rows:    count pointers, each to layout.depth contiguous elements
+//   vectors: units_of(panel) * groups, 4 at most
+template <class Vector>
+inline void multiply_unpacked(Vector* sums, const typename Vector::Element* const* rows,
+                              int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
+                              const Matrix& matrix) {
+    with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
+        multiply_unpacked(sums, rows, count, layout, panel, data, matrix);
+    });
 }
 
 }  // namespace seqkernels

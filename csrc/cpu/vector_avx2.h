@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "stored.h"
+
 namespace seqkernels {
 
 template <class T>
@@ -34,12 +36,30 @@ struct Avx2Vector<float> {
     void store_first(float* target, int64_t count) const {
         _mm256_maskstore_ps(target, first(count), value);
     }
-    static void load_transposed(const float* source, int64_t stride_row, Avx2Vector (&columns)[4]) {
+    template <class Narrow>
+    static Avx2Vector load_widened(const Narrow* source) {
+        return {widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)), Narrow())};
+    }
+    void store_narrowed(Bfloat16* target) const {
+        const __m256i bits = _mm256_castps_si256(value);
+        const __m256i last_kept =
+            _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded = _mm256_srli_epi32(
+            _mm256_add_epi32(_mm256_add_epi32(bits, last_kept), _mm256_set1_epi32(0x7FFF)), 16);
+        const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+        const __m256i kept = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), is_nan);
+        store_bits(target, _mm_packus_epi32(_mm256_castsi256_si128(kept),
+                                            _mm256_extracti128_si256(kept, 1)));
+    }
+    void store_narrowed(Float16* target) const {
+        store_bits(target, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    template <class Number>
+    static void load_transposed(const Number* source, int64_t stride_row,
+                                Avx2Vector (&columns)[4]) {
         // Rows i and i + 4, their four numbers in a half each, so that no step crosses halves.
         const auto rows = [&](int64_t i) {
-            return _mm256_castps_pd(
-                _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(source + i * stride_row)),
-                                     _mm_loadu_ps(source + (i + 4) * stride_row), 1));
+            return _mm256_castps_pd(halves(source + i * stride_row, source + (i + 4) * stride_row));
         };
         const auto low = [](__m256d a, __m256d b) {
             return _mm256_castps_pd(_mm256_unpacklo_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b)));
@@ -54,6 +74,17 @@ struct Avx2Vector<float> {
         columns[1].value = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
         columns[2].value = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
         columns[3].value = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+    }
+    static void load_transposed(const Bfloat16* source, int64_t stride_row,
+                                Avx2Vector (&columns)[8]) {
+        Avx2Vector pairs[4];
+        load_transposed<Bfloat16>(source, stride_row, pairs);
+        for (int i = 0; i < 4; ++i) {
+            const __m256i pair = _mm256_castps_si256(pairs[i].value);
+            columns[2 * i].value = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+            columns[2 * i + 1].value = _mm256_castsi256_ps(
+                _mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
+        }
     }
     void stay_in_register() { asm("" : "+x"(value)); }
     static Avx2Vector from_integer(int64_t integer) {
@@ -106,6 +137,28 @@ struct Avx2Vector<float> {
         const __m256i exponent =
             _mm256_add_epi32(_mm256_cvtps_epi32(a.value), _mm256_set1_epi32(127));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+    }
+
+ private:
+    // Eight numbers of a 16-bit type.
+    static __m256 widened(__m128i bits, Bfloat16) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+    static __m256 widened(__m128i bits, Float16) { return _mm256_cvtph_ps(bits); }
+    static void store_bits(void* target, __m128i bits) {
+        _mm_storeu_si128(static_cast<__m128i*>(target), bits);
+    }
+    // Four numbers from either place; of bfloat16 four pairs as they are.
+    template <class Number>
+    static __m256 halves(const Number* low, const Number* high) {
+        const __m128 low_bits = _mm_loadu_ps(reinterpret_cast<const float*>(low));
+        const __m128 high_bits = _mm_loadu_ps(reinterpret_cast<const float*>(high));
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(low_bits), high_bits, 1);
+    }
+    static __m256 halves(const Float16* low, const Float16* high) {
+        const __m128i low_bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(low));
+        const __m128i high_bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high));
+        return widened(_mm_unpacklo_epi64(low_bits, high_bits), Float16());
     }
 };
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "stored.h"
+
 namespace seqkernels {
 
 template <class T>
@@ -33,15 +35,29 @@ struct Avx512Vector<float> {
     void store_first(float* target, int64_t count) const {
         _mm512_mask_storeu_ps(target, first(count), value);
     }
-    static void load_transposed(const float* source, int64_t stride_row,
+    template <class Narrow>
+    static Avx512Vector load_widened(const Narrow* source) {
+        return {widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)), Narrow())};
+    }
+    void store_narrowed(Bfloat16* target) const {
+        const __m512i bits = _mm512_castps_si512(value);
+        const __m512i last_kept =
+            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_srli_epi32(
+            _mm512_add_epi32(_mm512_add_epi32(bits, last_kept), _mm512_set1_epi32(0x7FFF)), 16);
+        const Mask is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        store_bits(target, _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(rounded, is_nan, 0x7FC0)));
+    }
+    void store_narrowed(Float16* target) const {
+        store_bits(target, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    template <class Number>
+    static void load_transposed(const Number* source, int64_t stride_row,
                                 Avx512Vector (&columns)[4]) {
         // Rows i, i + 4, i + 8 and i + 12, their four numbers in a quarter each, so that no step
         // crosses quarters.
         const auto rows = [&](int64_t i) {
-            __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(source + i * stride_row));
-            four = _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 4) * stride_row), 1);
-            four = _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 8) * stride_row), 2);
-            return _mm512_insertf32x4(four, _mm_loadu_ps(source + (i + 12) * stride_row), 3);
+            return quarters(source + i * stride_row, 4 * stride_row);
         };
         const __m512 row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
         const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(row0, row1));
@@ -52,6 +68,17 @@ struct Avx512Vector<float> {
         columns[1].value = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
         columns[2].value = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
         columns[3].value = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+    }
+    static void load_transposed(const Bfloat16* source, int64_t stride_row,
+                                Avx512Vector (&columns)[8]) {
+        Avx512Vector pairs[4];
+        load_transposed<Bfloat16>(source, stride_row, pairs);
+        for (int i = 0; i < 4; ++i) {
+            const __m512i pair = _mm512_castps_si512(pairs[i].value);
+            columns[2 * i].value = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+            columns[2 * i + 1].value = _mm512_castsi512_ps(
+                _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+        }
     }
     void stay_in_register() { asm("" : "+v"(value)); }
     static Avx512Vector from_integer(int64_t integer) {
@@ -102,6 +129,35 @@ struct Avx512Vector<float> {
         const __m512i exponent =
             _mm512_add_epi32(_mm512_cvtps_epi32(a.value), _mm512_set1_epi32(127));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+    }
+
+ private:
+    // Sixteen numbers of a 16-bit type.
+    static __m512 widened(__m256i bits, Bfloat16) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    static __m512 widened(__m256i bits, Float16) { return _mm512_cvtph_ps(bits); }
+    static void store_bits(void* target, __m256i bits) {
+        _mm256_storeu_si256(static_cast<__m256i*>(target), bits);
+    }
+    // Four numbers from each of four places; of bfloat16 four pairs as they are.
+    template <class Number>
+    static __m512 quarters(const Number* source, int64_t stride) {
+        const auto load = [&](int64_t i) {
+            return _mm_loadu_ps(reinterpret_cast<const float*>(source + i * stride));
+        };
+        __m512 four = _mm512_castps128_ps512(load(0));
+        four = _mm512_insertf32x4(four, load(1), 1);
+        four = _mm512_insertf32x4(four, load(2), 2);
+        return _mm512_insertf32x4(four, load(3), 3);
+    }
+    static __m512 quarters(const Float16* source, int64_t stride) {
+        const auto two = [&](const Float16* low) {
+            return _mm_unpacklo_epi64(
+                _mm_loadl_epi64(reinterpret_cast<const __m128i*>(low)),
+                _mm_loadl_epi64(reinterpret_cast<const __m128i*>(low + stride)));
+        };
+        return widened(_mm256_set_m128i(two(source + 2 * stride), two(source)), Float16());
     }
 };
 

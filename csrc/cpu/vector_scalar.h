@@ -8,6 +8,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "stored.h"
+
 namespace seqkernels {
 
 template <class T>
@@ -30,9 +32,22 @@ struct ScalarVector {
         if (count > 0) *target = value;
     }
 
-    // Four columns of `width` rows: lane l of columns[k] is source[l * stride_row + k].
-    static void load_transposed(const T* source, int64_t, ScalarVector (&columns)[4]) {
-        for (int k = 0; k < 4; ++k) columns[k].value = source[k];
+    // `width` numbers of a 16-bit type, and to one; of vectors of float only.
+    template <class Narrow>
+    static ScalarVector load_widened(const Narrow* source) {
+        return {widen(*source)};
+    }
+    template <class Narrow>
+    void store_narrowed(Narrow* target) const {
+        narrow(value, *target);
+    }
+
+    // Columns of `width` rows, of a 16-bit type in float's place too: lane l of columns[k] is
+    // source[l * stride_row + k].
+    template <class Number>
+    static void load_transposed(const Number* source, int64_t,
+                                ScalarVector (&columns)[transposed_columns<Number>]) {
+        for (int k = 0; k < transposed_columns<Number>; ++k) columns[k].value = widen(source[k]);
     }
 
     // Keeps the compiler from loading a value again rather than holding it.

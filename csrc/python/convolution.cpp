@@ -76,14 +76,12 @@ ConvolutionShape checked_shape(const TensorView& input, const TensorView& weight
     return shape;
 }
 
-template <class T>
-SequenceView<T> sequence_view(const TensorView& view) {
-    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1], view.strides[2]};
+SequenceView sequence_view(const TensorView& view) {
+    return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
 }
 
-template <class T>
-ConvolutionWeight<T> weight_view(const TensorView& view) {
-    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1], view.strides[2]};
+ConvolutionWeight weight_view(const TensorView& view) {
+    return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
 }
 
 void forward(const TensorView& input, const TensorView& weight, const OptionalView& bias,
@@ -100,8 +98,8 @@ void forward(const TensorView& input, const TensorView& weight, const OptionalVi
         using T = decltype(element);
         ConvolutionForward<T> call{};
         call.shape = shape;
-        call.input = sequence_view<T>(input);
-        call.weight = weight_view<T>(weight);
+        call.input = sequence_view(input);
+        call.weight = weight_view(weight);
         call.bias = contiguous_data<T>("bias", bias, input.dtype, {shape.filters});
         call.lengths = sample_lengths;
         call.output = static_cast<T*>(output.data);
@@ -130,8 +128,8 @@ void backward(const TensorView& grad_output, const TensorView& output, const Ten
         using T = decltype(element);
         ConvolutionBackward<T> call{};
         call.shape = shape;
-        call.input = sequence_view<T>(input);
-        call.weight = weight_view<T>(weight);
+        call.input = sequence_view(input);
+        call.weight = weight_view(weight);
         call.lengths = sample_lengths;
         call.grad_output = static_cast<const T*>(grad_output.data);
         call.grad_output_stride_batch = grad_output.strides[0];

@@ -19,6 +19,7 @@ struct ElementType {
 };
 constexpr uint8_t integer_code = 0;
 constexpr uint8_t floating_code = 2;
+constexpr uint8_t brain_floating_code = 4;
 
 struct Tensor {
     void* data;

@@ -26,6 +26,10 @@ inline const char* dtype_name(DataType dtype) {
             return "float32";
         case DataType::float64:
             return "float64";
+        case DataType::bfloat16:
+            return "bfloat16";
+        case DataType::float16:
+            return "float16";
         case DataType::int32:
             return "int32";
         case DataType::int64:
@@ -123,11 +127,6 @@ T* contiguous_data(const char* name, const std::optional<TensorView>& view, Data
     return static_cast<T*>(view->data);
 }
 
-template <class T>
-constexpr DataType data_type_of() {
-    return sizeof(T) == sizeof(float) ? DataType::float32 : DataType::float64;
-}
-
 // Calls function(T()) with T the element type of `view`.
 template <class Function>
 void with_element_type(const char* name, const TensorView& view, Function&& function) {
@@ -138,8 +137,15 @@ void with_element_type(const char* name, const TensorView& view, Function&& func
         case DataType::float64:
             function(double());
             return;
+        case DataType::bfloat16:
+            function(Bfloat16());
+            return;
+        case DataType::float16:
+            function(Float16());
+            return;
         default:
-            throw std::invalid_argument(std::string(name) + ": expected float32 or float64, got " +
+            throw std::invalid_argument(std::string(name) +
+                                        ": expected float32, float64, bfloat16 or float16, got " +
                                         dtype_name(view.dtype));
     }
 }

@@ -52,9 +52,8 @@ RecurrenceInput<T> input_view(const TensorView& view) {
     return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
 }
 
-template <class T>
-Matrix<T> matrix_view(const TensorView& view) {
-    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
+Matrix matrix_view(const TensorView& view) {
+    return {{view.data, view.dtype}, view.strides[0], view.strides[1]};
 }
 
 // The same elements with a first dimension of 1; of too many dimensions, unchanged.
@@ -96,6 +95,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
     const int64_t gate_rows = shape.gates() * hidden;
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
+        constexpr DataType accumulated = data_type_of<Accumulator<T>>();
         RecurrenceForward<T> call{};
         call.shape = shape;
         call.input = input_view<T>(input);
@@ -103,8 +103,8 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
         call.initial_cell =
             contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
-        call.weight_ih = matrix_view<T>(weight_ih);
-        call.weight_hh = matrix_view<T>(weight_hh);
+        call.weight_ih = matrix_view(weight_ih);
+        call.weight_hh = matrix_view(weight_hh);
         call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {gate_rows});
         call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {gate_rows});
         call.lengths = expect_lengths(lengths, batch, steps);
@@ -112,8 +112,10 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
         call.final_hidden =
             contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
         call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
-        call.gates = contiguous_data<T>("gates", gates, dtype, {steps, batch, gate_rows});
-        call.cells = contiguous_data<T>("cells", cells, dtype, {steps, batch, hidden});
+        call.gates =
+            contiguous_data<Accumulator<T>>("gates", gates, accumulated, {steps, batch, gate_rows});
+        call.cells =
+            contiguous_data<Accumulator<T>>("cells", cells, accumulated, {steps, batch, hidden});
         const py::gil_scoped_release release;
         active_kernels().of<T>().recurrence_forward(call, threads);
     });
@@ -151,6 +153,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
     const int64_t gate_rows = shape.gates() * hidden;
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
+        constexpr DataType accumulated = data_type_of<Accumulator<T>>();
         RecurrenceBackward<T> call{};
         call.shape = shape;
         call.input = input_view<T>(input);
@@ -158,20 +161,22 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
         call.initial_cell =
             contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
-        call.weight_ih = matrix_view<T>(weight_ih);
-        call.weight_hh = matrix_view<T>(weight_hh);
+        call.weight_ih = matrix_view(weight_ih);
+        call.weight_hh = matrix_view(weight_hh);
         call.lengths = expect_lengths(lengths, batch, steps);
         call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
-        call.gates = contiguous_data<T>("gates", gates, dtype, {steps, batch, gate_rows});
-        call.cells = contiguous_data<T>("cells", cells, dtype, {steps, batch, hidden});
+        call.gates =
+            contiguous_data<Accumulator<T>>("gates", gates, accumulated, {steps, batch, gate_rows});
+        call.cells =
+            contiguous_data<Accumulator<T>>("cells", cells, accumulated, {steps, batch, hidden});
         call.grad_output =
             contiguous_data<T>("grad_output", grad_output, dtype, {steps, batch, hidden});
         call.grad_final_hidden =
             contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
         call.grad_final_cell =
             contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
-        call.grad_gates =
-            contiguous_data<T>("grad_gates", grad_gates, dtype, {steps, batch, gate_rows});
+        call.grad_gates = contiguous_data<Accumulator<T>>("grad_gates", grad_gates, accumulated,
+                                                          {steps, batch, gate_rows});
         call.grad_input =
             contiguous_data<T>("grad_input", grad_input, dtype, {steps, batch, shape.inputs});
         call.grad_initial_hidden =

@@ -36,11 +36,14 @@ DataType data_type(const dlpack::ElementType& type) {
     if (type.lanes == 1) {
         if (type.code == dlpack::floating_code && type.bits == 32) return DataType::float32;
         if (type.code == dlpack::floating_code && type.bits == 64) return DataType::float64;
+        if (type.code == dlpack::floating_code && type.bits == 16) return DataType::float16;
+        if (type.code == dlpack::brain_floating_code && type.bits == 16) return DataType::bfloat16;
         if (type.code == dlpack::integer_code && type.bits == 32) return DataType::int32;
         if (type.code == dlpack::integer_code && type.bits == 64) return DataType::int64;
     }
     throw py::value_error(
-        "tensor: expected float32, float64, int32 or int64, got DLPack type code " +
+        "tensor: expected float32, float64, bfloat16, float16, int32 or int64, got DLPack type "
+        "code " +
         std::to_string(type.code) + " of " + std::to_string(type.bits) + " bits");
 }
 

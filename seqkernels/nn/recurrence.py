@@ -28,8 +28,9 @@ class LSTM(RecurrentLayers):
         bidirectional: each layer reads in both directions; the outputs are concatenated.
         proj_size: size of a projection of h; if it is not 0, torch's own operation computes, and a
             warning says so once.
-        device, dtype: of the parameters. Others than float32 and float64 on the CPU are computed by
-            torch's own operation, and a warning says so once.
+        device, dtype: of the parameters. On the CPU float32, float64, bfloat16 and float16, the
+            last two with sums, gates and states in float32; other dtypes and devices are computed
+            by torch's own operation, and a warning says so once.
 
     Raises:
         TypeError: a size that is no int, bias or batch_first that is no bool.

@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -44,19 +46,46 @@ struct Register {
         }                                                                       \
     } while (0)
 
-// Numbers in (-1, 1), the same at every run.
+template <class T>
+T rounded_to(double number) {
+    if constexpr (is_sixteen_bit<T>) {
+        T result;
+        narrow(static_cast<float>(number), result);
+        return result;
+    } else {
+        return static_cast<T>(number);
+    }
+}
+
+// The distance from 1 to the next number.
+template <class T>
+double epsilon() {
+    if constexpr (std::is_same_v<T, Bfloat16>) return 0x1p-7;
+    if constexpr (std::is_same_v<T, Float16>) return 0x1p-10;
+    return static_cast<double>(std::numeric_limits<Accumulator<T>>::epsilon());
+}
+
+// Numbers in (-1, 1), the same at every run: multiples of 2^-7, which every type holds.
 template <class T>
 std::vector<T> random_numbers(int64_t count, unsigned seed) {
     std::mt19937 generator(seed);
-    std::uniform_real_distribution<double> uniform(-1, 1);
+    std::uniform_int_distribution<int> uniform(-127, 127);
     std::vector<T> numbers(static_cast<std::size_t>(count));
-    for (T& number : numbers) number = static_cast<T>(uniform(generator));
+    for (T& number : numbers) number = rounded_to<T>(uniform(generator) / 128.0);
     return numbers;
 }
 
-template <class To, class From>
-std::vector<To> converted(const std::vector<From>& numbers) {
-    return std::vector<To>(numbers.begin(), numbers.end());
+template <class T>
+std::vector<T> converted(const std::vector<double>& numbers) {
+    std::vector<T> result;
+    for (const double number : numbers) result.push_back(rounded_to<T>(number));
+    return result;
+}
+
+template <class T>
+bool is_same(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // The largest difference of two arrays of equal size, in units of the largest magnitude in `exact`.
@@ -65,7 +94,7 @@ double relative_error(const std::vector<A>& found, const std::vector<B>& exact) 
     if (found.size() != exact.size()) return INFINITY;
     double error = 0, scale = 1e-300;
     for (std::size_t i = 0; i < found.size(); ++i) {
-        const double difference = std::fabs(double(found[i]) - double(exact[i]));
+        const double difference = std::fabs(double(widen(found[i])) - double(exact[i]));
         if (!(difference <= error)) error = difference;  // NaN stays
         scale = std::fmax(scale, std::fabs(double(exact[i])));
     }

@@ -163,7 +163,7 @@ struct Problem {
 };
 
 template <class T>
-void run_case(const Problem& exact, const Kernels<T>& kernels, int threads) {
+void run_case(const Problem& exact, const Operations<T>& kernels, int threads) {
     const ConvolutionShape& s = exact.shape;
     std::vector<T> input = converted<T>(exact.input);
     if (!exact.lengths.empty()) {
@@ -171,7 +171,7 @@ void run_case(const Problem& exact, const Kernels<T>& kernels, int threads) {
         for (int64_t n = 0; n < s.batch; ++n) {
             for (int64_t p = exact.lengths[static_cast<std::size_t>(n)]; p < s.length; ++p) {
                 for (int64_t c = 0; c < s.channels; ++c) {
-                    input[exact.input_index(n, p, c)] = std::numeric_limits<T>::quiet_NaN();
+                    input[exact.input_index(n, p, c)] = rounded_to<T>(NAN);
                 }
             }
         }
@@ -182,10 +182,10 @@ void run_case(const Problem& exact, const Kernels<T>& kernels, int threads) {
     std::vector<T> output(grad_output.size()), grad_input(exact.grad_input.size()),
         grad_weight(exact.grad_weight.size()), grad_bias(exact.grad_bias.size());
     std::vector<int32_t> argmax(grad_output.size());
-    const SequenceView<T> view =
-        exact.channels_first ? SequenceView<T>{input.data(), s.channels * s.length, 1, s.length}
-                             : SequenceView<T>{input.data(), s.length * s.channels, s.channels, 1};
-    const ConvolutionWeight<T> weights{weight.data(), s.channels * s.kernel_size, s.kernel_size, 1};
+    const SequenceView view =
+        exact.channels_first ? SequenceView{input.data(), s.channels * s.length, 1, s.length}
+                             : SequenceView{input.data(), s.length * s.channels, s.channels, 1};
+    const ConvolutionWeight weights{weight.data(), s.channels * s.kernel_size, s.kernel_size, 1};
 
     ConvolutionForward<T> forward{};
     forward.shape = s;
@@ -217,12 +217,12 @@ void run_case(const Problem& exact, const Kernels<T>& kernels, int threads) {
     backward.grad_bias = grad_bias.data();
     kernels.convolution_backward(backward, threads);
 
-    const double tolerance = 32 * std::numeric_limits<T>::epsilon();
+    const double tolerance = (is_sixteen_bit<T> ? 2 : 32) * epsilon<T>();
     CHECK(relative_error(output, exact.output) <= tolerance);
     CHECK(relative_error(grad_input, exact.grad_input) <= tolerance);
     CHECK(relative_error(grad_weight, exact.grad_weight) <= tolerance);
     CHECK(relative_error(grad_bias, exact.grad_bias) <= tolerance);
-    if (sizeof(T) == sizeof(double)) CHECK(argmax == exact.argmax);
+    if (std::is_same_v<T, double>) CHECK(argmax == exact.argmax);
 }
 
 TEST(convolution_agrees_with_its_definition) {
@@ -232,6 +232,8 @@ TEST(convolution_agrees_with_its_definition) {
             for (const int threads : {1, 3}) {
                 run_case<float>(exact, table.float32, threads);
                 run_case<double>(exact, table.float64, threads);
+                run_case<Bfloat16>(exact, table.bfloat16, threads);
+                run_case<Float16>(exact, table.float16, threads);
             }
         });
     }

@@ -128,7 +128,7 @@ Gradients differentiate(Problem p) {
 
 template <class T>
 void run_case(const Problem& p, const Result& exact, const Gradients* exact_gradients,
-              const Kernels<T>& kernels, int threads) {
+              const Operations<T>& kernels, int threads) {
     const RecurrenceShape& s = p.shape;
     const bool is_lstm = s.cell == RecurrentCell::lstm;
     std::vector<T> input = converted<T>(p.input);
@@ -137,7 +137,7 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
         for (int64_t time = p.length(n); time < s.steps; ++time) {
             for (int64_t i = 0; i < s.inputs; ++i) {
                 input[static_cast<std::size_t>((time * s.batch + n) * s.inputs + i)] =
-                    std::numeric_limits<T>::quiet_NaN();
+                    rounded_to<T>(NAN);
             }
         }
     }
@@ -147,8 +147,9 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
                grad_final_hidden = converted<T>(p.grad_final_hidden),
                grad_final_cell = converted<T>(p.grad_final_cell);
     const auto outputs = p.grad_output.size();
-    std::vector<T> output(outputs), final_hidden(hidden.size()), final_cell(cell.size()),
-        gates(outputs * static_cast<std::size_t>(s.gates())), cells(outputs);
+    std::vector<T> output(outputs), final_hidden(hidden.size()), final_cell(cell.size());
+    std::vector<Accumulator<T>> gates(outputs * static_cast<std::size_t>(s.gates())),
+        cells(outputs);
 
     RecurrenceForward<T> forward{};
     forward.shape = s;
@@ -168,17 +169,17 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     const std::vector<T> inference = output;
     forward.cells = is_lstm ? cells.data() : nullptr;
     kernels.recurrence_forward(forward, threads);
-    CHECK(inference == output);
+    CHECK(is_same(inference, output));
 
-    const double tolerance = 64 * std::numeric_limits<T>::epsilon();
+    const double tolerance = (is_sixteen_bit<T> ? 2 : 64) * epsilon<T>();
     CHECK(relative_error(output, exact.output) <= tolerance);
     CHECK(relative_error(final_hidden, exact.final_hidden) <= tolerance);
     if (is_lstm) CHECK(relative_error(final_cell, exact.final_cell) <= tolerance);
     if (exact_gradients == nullptr) return;
 
-    std::vector<T> grad_gates(gates.size()), grad_input(input.size()), grad_hidden(hidden.size()),
-        grad_cell(cell.size()), grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()),
-        grad_bias(bias.size());
+    std::vector<Accumulator<T>> grad_gates(gates.size());
+    std::vector<T> grad_input(input.size()), grad_hidden(hidden.size()), grad_cell(cell.size()),
+        grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()), grad_bias(bias.size());
     RecurrenceBackward<T> backward{};
     backward.shape = s;
     backward.input = forward.input;
@@ -225,6 +226,8 @@ void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden,
                     const Gradients* expected = with_gradients ? &gradients : nullptr;
                     run_case<float>(problem, exact, expected, table.float32, threads);
                     run_case<double>(problem, exact, expected, table.float64, threads);
+                    run_case<Bfloat16>(problem, exact, expected, table.bfloat16, threads);
+                    run_case<Float16>(problem, exact, expected, table.float16, threads);
                 }
             });
         }

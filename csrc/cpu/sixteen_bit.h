@@ -1,0 +1,311 @@
+// The kernels of the 16-bit types: those of float32, between conversions.
+//
+// What a float32 kernel packs anyway (a convolution's input, all weights) it is given as it is
+// stored, and widens it there. All else is widened first, and the results are narrowed at the end.
+// So sums, states, gates and running gradients are float32, and each result is rounded once.
+//
+// Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias,
+// output, their gradients and the input's and weight's; a recurrence's input, output, states,
+// biases and all gradients.
+//
+// Cost: the float32 kernel's, and 6 bytes for each number converted.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "convolution_backward.h"
+#include "convolution_forward.h"
+#include "product.h"
+#include "recurrence_backward.h"
+#include "recurrence_forward.h"
+
+namespace seqkernels {
+
+template <class Vector, class Narrow>
+void widen_numbers(const Narrow* source, float* target, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vector::width) {
+        store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
+    }
+}
+
+template <class Vector, class Narrow>
+void narrow_numbers(const float* source, Narrow* target, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vector::width) {
+        store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
+    }
+}
+
+// Calls function(Range) for parts of [0, count), whole units of them, on several threads if there
+// are numbers enough to convert.
+template <class Function>
+inline void share_out(int64_t count, int64_t unit, int64_t numbers, int threads,
+                      Function&& function) {
+    constexpr int64_t least_numbers = 1 << 15;  // below, they are converted before threads awake
+    run_parallel(numbers < least_numbers ? 1 : threads,
+                 [&](int thread, int granted) { function(part_of(count, unit, thread, granted)); });
+}
+
+// The float32 of `count` contiguous numbers; null for null.
+template <class Vector, class Narrow>
+class WidenedNumbers {
+ public:
+    WidenedNumbers(const Narrow* source, int64_t count, int threads)
+        : numbers_(source == nullptr ? 0 : count), is_null_(source == nullptr) {
+        if (is_null_) return;
+        share_out(count, Vector::width, count, threads, [&](Range part) {
+            widen_numbers<Vector>(source + part.begin, numbers_.data() + part.begin,
+                                  part.end - part.begin);
+        });
+    }
+    const float* data() const { return is_null_ ? nullptr : numbers_.data(); }
+
+ private:
+    const Scratch<float> numbers_;
+    const bool is_null_;
+};
+
+// Where a kernel leaves `count` numbers for a contiguous target; null for null.
+template <class Vector, class Narrow>
+class NarrowedNumbers {
+ public:
+    NarrowedNumbers(Narrow* target, int64_t count)
+        : target_(target), count_(target == nullptr ? 0 : count), numbers_(count_) {}
+    float* data() const { return target_ == nullptr ? nullptr : numbers_.data(); }
+    void finish(int threads) const {
+        share_out(count_, Vector::width, count_, threads, [&](Range part) {
+            narrow_numbers<Vector>(numbers_.data() + part.begin, target_ + part.begin,
+                                   part.end - part.begin);
+        });
+    }
+
+ private:
+    Narrow* const target_;
+    const int64_t count_;
+    const Scratch<float> numbers_;
+};
+
+// Pooled outputs, (N, P, F), and strides between them.
+struct PooledStrides {
+    int64_t batch;
+    int64_t pooled;
+    int64_t filter;
+};
+
+// Calls function(place, strided place) for each row of filters of a contiguous (N, P, F).
+template <class Function>
+inline void for_each_pooled(const ConvolutionShape& shape, const PooledStrides& strides,
+                            int threads, Function&& function) {
+    const int64_t rows = shape.batch * shape.pooled;
+    share_out(rows, 1, rows * shape.filters, threads, [&](Range part) {
+        for (int64_t row = part.begin; row < part.end; ++row) {
+            const int64_t place =
+                row / shape.pooled * strides.batch + row % shape.pooled * strides.pooled;
+            function(row * shape.filters, place);
+        }
+    });
+}
+
+template <class Vector, class Narrow>
+inline void widen_pooled(const ConvolutionShape& shape, const Narrow* source,
+                         const PooledStrides& strides, float* target, int threads) {
+    for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
+        float* to = target + contiguous;
+        if (strides.filter == 1) return widen_numbers<Vector>(source + strided, to, shape.filters);
+        for (int64_t f = 0; f < shape.filters; ++f) {
+            to[f] = widen(source[strided + f * strides.filter]);
+        }
+    });
+}
+
+template <class Vector, class Narrow>
+inline void narrow_pooled(const ConvolutionShape& shape, const float* source, Narrow* target,
+                          const PooledStrides& strides, int threads) {
+    for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
+        const float* from = source + contiguous;
+        if (strides.filter == 1) {
+            return narrow_numbers<Vector>(from, target + strided, shape.filters);
+        }
+        for (int64_t f = 0; f < shape.filters; ++f) {
+            narrow(from[f], target[strided + f * strides.filter]);
+        }
+    });
+}
+
+template <class Vector, class Narrow>
+void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int threads) {
+    const ConvolutionShape& shape = call.shape;
+    const WidenedNumbers<Vector, Narrow> bias(call.bias, shape.filters, threads);
+    const Scratch<float> output(checked_product({shape.batch, shape.pooled, shape.filters}));
+    ConvolutionForward<float> wide{};
+    wide.shape = shape;
+    wide.input = call.input;
+    wide.weight = call.weight;
+    wide.bias = bias.data();
+    wide.lengths = call.lengths;
+    wide.output = output.data();
+    wide.output_stride_batch = shape.pooled * shape.filters;
+    wide.output_stride_pooled = shape.filters;
+    wide.output_stride_filter = 1;
+    wide.argmax = call.argmax;
+    convolution_forward<Vector>(wide, threads);
+    narrow_pooled<Vector>(
+        shape, output.data(), call.output,
+        {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter}, threads);
+}
+
+template <class Vector, class Narrow>
+void sixteen_bit_convolution_backward(const ConvolutionBackward<Narrow>& call, int threads) {
+    const ConvolutionShape& shape = call.shape;
+    const int64_t pooled = checked_product({shape.batch, shape.pooled, shape.filters});
+    const Scratch<float> output(pooled), grad_output(pooled);
+    widen_pooled<Vector>(
+        shape, call.output,
+        {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter},
+        output.data(), threads);
+    widen_pooled<Vector>(shape, call.grad_output,
+                         {call.grad_output_stride_batch, call.grad_output_stride_pooled,
+                          call.grad_output_stride_filter},
+                         grad_output.data(), threads);
+    const NarrowedNumbers<Vector, Narrow> grad_input(
+        call.grad_input, checked_product({shape.batch, shape.length, shape.channels}));
+    const NarrowedNumbers<Vector, Narrow> grad_weight(
+        call.grad_weight, checked_product({shape.filters, shape.kernel_size, shape.channels}));
+    const NarrowedNumbers<Vector, Narrow> grad_bias(call.grad_bias, shape.filters);
+    ConvolutionBackward<float> wide{};
+    wide.shape = shape;
+    wide.input = call.input;
+    wide.weight = call.weight;
+    wide.lengths = call.lengths;
+    wide.grad_output = grad_output.data();
+    wide.output = output.data();
+    wide.grad_output_stride_batch = wide.output_stride_batch = shape.pooled * shape.filters;
+    wide.grad_output_stride_pooled = wide.output_stride_pooled = shape.filters;
+    wide.grad_output_stride_filter = wide.output_stride_filter = 1;
+    wide.argmax = call.argmax;
+    wide.grad_input = grad_input.data();
+    wide.grad_weight = grad_weight.data();
+    wide.grad_bias = grad_bias.data();
+    convolution_backward<Vector>(wide, threads);
+    grad_input.finish(threads);
+    grad_weight.finish(threads);
+    grad_bias.finish(threads);
+}
+
+// A sequence batch's float32, (T, N, I) contiguous.
+template <class Vector, class Narrow>
+class WidenedSequences {
+ public:
+    WidenedSequences(const RecurrenceShape& shape, const RecurrenceInput<Narrow>& input,
+                     int threads)
+        : shape_(shape), numbers_(checked_product({shape.steps, shape.batch, shape.inputs})) {
+        const int64_t rows = shape.steps * shape.batch;
+        share_out(rows, 1, rows * shape.inputs, threads, [&](Range part) {
+            for (int64_t row = part.begin; row < part.end; ++row) {
+                const Narrow* source = input.data + row / shape.batch * input.stride_step +
+                                       row % shape.batch * input.stride_batch;
+                widen_numbers<Vector>(source, numbers_.data() + row * shape.inputs, shape.inputs);
+            }
+        });
+    }
+    RecurrenceInput<float> view() const {
+        return {numbers_.data(), shape_.batch * shape_.inputs, shape_.inputs};
+    }
+
+ private:
+    const RecurrenceShape& shape_;
+    const Scratch<float> numbers_;
+};
+
+template <class Vector, class Narrow>
+void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int threads) {
+    using Widened = WidenedNumbers<Vector, Narrow>;
+    using Narrowed = NarrowedNumbers<Vector, Narrow>;
+    const RecurrenceShape& shape = call.shape;
+    const int64_t states = shape.batch * shape.hidden, rows = shape.gates() * shape.hidden;
+    const WidenedSequences<Vector, Narrow> input(shape, call.input, threads);
+    const Widened initial_hidden(call.initial_hidden, states, threads);
+    const Widened initial_cell(call.initial_cell, states, threads);
+    const Widened bias_ih(call.bias_ih, rows, threads), bias_hh(call.bias_hh, rows, threads);
+    const Narrowed output(call.output, checked_product({shape.steps, states}));
+    const Narrowed final_hidden(call.final_hidden, states), final_cell(call.final_cell, states);
+    RecurrenceForward<float> wide{};
+    wide.shape = shape;
+    wide.input = input.view();
+    wide.initial_hidden = initial_hidden.data();
+    wide.initial_cell = initial_cell.data();
+    wide.weight_ih = call.weight_ih;
+    wide.weight_hh = call.weight_hh;
+    wide.bias_ih = bias_ih.data();
+    wide.bias_hh = bias_hh.data();
+    wide.lengths = call.lengths;
+    wide.output = output.data();
+    wide.final_hidden = final_hidden.data();
+    wide.final_cell = final_cell.data();
+    wide.gates = call.gates;
+    wide.cells = call.cells;
+    recurrence_forward<Vector>(wide, threads);
+    for (const Narrowed* result : {&output, &final_hidden, &final_cell}) result->finish(threads);
+}
+
+template <class Vector, class Narrow>
+void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int threads) {
+    using Widened = WidenedNumbers<Vector, Narrow>;
+    using Narrowed = NarrowedNumbers<Vector, Narrow>;
+    const RecurrenceShape& shape = call.shape;
+    const int64_t states = shape.batch * shape.hidden, rows = shape.gates() * shape.hidden;
+    const int64_t outputs = checked_product({shape.steps, states});
+    const WidenedSequences<Vector, Narrow> input(shape, call.input, threads);
+    const Widened initial_hidden(call.initial_hidden, states, threads);
+    const Widened initial_cell(call.initial_cell, states, threads);
+    const Widened output(call.output, outputs, threads);
+    const Widened grad_output(call.grad_output, outputs, threads);
+    const Widened grad_final_hidden(call.grad_final_hidden, states, threads);
+    const Widened grad_final_cell(call.grad_final_cell, states, threads);
+    const Narrowed grad_input(call.grad_input,
+                              checked_product({shape.steps, shape.batch, shape.inputs}));
+    const Narrowed grad_initial_hidden(call.grad_initial_hidden, states);
+    const Narrowed grad_initial_cell(call.grad_initial_cell, states);
+    const Narrowed grad_weight_ih(call.grad_weight_ih, checked_product({rows, shape.inputs}));
+    const Narrowed grad_weight_hh(call.grad_weight_hh, checked_product({rows, shape.hidden}));
+    const Narrowed grad_bias(call.grad_bias, rows);
+    RecurrenceBackward<float> wide{};
+    wide.shape = shape;
+    wide.input = input.view();
+    wide.initial_hidden = initial_hidden.data();
+    wide.initial_cell = initial_cell.data();
+    wide.weight_ih = call.weight_ih;
+    wide.weight_hh = call.weight_hh;
+    wide.lengths = call.lengths;
+    wide.output = output.data();
+    wide.gates = call.gates;
+    wide.cells = call.cells;
+    wide.grad_output = grad_output.data();
+    wide.grad_final_hidden = grad_final_hidden.data();
+    wide.grad_final_cell = grad_final_cell.data();
+    wide.grad_gates = call.grad_gates;
+    wide.grad_input = grad_input.data();
+    wide.grad_initial_hidden = grad_initial_hidden.data();
+    wide.grad_initial_cell = grad_initial_cell.data();
+    wide.grad_weight_ih = grad_weight_ih.data();
+    wide.grad_weight_hh = grad_weight_hh.data();
+    wide.grad_bias = grad_bias.data();
+    recurrence_backward<Vector>(wide, threads);
+    for (const Narrowed* result : {&grad_input, &grad_initial_hidden, &grad_initial_cell,
+                                   &grad_weight_ih, &grad_weight_hh, &grad_bias}) {
+        result->finish(threads);
+    }
+}
+
+template <class Vector, class Narrow>
+constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
+    return {{sixteen_bit_convolution_forward<Vector, Narrow>,
+             sixteen_bit_convolution_backward<Vector, Narrow>,
+             sixteen_bit_recurrence_forward<Vector, Narrow>,
+             sixteen_bit_recurrence_backward<Vector, Narrow>},
+            widen_numbers<Vector, Narrow>,
+            narrow_numbers<Vector, Narrow>};
+}
+
+}  // namespace seqkernels

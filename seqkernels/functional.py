@@ -2,7 +2,8 @@
 
 float32, float64, bfloat16 and float16 tensors on the CPU are computed by the package's kernels, the
 16-bit ones with sums, gates and states in float32. Every other dtype and device goes to
-``reference``, the same functions in torch operations, and a warning says so once. Gradients flow to every floating-point argument, and gradients of gradients too.
+``reference``, the same functions in torch operations, and a warning says so once. Gradients flow to
+every floating-point argument, and gradients of gradients too.
 
 Under autocast, tensors of different dtypes are brought to the widest of them.
 """

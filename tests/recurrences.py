@@ -179,7 +179,7 @@ def assert_no_worse_than_of_one(ours, torchs, exact, *, terms: int, what: str) -
 
 
 def assert_like(found: list[Tensor], torchs: list[Tensor], **keywords) -> None:
-    """``torch.testing.assert_close``, of 16-bit tensors with room for the errors of numbers of 1."""
+    """``torch.testing.assert_close``, 16-bit tensors with room for the errors of numbers of 1."""
     if found[0].dtype.itemsize == 2:
         eps = torch.finfo(found[0].dtype).eps
         keywords |= {"rtol": 4 * eps, "atol": 16 * eps}

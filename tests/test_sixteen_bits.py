@@ -1,4 +1,7 @@
-"""bfloat16 and float16: float32's results, rounded once. All else the tests of every dtype see to."""
+"""bfloat16 and float16: float32's results, rounded once.
+
+Their errors, layouts and lengths are tested with those of the other dtypes.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ def measure_peaks(
     is what a good library reaches.
     "peak": FLOP/s that the arithmetic units do at most: of float32 and float64 fused multiply-adds
     in registers, with the instruction set in use; of bfloat16 products in AMX tiles where there
-    are some. Of other dtypes, and on CUDA, the product rate.
+    are some. Of 16-bit types otherwise float32's peak, or the product rate if that is higher. On
+    CUDA the product rate.
     "bandwidth": bytes per second. On the CPU of reading from L2, L3 and memory: every thread reads
     its own part over and over, half of a cache at once or far more than the last. On CUDA of
     ``Tensor.copy_``, read and written bytes.
@@ -139,22 +140,27 @@ def measure_peaks(
             "threads": threads,
             "device": device,
             "product": products,
-            "peak": {dtype: _peak(dtype, device, threads) or products[dtype] for dtype in products},
+            "peak": {
+                dtype: product if device == "cuda" else _peak(dtype, product, threads)
+                for dtype, product in products.items()
+            },
             "bandwidth": _bandwidths(device, threads),
         }
     finally:
         torch.set_num_threads(before)
 
 
-def _peak(dtype: str, device: str, threads: int) -> float | None:
-    """FLOP/s of the arithmetic units; None where no loop of ours says."""
-    if device == "cuda":
-        return None
+def _peak(dtype: str, product_rate: float, threads: int) -> float:
+    """FLOP/s of a CPU's arithmetic units."""
+    tiles = 0.0
     if dtype == "bfloat16":
-        return _rate(lambda repetitions: _cpu.tile_products(repetitions, threads)) or None
-    if dtype in ("float32", "float64"):
-        return _rate(lambda repetitions: _cpu.multiply_adds(dtype, repetitions, threads))
-    return None
+        tiles = _rate(lambda repetitions: _cpu.tile_products(repetitions, threads))
+    if tiles:
+        return tiles
+    is_narrow = dtype in ("bfloat16", "float16")
+    wide = "float32" if is_narrow else dtype
+    peak = _rate(lambda repetitions: _cpu.multiply_adds(wide, repetitions, threads))
+    return max(peak, product_rate) if is_narrow else peak
 
 
 def _bandwidths(device: str, threads: int) -> dict[str, float]:

@@ -111,23 +111,34 @@ def conv1d_max_pool(
     if bias is not None and bias.shape != (filters,):
         raise RuntimeError(f"bias: expected shape ({filters},), got {_shape(bias)}")
 
-    stride = _integer("stride", stride, 1)
-    dilation = _integer("dilation", dilation, 1)
-    if isinstance(padding, str):
-        padding_left, padding_right = _named_padding(padding, kernel_size, stride, dilation)
-    else:
-        padding_left = padding_right = _integer("padding", padding, 0)
-    pool_size, pool_stride = pooling(pool_size, pool_stride)
+    geometry = convolution_geometry(kernel_size, stride, padding, dilation, pool_size, pool_stride)
     one_of("activation", activation, ACTIVATIONS)
-    geometry = ConvolutionGeometry(
-        stride, padding_left, padding_right, dilation, pool_size, pool_stride
-    )
     batch = input.shape[0] if input.dim() == 3 else None
     if not torch.compiler.is_compiling():
         _fits_64_bits(1 if batch is None else batch, length, weight.shape, geometry)
     if lengths is not None:
         check_lengths(lengths, batch, length, input)
     return geometry
+
+
+def convolution_geometry(
+    kernel_size: int,
+    stride: int,
+    padding: int | str,
+    dilation: int,
+    pool_size: int | None,
+    pool_stride: int | None,
+) -> ConvolutionGeometry:
+    """Check the arguments of ``functional.conv1d_max_pool`` that are no tensors."""
+    stride = _integer("stride", stride, 1)
+    dilation = _integer("dilation", dilation, 1)
+    if isinstance(padding, str):
+        padding_left, padding_right = _named_padding(padding, kernel_size, stride, dilation)
+    else:
+        padding_left = padding_right = _integer("padding", padding, 0)
+    return ConvolutionGeometry(
+        stride, padding_left, padding_right, dilation, *pooling(pool_size, pool_stride)
+    )
 
 
 def fits_kernels(length: int, geometry: ConvolutionGeometry) -> None:

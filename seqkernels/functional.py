@@ -81,6 +81,11 @@ def conv1d_max_pool(
             shape than (N,), negative or beyond L; sizes that do not fit 64 bits; for the kernels, L
             with its padding or any of the integers above from 2**31 on.
     """
+    if lengths is None and not torch.compiler.is_compiling():
+        how = (stride, padding, dilation, pool_size, pool_stride)
+        found = ops.convolution(input, weight, bias, how, activation, channels_last)
+        if found is not None:
+            return found
     if is_autocast(input):
         input, weight, bias = _widest(input, weight, bias)
     geometry = checks.conv1d_max_pool(

@@ -13,6 +13,8 @@ and cell states that a recurrence keeps for its backward are float32.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -42,32 +44,34 @@ library.define(
 )
 
 
-def _empty_convolution(input, weight, geometry, channels_last) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, contiguous in the caller's layout; the same as (N, P, F); and the argmax."""
-    geometry = checks.ConvolutionGeometry(*geometry)
+# Operations get a geometry as a plain list of integers.
+_POOL_SIZE = checks.ConvolutionGeometry._fields.index("pool_size")
+
+
+def _empty_convolution(input, weight, geometry, channels_last) -> tuple[Tensor, Tensor]:
+    """The output, contiguous in the caller's layout; and the same as (N, P, F)."""
     batch, filters = input.shape[0], weight.shape[0]
-    if geometry.pool_size == 0:
+    if geometry[_POOL_SIZE] == 0:
         output = input.new_empty(batch, filters)
-        view = output.unsqueeze(1)
-        pooled = 1
     else:
+        geometry = checks.ConvolutionGeometry(*geometry)
         windows = checks.output_length(input.shape[1], weight.shape[2], geometry)
         pooled = checks.pooled_length(windows, geometry)
         shape = (batch, pooled, filters) if channels_last else (batch, filters, pooled)
         output = input.new_empty(shape)
-        view = _as_pooled(output, geometry, channels_last)
-    return output, view, input.new_empty(batch, pooled, filters, dtype=torch.int32)
+    return output, _as_pooled(output, geometry, channels_last)
 
 
 def _as_pooled(output: Tensor, geometry, channels_last: bool) -> Tensor:
     """An output, or its gradient, as (N, P, F)."""
-    if checks.ConvolutionGeometry(*geometry).pool_size == 0:
+    if geometry[_POOL_SIZE] == 0:
         return output.unsqueeze(1)
     return output if channels_last else output.transpose(1, 2)
 
 
 def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channels_last):
-    output, view, argmax = _empty_convolution(input, weight, geometry, channels_last)
+    output, view = _empty_convolution(input, weight, geometry, channels_last)
+    argmax = output.new_empty(view.shape, dtype=torch.int32)
     bias = None if bias is None else bias.contiguous()
     _cpu.conv1d_max_pool_forward(
         input,
@@ -84,8 +88,8 @@ def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channel
 
 
 def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, channels_last):
-    output, _, argmax = _empty_convolution(input, weight, geometry, channels_last)
-    return output, argmax
+    output, view = _empty_convolution(input, weight, geometry, channels_last)
+    return output, output.new_empty(view.shape, dtype=torch.int32)
 
 
 def _empty_convolution_gradients(input, weight, needs) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,6 +361,48 @@ def _has_no_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     if not torch.is_grad_enabled():
         return True
     return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+_GEOMETRY_TYPES = frozenset((int, str, type(None)))
+_known_geometry = functools.lru_cache(maxsize=256)(checks.convolution_geometry)
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: tuple[int | str | None, ...],
+    activation: str,
+    channels_last: bool,
+) -> Tensor | None:
+    """The pooled convolution of a batch, without gradients, in as few steps of Python as can be.
+
+    ``geometry`` are stride, padding, dilation, pool_size and pool_stride, in a layer's form too.
+
+    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
+    a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
+    """
+    tensors = (input, weight, bias)
+    if not (_is_plain(tensors, _OPTIONAL_TENSORS) and _has_no_gradient(tensors)):
+        return None
+    geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
+    # True and 1.0 are equal to 1, and must not find what is known of it.
+    if not _GEOMETRY_TYPES.issuperset(map(type, geometry)) or input.dim() != 3:
+        return None
+    sequences = input if channels_last else input.transpose(1, 2)
+    try:
+        filters, _, kernel_size = weight.shape
+        if filters == 0 or kernel_size == 0:
+            return None
+        known = _known_geometry(kernel_size, *geometry)
+        output, view = _empty_convolution(sequences, weight, known, channels_last)
+        threads = torch.get_num_threads()
+        _cpu.conv1d_max_pool_forward(
+            sequences, weight, bias, None, view, None, known, activation, threads
+        )
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return output
 
 
 def recurrence_step(

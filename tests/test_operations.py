@@ -93,6 +93,26 @@ def test_a_step_on_tensors_without_plain_memory(cell):
             assert step(*plain[:place], odd, *plain[place + 1 :]) is None
 
 
+def test_a_convolution_on_tensors_without_plain_memory():
+    shapes = [(2, 9, 3), (5, 3, 3), (5,)]
+    plain = [normal(*shape) for shape in shapes]
+
+    def convolve(*tensors, **how):
+        defaults = {"geometry": ((1,), (0,), (1,), 2, None), "activation": "relu"}
+        return ops.convolution(*tensors, **defaults | how, channels_last=True)
+
+    (expected, _) = torch.ops.seqkernels.conv1d_max_pool(
+        *plain, None, [1, 0, 0, 1, 2, 2], "relu", True
+    )
+    assert torch.equal(convolve(*plain), expected)
+    for place, shape in enumerate(shapes):
+        negated = torch.complex(torch.zeros(shape), plain[place]).conj().imag
+        for odd in (negated, torch._efficientzerotensor(shape), torch.empty(shape, device="meta")):
+            assert convolve(*plain[:place], odd, *plain[place + 1 :]) is None
+    for wrong in (True, 1.0, (1, 1), (1.0,), (True,), 0, "1", None):
+        assert convolve(*plain, geometry=(wrong, 0, 1, 2, None)) is None, wrong
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_fake_tensors_have_the_real_shapes(operation):
     overload = getattr(torch.ops.seqkernels, operation).default

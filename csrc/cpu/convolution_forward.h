@@ -6,10 +6,11 @@
 //   argmax[n, p, f] = the first such window, -1 where the sample has none (output is then 0)
 //
 // Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input.
-// Scratch, owned by the call: the packed weights, F k C; C zeros, read in place of padding; and for
-// each thread the running maxima of one sample and their windows, 2 F; the convolution of one
-// stretch of windows for one panel of filters (windowed pooling only); and one stretch of input
-// as it is computed on, channels side by side (only where it does not lie so already).
+// Scratch, owned by the call: the packed weights, F k C; k C integers; C zeros, read in place of
+// padding; and for each thread the running maxima of one sample and their windows, 2 F; the
+// convolution of one stretch of windows for one panel of filters (windowed pooling only); and one
+// stretch of input as it is computed on, channels side by side (only where it does not lie so
+// already).
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
@@ -85,8 +86,15 @@ class ConvolutionForwardKernel {
         for (int64_t channel = 0; channel < shape_.channels; ++channel) zeros.data()[channel] = 0;
         const int64_t private_count = private_elements();
         const Scratch<T> privates(checked_product({private_count, threads}));
+        const Scratch<int64_t> depths(layout_.depth);
+        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+            for (int64_t channel = 0; channel < shape_.channels; ++channel) {
+                depths.data()[channel * shape_.kernel_size + tap] = tap * shape_.channels + channel;
+            }
+        }
         packed_ = packed.data();
         zeros_ = zeros.data();
+        depths_ = depths.data();
 
         std::atomic<int64_t> next{0};
         Barrier barrier;
@@ -101,13 +109,23 @@ class ConvolutionForwardKernel {
     }
 
  private:
-    // Tap after tap, so that the depth of the product runs over a window's numbers as they lie.
+    // The depth of the product runs over a window's numbers as they lie: tap after tap, of each its
+    // channels.
     void pack_weight(Range panels) const {
         const ConvolutionWeight& weight = call_.weight;
-        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
-            pack_panels(packed_, layout_, panels, tap * shape_.channels, shape_.channels,
+        const int64_t taps = shape_.kernel_size, channels = shape_.channels;
+        if (weight.stride_tap == 1 && weight.stride_channel == taps) {
+            // A filter lies without gaps, channel after channel, and is read as it lies.
+            pack_panels(packed_, layout_, panels, taps * channels,
+                        {weight.numbers, weight.stride_filter, 1},
+                        [this](int64_t depth) { return depths_[depth]; });
+            return;
+        }
+        for (int64_t tap = 0; tap < taps; ++tap) {
+            pack_panels(packed_, layout_, panels, channels,
                         {weight.numbers.from(tap * weight.stride_tap), weight.stride_filter,
-                         weight.stride_channel});
+                         weight.stride_channel},
+                        [&](int64_t channel) { return tap * channels + channel; });
         }
     }
 
@@ -311,6 +329,7 @@ class ConvolutionForwardKernel {
                 output[lane * call_.output_stride_filter] = values[lane];
             }
         }
+        if (call_.argmax == nullptr) return;
         T bits[Vector::width];
         winner.store(bits);
         int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters + filter;
@@ -328,11 +347,12 @@ class ConvolutionForwardKernel {
         for (int64_t pool = pools; pool < shape_.pooled; ++pool) {
             T* output =
                 call_.output + n * call_.output_stride_batch + pool * call_.output_stride_pooled;
-            int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters;
             for (int64_t filter = first; filter < last; ++filter) {
                 output[filter * call_.output_stride_filter] = 0;
-                argmax[filter] = -1;
             }
+            if (call_.argmax == nullptr) continue;
+            int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters;
+            for (int64_t filter = first; filter < last; ++filter) argmax[filter] = -1;
         }
     }
 
@@ -344,6 +364,7 @@ class ConvolutionForwardKernel {
     const int64_t pools_per_stretch_;
     T* packed_ = nullptr;
     const T* zeros_ = nullptr;
+    const int64_t* depths_ = nullptr;  // where a filter's numbers, as they lie, go when packed
 };
 
 template <class Vector>

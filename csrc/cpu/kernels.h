@@ -72,7 +72,7 @@ struct ConvolutionForward {
     int64_t output_stride_batch;
     int64_t output_stride_pooled;
     int64_t output_stride_filter;
-    int32_t* argmax;  // (N, P, F) contiguous: the winning window, -1 where there is none
+    int32_t* argmax;  // (N, P, F) contiguous: the winning window, -1 where there is none; or null
 };
 
 template <class T>

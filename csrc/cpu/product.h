@@ -196,16 +196,24 @@ struct PanelLayout {
 // two apart would push each other out of the cache if each were read to its end.
 constexpr int64_t pack_depth = 64;
 
-// Packs up to pack_depth columns of a vector's worth of rows: target[k * line + lane] =
-// source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
-template <class Vector, class Number>
-inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t depth,
-                         int64_t present, const Number* source, int64_t stride_row,
-                         int64_t stride_depth) {
+// Depths of a matrix go where they come.
+struct InOrder {
+    int64_t operator()(int64_t depth) const { return depth; }
+};
+
+// Packs `depth`, up to pack_depth, columns of a vector's worth of rows: target[place(first + k) *
+// line + lane] = source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
+template <class Vector, class Number, class Place>
+inline void pack_columns(typename Vector::Element* target, int64_t line, const Place& place,
+                         int64_t first, int64_t depth, int64_t present, const Number* source,
+                         int64_t stride_row, int64_t stride_depth) {
     using T = typename Vector::Element;
+    const auto store = [&](Vector column, int64_t k) {
+        column.store(target + place(first + k) * line);
+    };
     if (stride_row == 1) {
         for (int64_t k = 0; k < depth; ++k) {
-            load_up_to<Vector>(source + k * stride_depth, present).store(target + k * line);
+            store(load_up_to<Vector>(source + k * stride_depth, present), k);
         }
         return;
     }
@@ -216,7 +224,7 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t
             Vector::load_transposed(rows + k, stride, columns);
 #pragma GCC unroll 8
             for (int64_t i = 0; i < at_once; ++i) {
-                if (k + i < depth) columns[i].store(target + (k + i) * line);
+                if (k + i < depth) store(columns[i], k + i);
             }
         }
     };
@@ -238,16 +246,16 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, int64_t
 }
 
 // Packs `depth` depths of one panel of a matrix whose row group * columns + column, at depth k,
-// lies at data[row * stride_row + k * stride_depth]. target holds these depths side by side.
+// lies at data[row * stride_row + k * stride_depth]; it goes to depth place(k) of target.
 //
 // Limit: the bandwidth of where the matrix lies. Measured, GB/s read by one core, LSTM's recurrent
 // weights (AMD Zen 3 at AVX2, float32), one element at a time / transposed in registers:
 //   H 128   H 256   H 512     H 1024
 //   3.4/18  3.3/16  1.1/20    1.0/5 (main memory, which takes the packed ones as well)
-template <class Vector, class Number>
+template <class Vector, class Number, class Place = InOrder>
 inline void pack_block(typename Vector::Element* target, const PanelLayout<Vector>& layout,
                        int64_t panel, int64_t depth, const Number* data, int64_t stride_row,
-                       int64_t stride_depth) {
+                       int64_t stride_depth, const Place& place = {}) {
     const int64_t units = layout.units_of(panel);
     const int64_t line = units * layout.groups * Vector::width;
     for (int64_t begin = 0; begin < depth; begin += pack_depth) {
@@ -255,7 +263,7 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
             const int64_t column = layout.first_column(panel) + unit * Vector::width;
             for (int64_t group = 0; group < layout.groups; ++group) {
                 pack_columns<Vector>(
-                    target + begin * line + (unit * layout.groups + group) * Vector::width, line,
+                    target + (unit * layout.groups + group) * Vector::width, line, place, begin,
                     smaller(pack_depth, depth - begin),
                     smaller(Vector::width, layout.columns - column),
                     data + (group * layout.columns + column) * stride_row + begin * stride_depth,
@@ -265,16 +273,14 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
     }
 }
 
-// Packs depths [first_depth, first_depth + depth) of the panels in `range`; the matrix' columns
-// begin with first_depth.
-template <class Vector>
+// Packs `depth` depths of the panels in `range`; those of the matrix go to place(depth).
+template <class Vector, class Place = InOrder>
 inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
-                        Range range, int64_t first_depth, int64_t depth, const Matrix& matrix) {
+                        Range range, int64_t depth, const Matrix& matrix, const Place& place = {}) {
     with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
         for (int64_t panel = range.begin; panel < range.end; ++panel) {
-            const int64_t line = layout.units_of(panel) * layout.groups * Vector::width;
-            pack_block(packed + layout.offset(panel) + first_depth * line, layout, panel, depth,
-                       data, matrix.stride_row, matrix.stride_column);
+            pack_block(packed + layout.offset(panel), layout, panel, depth, data, matrix.stride_row,
+                       matrix.stride_column, place);
         }
     });
 }

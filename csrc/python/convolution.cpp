@@ -85,14 +85,14 @@ ConvolutionWeight weight_view(const TensorView& view) {
 }
 
 void forward(const TensorView& input, const TensorView& weight, const OptionalView& bias,
-             const OptionalView& lengths, const TensorView& output, const TensorView& argmax,
+             const OptionalView& lengths, const TensorView& output, const OptionalView& argmax,
              const Geometry& geometry, const std::string& activation, int threads) {
     const ConvolutionShape shape = checked_shape(input, weight, geometry, activation);
     const int64_t* sample_lengths = expect_lengths(lengths, shape.batch, shape.length);
     expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
     expect_distinct_elements("output", output);
-    expect_contiguous("argmax", argmax, DataType::int32,
-                      {shape.batch, shape.pooled, shape.filters});
+    int32_t* winners = contiguous_data<int32_t>("argmax", argmax, DataType::int32,
+                                                {shape.batch, shape.pooled, shape.filters});
     expect_at_least("threads", threads, 1);
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
@@ -106,7 +106,7 @@ void forward(const TensorView& input, const TensorView& weight, const OptionalVi
         call.output_stride_batch = output.strides[0];
         call.output_stride_pooled = output.strides[1];
         call.output_stride_filter = output.strides[2];
-        call.argmax = static_cast<int32_t*>(argmax.data);
+        call.argmax = winners;
         const py::gil_scoped_release release;
         active_kernels().of<T>().convolution_forward(call, threads);
     });
@@ -161,7 +161,7 @@ void define_convolution(py::module_& module) {
     module.def(
         "conv1d_max_pool_forward",
         [unpack](const TensorView& input, const TensorView& weight, const OptionalView& bias,
-                 const OptionalView& lengths, const TensorView& output, const TensorView& argmax,
+                 const OptionalView& lengths, const TensorView& output, const OptionalView& argmax,
                  const Integers& geometry, const std::string& activation, int threads) {
             forward(input, weight, bias, lengths, output, argmax, unpack(geometry), activation,
                     threads);

@@ -46,9 +46,11 @@ def lstm(
     b_hh: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An LSTM over (T, N, I); returns output (T, N, H), h_n and c_n (N, H)."""
-    return _recurrence("lstm", reverse, input, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths)
+    tensors = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths)
+    return _recurrence("lstm", reverse, recompute, *tensors)
 
 
 def rnn(
@@ -64,7 +66,7 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H)."""
     cell = f"rnn_{nonlinearity}"
-    return _recurrence(cell, reverse, input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)[:2]
+    return _recurrence(cell, reverse, False, input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)[:2]
 
 
 def lstm_cell(
@@ -104,14 +106,16 @@ def _in_forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def _recurrence(cell: str, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def _recurrence(
+    cell: str, reverse: bool, recompute: bool, *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
     if _in_forward_mode():
         *inputs, lengths = tensors
         return _reference_recurrence(cell, reverse, lengths)(*inputs)
     if _wants_gradient(*tensors[:-1]):
         if torch.compiler.is_compiling():
             tensors = _distinct(tensors)
-        return _Recurrence.apply(cell, reverse, *tensors)[:3]
+        return _Recurrence.apply(cell, reverse, recompute, *tensors)[:3]
     return ops.recurrence(cell, reverse, *tensors, False)[:3]
 
 
@@ -239,14 +243,12 @@ class _Conv1dMaxPool(torch.autograd.Function):
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(cell, reverse, input, hidden, cell_state, w_ih, w_hh, b_ih, b_hh, lengths):
-        return ops.recurrence(
-            cell, reverse, input, hidden, cell_state, w_ih, w_hh, b_ih, b_hh, lengths, True
-        )
+    def forward(cell, reverse, recompute, *tensors):
+        return ops.recurrence(cell, reverse, *tensors, not recompute)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.cell, ctx.reverse, *tensors = inputs
+        ctx.cell, ctx.reverse, _, *tensors = inputs
         hidden_states, _, final_cell, gates, cells = output
         not_differentiable = (gates, cells) if ctx.cell == "lstm" else (final_cell, gates, cells)
         ctx.mark_non_differentiable(*not_differentiable)
@@ -256,12 +258,11 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_hidden, grad_cell_state, *_):
         *inputs, lengths, output, gates, cells = ctx.saved_tensors
-        input, hidden, cell_state, w_ih, w_hh, _, _ = inputs
-        needs = ctx.needs_input_grad[2:9]
+        needs = ctx.needs_input_grad[3:10]
         is_lstm = ctx.cell == "lstm"
         grads = (grad_output, grad_hidden, grad_cell_state if is_lstm else None)
         if all(grad is None for grad in grads):
-            return (None,) * 10
+            return (None,) * 11
         if torch.is_grad_enabled():
             gradients = _through_reference(
                 _reference_recurrence(ctx.cell, ctx.reverse, lengths),
@@ -273,11 +274,7 @@ class _Recurrence(torch.autograd.Function):
             *gradients, grad_bias = ops.recurrence_backward(
                 ctx.cell,
                 ctx.reverse,
-                input,
-                hidden,
-                cell_state,
-                w_ih,
-                w_hh,
+                *inputs,
                 lengths,
                 output,
                 gates,
@@ -287,4 +284,4 @@ class _Recurrence(torch.autograd.Function):
             )
             # Two tensors: who scales one in place must not scale the other.
             gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
-        return None, None, *_if_needed(gradients, needs), None
+        return None, None, None, *_if_needed(gradients, needs), None

@@ -244,6 +244,7 @@ def lstm(
     *,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One layer of an LSTM in one direction: ``lstm_cell`` at every step of a sequence.
 
@@ -260,6 +261,8 @@ def lstm(
             ``lengths[n]``: what stands behind it in ``input``, even NaN, changes no bit of any
             result or gradient.
         reverse: read from the last element (of each sequence) to the first.
+        recompute: keep no gates and cell states (5 T N H numbers) for the backward pass, which
+            runs the forward pass once more to get them. The results are the same to the bit.
 
     Returns:
         ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
@@ -283,14 +286,24 @@ def lstm(
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
     if not has_kernel(input):
         say_once("lstm", input)
-        return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
-    lengths = _batched_lengths(lengths)
+        return reference.lstm(
+            input,
+            hx,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            lengths=lengths,
+            reverse=reverse,
+            recompute=recompute,
+        )
+    how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths), reverse, recompute)
     if input.dim() == 3:
         h, c = hx if hx is not None else _zeros(2, input.shape[1], w_hh)
-        output, h, c = autograd.lstm(input, h, c, w_ih, w_hh, b_ih, b_hh, lengths, reverse)
+        output, h, c = autograd.lstm(input, h, c, *how)
         return output, (h, c)
     h, c = _unsqueezed(hx) if hx is not None else _zeros(2, 1, w_hh)
-    output, h, c = autograd.lstm(input.unsqueeze(1), h, c, w_ih, w_hh, b_ih, b_hh, lengths, reverse)
+    output, h, c = autograd.lstm(input.unsqueeze(1), h, c, *how)
     return output.squeeze(1), (h.squeeze(0), c.squeeze(0))
 
 

@@ -8,7 +8,8 @@ They carry neither gradients nor autocast: call ``functional``, which sees to bo
 
 Sequences of a convolution come as (N, L, C), of any strides; recurrences run over (T, N, I). An
 output that was not asked for comes back as a tensor without elements. Of 16-bit tensors the gates
-and cell states that a recurrence keeps for its backward are float32.
+and cell states that a recurrence keeps for its backward are float32. A backward that gets none
+computes them once more.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ library.define(
 )
 library.define(
     "recurrence_backward(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
-    "Tensor weight_ih, Tensor weight_hh, Tensor? lengths, Tensor output, Tensor gates, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
+    "Tensor output, Tensor gates, "
     "Tensor cells, Tensor? grad_output, Tensor? grad_hidden, Tensor? grad_cell_state, "
     "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -240,6 +242,8 @@ def _recurrence_backward(
     cell_state,
     weight_ih,
     weight_hh,
+    bias_ih,
+    bias_hh,
     lengths,
     output,
     gates,
@@ -254,6 +258,14 @@ def _recurrence_backward(
         gradients
     )
     is_lstm = cell == "lstm"
+    if is_lstm and gates.dim() == 1:
+        # Not kept by the forward pass. Nobody else has these: the gradients may take their place.
+        tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias_ih, bias_hh, lengths)
+        gates, cells = _recurrence(cell, reverse, *tensors, True)[3:]
+        grad_gates = gates
+    else:
+        rows = weight_hh.shape[0]
+        grad_gates = input.new_empty(*output.shape[:2], rows, dtype=_accumulator(input.dtype))
     _cpu.recurrence_backward(
         cell,
         reverse,
@@ -269,7 +281,7 @@ def _recurrence_backward(
         None if grad_output is None else grad_output.contiguous(),
         None if grad_hidden is None else grad_hidden.contiguous(),
         None if grad_cell_state is None else grad_cell_state.contiguous(),
-        input.new_empty(*output.shape[:2], weight_hh.shape[0], dtype=_accumulator(input.dtype)),
+        grad_gates,
         grad_input if needs[0] else None,
         grad_initial,
         grad_initial_cell if is_lstm else None,
@@ -289,6 +301,8 @@ def _recurrence_backward_shapes(
     cell_state,
     weight_ih,
     weight_hh,
+    bias_ih,
+    bias_hh,
     lengths,
     output,
     gates,

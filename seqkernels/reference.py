@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import checks
 
@@ -191,8 +192,15 @@ def lstm(
     *,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """``lstm_cell`` at every step of a sequence; see ``functional.lstm``."""
+    """``lstm_cell`` at every step of a sequence; see ``functional.lstm``.
+
+    With ``recompute`` torch's checkpointing runs it again in the backward pass.
+    """
+    if recompute:
+        how = {"lengths": lengths, "reverse": reverse}
+        return checkpoint(lstm, input, hx, w_ih, w_hh, b_ih, b_hh, use_reentrant=False, **how)
     hx = checks.state_pair(hx)
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
 

@@ -143,6 +143,8 @@ def recurrence_calls():
                 arguments = recurrences.converted(arguments, dtype)
                 arguments["lengths"] = torch.arange(batch) % (steps + 1) if turn % 3 else None
                 arguments["reverse"] = turn % 4 == 1
+                if kind == "lstm":
+                    arguments["recompute"] = turn % 7 == 0
                 if turn % 5 < 2:  # a batch_first layer's
                     transposed = arguments["input"].transpose(0, 1).contiguous()
                     arguments["input"] = transposed.transpose(0, 1)

@@ -162,3 +162,17 @@ def test_layers_compile_without_a_break_in_the_graph(name, with_states):
     arguments = (input, (h, c) if name.startswith("LSTM") else h) if with_states else (input,)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), layer(*arguments))
+
+
+def test_recompute_is_a_setting_of_the_layer():
+    layer = seqkernels.nn.LSTM(3, 5, num_layers=2, bidirectional=True, recompute=True)
+    assert repr(layer) == "LSTM(3, 5, num_layers=2, bidirectional=True, recompute=True)"
+    assert copy.deepcopy(layer).recompute and pickle.loads(pickle.dumps(layer)).recompute
+    input = torch.randn(7, 4, 3)
+    gradients = []
+    for layer.recompute in (True, False):
+        output, _ = layer(input)
+        gradients.append(torch.autograd.grad(output.square().sum(), layer.parameters()))
+    assert all(map(torch.equal, *gradients))
+    with pytest.raises(ValueError, match="recompute: expected False with proj_size"):
+        seqkernels.nn.LSTM(3, 5, proj_size=2, recompute=True)

@@ -49,10 +49,12 @@ def samples(operation: str):
                     yield cell, False, input, *states, *weights, *biases, lengths, training
             elif operation == "recurrence_backward":
                 output, kept = normal(7, 4, 5), gates == 4
-                saved = (output, normal(7, 4, 20), normal(7, 4, 5)) if kept else (output, *EMPTY)
                 grads = (output.cos(), None, states[1])
+                arguments = (cell, True, input, *states, *weights, *biases, lengths, output)
                 for needs in ([True] * 4, [False, False, True, False]):
-                    yield cell, True, input, *states, *weights, lengths, *saved, *grads, needs
+                    if kept:
+                        yield *arguments, normal(7, 4, 20), normal(7, 4, 5), *grads, needs
+                    yield *arguments, *EMPTY, *grads, needs
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

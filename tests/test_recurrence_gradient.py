@@ -27,7 +27,7 @@ from recurrences import (
     run_torch,
     tensors,
 )
-from seqkernels import functional
+from seqkernels import functional, reference
 
 NAN = float("nan")
 RAGGED = torch.tensor([7, 3, 0, 5, 7, 1, 0, 2])
@@ -268,6 +268,47 @@ def test_nan_goes_where_torchs_goes(isa, dtype, kind):
         expected = gradients(run_torch, kind, arguments | {"input": input})
         assert_like(found, expected, equal_nan=True)
         assert found[0][:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [(7, 5, 3, 9), (1, 2, 3, 4), (0, 2, 3, 4), (40, 3, 20, 33)])
+def test_gates_computed_again_change_no_bit(isa, dtype, set_threads, sizes):
+    set_threads(2)
+    arguments = converted(tensors("lstm", sizes), dtype)
+    ragged = torch.arange(sizes[1]) % (sizes[0] + 1)
+    for more in ({}, {"lengths": ragged}, {"reverse": True, "b_ih": None}):
+        kept = gradients(run, "lstm", arguments | more)
+        found = gradients(run, "lstm", arguments | more | {"recompute": True})
+        assert all(map(torch.equal, found, kept))
+
+
+def test_recomputing_keeps_less():
+    """Only arguments and output: of gates and cell states, 5 T N H, nothing."""
+    steps, batch, _, hidden = sizes = (40, 6, 10, 30)
+    bytes_kept = {}
+    for recompute in (False, True):
+        kept = {}
+
+        def note(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        leaves = leaves_of(tensors("lstm", sizes))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            run("lstm", leaves | {"recompute": recompute})
+        bytes_kept[recompute] = sum(kept.values())
+    assert bytes_kept[False] - bytes_kept[True] == 5 * steps * batch * hidden * 8
+
+
+@pytest.mark.parametrize("module", [functional, reference])
+def test_recomputed_gradients_can_be_differentiated(module):
+    arguments = tensors("lstm", (4, 2, 3, 5)) | {"recompute": True}
+    leaves = floating(leaves_of(arguments))
+
+    def function(*leaves):
+        input, h, c, *weights = leaves
+        return flatten(module.lstm(input, (h, c), *weights, recompute=True))
+
+    assert gradcheck(function, leaves) and gradgradcheck(function, leaves)
 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])

@@ -95,6 +95,7 @@ def layers() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             normal(4, 9, 3),
         ),
         "LSTM": (ours.LSTM(3, 5, num_layers=2, bidirectional=True), normal(7, 4, 3)),
+        "LSTM, recomputing": (ours.LSTM(3, 5, recompute=True), normal(7, 4, 3)),
         "LSTM, batch first": (ours.LSTM(3, 5, bias=False, batch_first=True), normal(4, 7, 3)),
         "RNN": (ours.RNN(3, 5, nonlinearity="relu", bidirectional=True), normal(7, 4, 3)),
         "LSTMCell": (ours.LSTMCell(3, 5), normal(4, 3)),

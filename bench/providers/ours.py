@@ -20,9 +20,11 @@ OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
 class Ours(Provider):
     operations = OPERATION_NAMES
 
-    def __init__(self, isa: str | None = None) -> None:
+    def __init__(self, isa: str | None = None, recompute: bool = False) -> None:
         self.isa = isa
-        self.name = f"seqkernels:{isa}" if isa else "seqkernels"
+        self.recompute = recompute
+        variant = isa or ("recompute" if recompute else None)
+        self.name = f"seqkernels:{variant}" if variant else "seqkernels"
 
     def missing(self) -> str | None:
         available = cpu.available_isas()
@@ -34,6 +36,8 @@ class Ours(Provider):
         dtype = getattr(torch, case.dtype)
         if case.device != "cpu" or dtype not in functional.NATIVE_DTYPES:
             raise Refusal(f"no kernel for {case.dtype} on {case.device}")
+        if self.recompute and (case.operation != "lstm" or not case.has_gradient):
+            raise Refusal("gradients of an LSTM only")
 
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
         return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()
@@ -60,6 +64,8 @@ class Ours(Provider):
 
     def _layers(self, case: Case, data: Data) -> Run:
         layer = recurrent_layer(seqkernels.nn, case)
+        if self.recompute:
+            layer.recompute = True
         leaves = with_parameters(layer, data)
         return passes(
             case, data, lambda: named_states(*layer(data.input, lengths=data.lengths)), leaves
@@ -118,4 +124,4 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    return [Ours(), *map(Ours, ("scalar", "avx2", "avx512"))]
+    return [Ours(), Ours(recompute=True), *map(Ours, ("scalar", "avx2", "avx512"))]

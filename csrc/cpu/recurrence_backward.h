@@ -12,9 +12,9 @@
 //   sum da
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
-// another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); the
-// schedule, T N + T + N integers; pointers for the rows of one step; blocks of the weight
-// gradients' operands.
+// another; but da may take the place of the gates, read before they are overwritten. Scratch, owned
+// by the call: both weights packed the other way round, G H (I + H); the schedule, T N + T + N
+// integers; pointers for the rows of one step; blocks of the weight gradients' operands.
 //
 // Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
 // multiply-add rate for the rest.

@@ -26,6 +26,9 @@ class LSTM(RecurrentLayers):
         dropout: probability with which an output of a layer, except the last, is zeroed in
             training.
         bidirectional: each layer reads in both directions; the outputs are concatenated.
+        recompute: keep no gates and cell states for the backward pass, which computes them once
+            more: 5 T N H numbers less for each layer and direction, for a third more time; see
+            ``functional.lstm``. Not with proj_size, nor for what torch's own operation computes.
         proj_size: size of a projection of h; if it is not 0, torch's own operation computes, and a
             warning says so once.
         device, dtype: of the parameters. On the CPU float32, float64, bfloat16 and float16, the
@@ -53,6 +56,8 @@ class LSTM(RecurrentLayers):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             input_size,
@@ -66,6 +71,9 @@ class LSTM(RecurrentLayers):
             device,
             dtype,
         )
+        if recompute and proj_size:
+            raise ValueError(f"recompute: expected False with proj_size, got {recompute!r}")
+        self.recompute = recompute
 
     def forward(
         self,
@@ -96,10 +104,20 @@ class LSTM(RecurrentLayers):
         return self.run(input, checks.state_pair(hx), lengths)
 
     def _layer(self, input, states, weights, lengths, reverse):
-        return functional.lstm(input, states, *weights, lengths=lengths, reverse=reverse)
+        return functional.lstm(
+            input,
+            states,
+            *weights,
+            lengths=lengths,
+            reverse=reverse,
+            recompute=self.recompute,
+        )
 
     def state_sizes(self):
         return self.proj_size or self.hidden_size, self.hidden_size
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
 
 class RNN(RecurrentLayers):

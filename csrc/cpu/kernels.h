@@ -151,14 +151,14 @@ struct RecurrenceBackward {
     const T* grad_final_hidden;   // (N, H) contiguous, or null for zeros
     const T* grad_final_cell;     // (N, H) contiguous, or null for zeros
     Accumulator<T>* grad_gates;   // (T, N, G H) contiguous scratch: gradients before the
-                                 // activations; may be `gates`
-    T* grad_input;           // (T, N, I) contiguous, written whole; or null
-    T* grad_initial_hidden;  // (N, H) contiguous
-    T* grad_initial_cell;    // (N, H) contiguous: the running gradient of the cell state; null
-                             // without
-    T* grad_weight_ih;       // (G H, I) contiguous, written whole; or null
-    T* grad_weight_hh;       // (G H, H) contiguous, written whole; or null
-    T* grad_bias;            // (G H,), the gradient of either bias, written whole; or null
+                                  // activations; may be `gates`
+    T* grad_input;                // (T, N, I) contiguous, written whole; or null
+    T* grad_initial_hidden;       // (N, H) contiguous
+    T* grad_initial_cell;         // (N, H) contiguous: the running gradient of the cell state; null
+                                  // without
+    T* grad_weight_ih;            // (G H, I) contiguous, written whole; or null
+    T* grad_weight_hh;            // (G H, H) contiguous, written whole; or null
+    T* grad_bias;                 // (G H,), the gradient of either bias, written whole; or null
 };
 
 template <class T>

@@ -65,6 +65,9 @@ static inline float widen(Float16 value) {
     return float_of_bits(sign | bits_of_float(subnormal));
 }
 
+static inline void narrow(float value, float& target) { target = value; }
+static inline void narrow(double value, double& target) { target = value; }
+
 static inline void narrow(float value, Bfloat16& target) {
     const uint32_t bits = bits_of_float(value);
     const uint32_t last_kept = bits >> 16 & 1u;

@@ -31,6 +31,7 @@
 #include "activation.h"
 #include "convolution_input.h"
 #include "product.h"
+#include "vector_product.h"
 
 namespace seqkernels {
 
@@ -53,11 +54,11 @@ static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape, int64_
     return smaller(all, larger(windows, 4 * shape.pool_size));
 }
 
-template <class Vector>
+template <class Vector, class Product>
 class ConvolutionForwardKernel {
     using T = typename Vector::Element;
-    static constexpr int tile_rows = Tile<Vector>::rows;
-    static constexpr int panel_vectors = Tile<Vector>::vectors;
+    using Left = typename Product::Left;
+    static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
@@ -66,7 +67,7 @@ class ConvolutionForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
-          direct_(is_read_in_place<T>(shape_, arguments.input)),
+          direct_(is_read_in_place<Left>(shape_, arguments.input)),
           windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
@@ -81,9 +82,9 @@ class ConvolutionForwardKernel {
         const int64_t groups = smaller(panels, divide_rounding_up(4 * threads, shape_.batch));
         const int64_t items = shape_.batch * groups;
 
-        const Scratch<T> packed(layout_.elements());
-        const Scratch<T> zeros(shape_.channels + 1);
-        for (int64_t channel = 0; channel < shape_.channels; ++channel) zeros.data()[channel] = 0;
+        const Scratch<typename Product::Packed> packed(Product::packed_elements(layout_));
+        const Scratch<Left> zeros(shape_.channels + 1);
+        for (int64_t c = 0; c < shape_.channels; ++c) zeros.data()[c] = Left{};
         const int64_t private_count = private_elements();
         const Scratch<T> privates(checked_product({private_count, threads}));
         const Scratch<int64_t> depths(layout_.depth);
@@ -99,9 +100,10 @@ class ConvolutionForwardKernel {
         std::atomic<int64_t> next{0};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            pack_weight(part_of(panels, 1, thread, granted));
+            const typename Product::Session session;
+            const Private mine = private_of(privates.data() + thread * private_count);
+            pack_weight(part_of(panels, 1, thread, granted), mine.panel);
             barrier.wait(granted);
-            T* mine = privates.data() + thread * private_count;
             for (int64_t item = next++; item < items; item = next++) {
                 sample(item / groups, part_of(panels, 1, item % groups, groups), mine);
             }
@@ -111,22 +113,24 @@ class ConvolutionForwardKernel {
  private:
     // The depth of the product runs over a window's numbers as they lie: tap after tap, of each its
     // channels.
-    void pack_weight(Range panels) const {
+    void pack_weight(Range panels, T* scratch) const {
         const ConvolutionWeight& weight = call_.weight;
         const int64_t taps = shape_.kernel_size, channels = shape_.channels;
-        if (weight.stride_tap == 1 && weight.stride_channel == taps) {
-            // A filter lies without gaps, channel after channel, and is read as it lies.
-            pack_panels(packed_, layout_, panels, taps * channels,
-                        {weight.numbers, weight.stride_filter, 1},
-                        [this](int64_t depth) { return depths_[depth]; });
-            return;
-        }
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            pack_panels(packed_, layout_, panels, channels,
-                        {weight.numbers.from(tap * weight.stride_tap), weight.stride_filter,
-                         weight.stride_channel},
-                        [&](int64_t channel) { return tap * channels + channel; });
-        }
+        Product::pack(packed_, layout_, panels, scratch, [&](T* target, int64_t panel) {
+            if (weight.stride_tap == 1 && weight.stride_channel == taps) {
+                // A filter lies without gaps, channel after channel, and is read as it lies.
+                pack_panel(target, layout_, panel, taps * channels,
+                           {weight.numbers, weight.stride_filter, 1},
+                           [this](int64_t depth) { return depths_[depth]; });
+                return;
+            }
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                pack_panel(target, layout_, panel, channels,
+                           {weight.numbers.from(tap * weight.stride_tap), weight.stride_filter,
+                            weight.stride_channel},
+                           [&](int64_t channel) { return tap * channels + channel; });
+            }
+        });
     }
 
     int64_t windows_in_stretch() const {
@@ -140,43 +144,66 @@ class ConvolutionForwardKernel {
         return smaller(shape_.length, spread + shape_.dilation * (shape_.kernel_size - 1) + 1);
     }
 
-    // Per thread: maxima and their windows for all filters, the convolution of a stretch for one
-    // panel, the input of a stretch.
+    // A thread's own scratch.
+    struct Private {
+        T* maxima;       // of all filters
+        T* winners;      // their windows
+        T* convolution;  // of a stretch, for one panel
+        T* panel;        // of weights, while they are packed
+        Left* input;     // of a stretch
+        Left* windows;   // of a tile, one after another
+    };
     int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
     int64_t convolution_elements() const {
         return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
     }
+    int64_t input_elements() const {
+        return direct_ ? 0 : checked_product({positions_in_stretch(), shape_.channels});
+    }
+    int64_t window_elements() const {
+        return Product::takes_whole_rows ? checked_product({Product::rows, layout_.depth}) : 0;
+    }
+    // In elements of T, which are no smaller than Left's.
     int64_t private_elements() const {
-        const int64_t input =
-            direct_ ? 0 : checked_product({positions_in_stretch(), shape_.channels});
-        const int64_t count = 2 * maxima_elements() + convolution_elements() + input;
+        const int64_t count = 2 * maxima_elements() + convolution_elements() +
+                              Product::pack_scratch_elements(layout_) + input_elements() +
+                              window_elements();
         return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
     }
+    Private private_of(T* memory) const {
+        Private mine{};
+        mine.maxima = memory;
+        mine.winners = mine.maxima + maxima_elements();
+        mine.convolution = mine.winners + maxima_elements();
+        mine.panel = mine.convolution + convolution_elements();
+        void* rest = mine.panel + Product::pack_scratch_elements(layout_);
+        mine.input = static_cast<Left*>(rest);
+        mine.windows = mine.input + input_elements();
+        return mine;
+    }
 
-    void sample(int64_t n, Range panels, T* scratch) {
+    void sample(int64_t n, Range panels, const Private& mine) {
         const int64_t length = sample_length(shape_, call_.lengths, n);
         const int64_t windows = shape_.windows(length);
         const int64_t pools = shape_.pools(windows);
         if (shape_.pool_size == 0) {
-            if (pools > 0) over_time(n, length, windows, panels, scratch);
+            if (pools > 0) over_time(n, length, windows, panels, mine);
         } else {
-            windowed(n, length, pools, panels, scratch);
+            windowed(n, length, pools, panels, mine);
         }
         no_window(n, pools, panels);
     }
 
     // Max over all windows of a sample.
-    void over_time(int64_t n, int64_t length, int64_t windows, Range panels, T* scratch) {
-        T* maxima = scratch;
-        T* winners = scratch + maxima_elements();
-        T* stretch_input = scratch + 2 * maxima_elements();
+    void over_time(int64_t n, int64_t length, int64_t windows, Range panels, const Private& mine) {
+        T *maxima = mine.maxima, *winners = mine.winners;
         for (int64_t begin = 0; begin < windows; begin += windows_per_stretch_) {
             const int64_t end = smaller(windows, begin + windows_per_stretch_);
-            const SampleRows<T> rows = reach(n, length, begin, end, stretch_input);
+            const SampleRows<Left> rows = reach(n, length, begin, end, mine.input);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t first = layout_.first_column(panel);
                 convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
-                                     begin == 0);
+                                     begin == 0, mine.windows);
             }
         }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
@@ -189,28 +216,28 @@ class ConvolutionForwardKernel {
     }
 
     // Max over windows of windows: the convolution of a stretch is kept for one panel of filters.
-    void windowed(int64_t n, int64_t length, int64_t pools, Range panels, T* scratch) {
-        T* convolution = scratch + 2 * maxima_elements();
-        T* stretch_input = convolution + convolution_elements();
+    void windowed(int64_t n, int64_t length, int64_t pools, Range panels, const Private& mine) {
         for (int64_t begin = 0; begin < pools; begin += pools_per_stretch_) {
             const int64_t end = smaller(pools, begin + pools_per_stretch_);
             const int64_t first_window = begin * shape_.pool_stride;
             const int64_t last_window = (end - 1) * shape_.pool_stride + shape_.pool_size;
-            const SampleRows<T> rows = reach(n, length, first_window, last_window, stretch_input);
+            const SampleRows<Left> rows = reach(n, length, first_window, last_window, mine.input);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                convolve_into_memory(rows, first_window, last_window, panel, convolution);
+                convolve_into_memory(rows, first_window, last_window, panel, mine.convolution,
+                                     mine.windows);
                 for (int64_t pool = begin; pool < end; ++pool) {
-                    pool_from_memory(n, pool, first_window, panel, convolution);
+                    pool_from_memory(n, pool, first_window, panel, mine.convolution);
                 }
             }
         }
     }
 
     // The rows that windows [begin, end) of a sample read: in place, or packed into `scratch`.
-    SampleRows<T> reach(int64_t n, int64_t length, int64_t begin, int64_t end, T* scratch) const {
+    SampleRows<Left> reach(int64_t n, int64_t length, int64_t begin, int64_t end,
+                           Left* scratch) const {
         const SequenceView& input = call_.input;
         if (direct_) {
-            const T* numbers = static_cast<const T*>(input.numbers.data);
+            const Left* numbers = static_cast<const Left*>(input.numbers.data);
             return {numbers + n * input.stride_batch, input.stride_length, length};
         }
         const int64_t first = larger(0, window_start(shape_, begin));
@@ -221,34 +248,45 @@ class ConvolutionForwardKernel {
     }
 
     // The convolution of `tile` windows from `window` on with one panel of filters, without bias.
-    void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<T>& rows,
-                  int64_t window, const T* panel) const {
+    // copies: room for them, where the product takes whole rows.
+    void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<Left>& rows,
+                  int64_t window, const typename Product::Packed* panel, Left* copies) const {
         const int64_t channels = shape_.channels;
         const int64_t taps = shape_.kernel_size;
         const int64_t start = window_start(shape_, window);
         const int64_t last_start = start + (tile - 1) * shape_.stride;
         const int64_t span = shape_.dilation * (taps - 1);
         for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
-        const T* pointers[tile_rows] = {};
+        const Left* pointers[Product::rows] = {};
         const bool whole = start >= 0 && last_start + span < rows.length;
         if (whole && shape_.dilation == 1 && rows.dense(channels)) {
             for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
-            multiply_accumulate(sums, tile, vectors, pointers, 1, panel, taps * channels);
+            Product::multiply(sums, tile, vectors, pointers, panel, 0, taps * channels);
             return;
         }
         for (int64_t tap = 0; tap < taps; ++tap) {
             for (int m = 0; m < tile; ++m) {
                 const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
                 pointers[m] = rows.has(position) ? rows.at(position) : zeros_;
+                if constexpr (Product::takes_whole_rows) {
+                    std::memcpy(copies + m * layout_.depth + tap * channels, pointers[m],
+                                static_cast<std::size_t>(channels) * sizeof(Left));
+                }
             }
-            multiply_accumulate(sums, tile, vectors, pointers, 1,
-                                panel + tap * channels * vectors * Vector::width, channels);
+            if constexpr (!Product::takes_whole_rows) {
+                Product::multiply(sums, tile, vectors, pointers, panel, tap * channels, channels);
+            }
+        }
+        if constexpr (Product::takes_whole_rows) {
+            for (int m = 0; m < tile; ++m) pointers[m] = copies + m * layout_.depth;
+            Product::multiply(sums, tile, vectors, pointers, panel, 0, layout_.depth);
         }
     }
 
-    void convolve_into_maxima(const SampleRows<T>& rows, int64_t begin, int64_t end, int64_t panel,
-                              T* maxima, T* winners, bool first_stretch) const {
-        const T* weights = packed_ + layout_.offset(panel);
+    void convolve_into_maxima(const SampleRows<Left>& rows, int64_t begin, int64_t end,
+                              int64_t panel, T* maxima, T* winners, bool first_stretch,
+                              Left* copies) const {
+        const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
         Vector best[panel_vectors], winner[panel_vectors];
         for (int64_t v = 0; v < vectors; ++v) {
@@ -259,9 +297,9 @@ class ConvolutionForwardKernel {
             winner[v] =
                 first_stretch ? Vector::from_integer(0) : Vector::load(winners + v * Vector::width);
         }
-        for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
-            Vector sums[most_sums<Vector>];
-            convolve(sums, tile, vectors, rows, begin + first, weights);
+        Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
+            Vector sums[Product::rows * Product::vectors];
+            convolve(sums, tile, vectors, rows, begin + first, weights, copies);
             for (int64_t v = 0; v < vectors; ++v) {
                 Vector maximum_so_far = best[v], winner_so_far = winner[v];
                 for (int m = 0; m < tile; ++m) {
@@ -278,13 +316,13 @@ class ConvolutionForwardKernel {
         }
     }
 
-    void convolve_into_memory(const SampleRows<T>& rows, int64_t begin, int64_t end, int64_t panel,
-                              T* convolution) const {
-        const T* weights = packed_ + layout_.offset(panel);
+    void convolve_into_memory(const SampleRows<Left>& rows, int64_t begin, int64_t end,
+                              int64_t panel, T* convolution, Left* copies) const {
+        const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
-        for_each_tile(end - begin, tile_rows, [&](int64_t first, int tile) {
-            Vector sums[most_sums<Vector>];
-            convolve(sums, tile, vectors, rows, begin + first, weights);
+        Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
+            Vector sums[Product::rows * Product::vectors];
+            convolve(sums, tile, vectors, rows, begin + first, weights, copies);
             for (int64_t i = 0; i < tile * vectors; ++i) {
                 sums[i].store(convolution + (first * vectors + i) * Vector::width);
             }
@@ -362,15 +400,15 @@ class ConvolutionForwardKernel {
     const bool direct_;  // the input is read in place
     const int64_t windows_per_stretch_;
     const int64_t pools_per_stretch_;
-    T* packed_ = nullptr;
-    const T* zeros_ = nullptr;
+    typename Product::Packed* packed_ = nullptr;
+    const Left* zeros_ = nullptr;
     const int64_t* depths_ = nullptr;  // where a filter's numbers, as they lie, go when packed
 };
 
-template <class Vector>
+template <class Vector, class Product = VectorProduct<Vector>>
 void convolution_forward(const ConvolutionForward<typename Vector::Element>& arguments,
                          int threads) {
-    ConvolutionForwardKernel<Vector>(arguments).run(threads);
+    ConvolutionForwardKernel<Vector, Product>(arguments).run(threads);
 }
 
 }  // namespace seqkernels

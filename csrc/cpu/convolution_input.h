@@ -47,13 +47,13 @@ static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64
 }
 
 // Copies `count` positions that begin at `source` to target, (count, C) contiguous.
-template <class Vector, class Number>
+template <class Vector, class Number, class Left>
 inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input,
-                           const Number* source, int64_t count, typename Vector::Element* target) {
+                           const Number* source, int64_t count, Left* target) {
     if (input.stride_channel == 1) {
         for (int64_t position = 0; position < count; ++position) {
             const Number* from = source + position * input.stride_length;
-            typename Vector::Element* to = target + position * shape.channels;
+            Left* to = target + position * shape.channels;
             for (int64_t channel = 0; channel < shape.channels; channel += Vector::width) {
                 const int64_t left = shape.channels - channel;
                 store_up_to(load_up_to<Vector>(from + channel, left), to + channel, left);
@@ -69,17 +69,17 @@ inline void pack_positions(const ConvolutionShape& shape, const SequenceView& in
         for (int64_t channel = 0; channel < shape.channels; ++channel) {
             const Number* line = source + channel * input.stride_channel;
             for (int64_t position = first; position < last; ++position) {
-                target[position * shape.channels + channel] =
-                    widen(line[position * input.stride_length]);
+                narrow(widen(line[position * input.stride_length]),
+                       target[position * shape.channels + channel]);
             }
         }
     }
 }
 
 // Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
-template <class Vector>
+template <class Vector, class Left>
 inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
-                           int64_t begin, int64_t end, typename Vector::Element* target) {
+                           int64_t begin, int64_t end, Left* target) {
     const int64_t offset = sample * input.stride_batch + begin * input.stride_length;
     with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
         pack_positions<Vector>(shape, input, numbers + offset, end - begin, target);

@@ -273,16 +273,24 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
     }
 }
 
-// Packs `depth` depths of the panels in `range`; those of the matrix go to place(depth).
+// The same of a matrix, whose rows are the layout's groups and columns.
 template <class Vector, class Place = InOrder>
-inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
-                        Range range, int64_t depth, const Matrix& matrix, const Place& place = {}) {
+inline void pack_panel(typename Vector::Element* target, const PanelLayout<Vector>& layout,
+                       int64_t panel, int64_t depth, const Matrix& matrix,
+                       const Place& place = {}) {
     with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
-        for (int64_t panel = range.begin; panel < range.end; ++panel) {
-            pack_block(packed + layout.offset(panel), layout, panel, depth, data, matrix.stride_row,
-                       matrix.stride_column, place);
-        }
+        pack_block(target, layout, panel, depth, data, matrix.stride_row, matrix.stride_column,
+                   place);
     });
+}
+
+// The panels in `range`, all their depths.
+template <class Vector>
+inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vector>& layout,
+                        Range range, const Matrix& matrix) {
+    for (int64_t panel = range.begin; panel < range.end; ++panel) {
+        pack_panel(packed + layout.offset(panel), layout, panel, layout.depth, matrix);
+    }
 }
 
 // Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is

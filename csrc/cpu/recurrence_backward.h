@@ -112,7 +112,7 @@ class RecurrenceBackwardKernel {
 
     static void pack_transposed(T* packed, const PanelLayout<Vector>& layout, const Matrix& weight,
                                 int thread, int threads) {
-        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads), layout.depth,
+        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads),
                     weight.transposed());
     }
 

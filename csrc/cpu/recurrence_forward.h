@@ -156,14 +156,12 @@ class RecurrenceForwardKernel {
 
     void pack_input_weights(int thread, int threads) const {
         pack_panels(input_weights_, input_layout_,
-                    part_of(input_layout_.panels(), 1, thread, threads), shape_.inputs,
-                    call_.weight_ih);
+                    part_of(input_layout_.panels(), 1, thread, threads), call_.weight_ih);
     }
 
     void pack_hidden_weights(int thread, int threads) const {
         pack_panels(hidden_weights_, hidden_layout_,
-                    part_of(hidden_layout_.panels(), 1, thread, threads), shape_.hidden,
-                    call_.weight_hh);
+                    part_of(hidden_layout_.panels(), 1, thread, threads), call_.weight_hh);
     }
 
     void add_biases(int thread, int threads) const {

@@ -1,0 +1,56 @@
+// How a kernel multiplies: by vectors of the type it computes in, on any processor. tile_product.h
+// offers the same for matrix tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "product.h"
+
+namespace seqkernels {
+
+template <class Vector>
+struct VectorProduct {
+    using T = typename Vector::Element;
+    using Left = T;    // what rows of the left operand hold
+    using Packed = T;  // what a packed right operand holds
+    static constexpr int rows = Tile<Vector>::rows;
+    static constexpr int vectors = Tile<Vector>::vectors;
+    // Whether a row's depths must be multiplied in one go, side by side.
+    static constexpr bool takes_whole_rows = false;
+
+    // What a thread sets up before it multiplies.
+    struct Session {
+        Session() {}
+    };
+
+    static int64_t packed_elements(const PanelLayout<Vector>& layout) { return layout.elements(); }
+
+    // Packs panels: fill(target, panel) leaves the columns of a panel of `layout` in the type that
+    // is computed in, as pack_panel does. Of scratch nothing is needed.
+    static int64_t pack_scratch_elements(const PanelLayout<Vector>&) { return 0; }
+    template <class Fill>
+    static void pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T*,
+                     Fill&& fill) {
+        for (int64_t p = panels.begin; p < panels.end; ++p) fill(packed + layout.offset(p), p);
+    }
+
+    template <class Function>
+    static void for_each_tile(int64_t count, Function&& function) {
+        seqkernels::for_each_tile(count, rows, function);
+    }
+
+    // sums[m * vectors + v] += the product of a tile of rows with depths [first, first + depth) of
+    // a panel of `vectors` vectors.
+    static void multiply(Vector* sums, int tile, int64_t vectors, const Left* const* left,
+                         const Packed* panel, int64_t first, int64_t depth) {
+        multiply_accumulate(sums, tile, vectors, left, 1, panel + first * vectors * Vector::width,
+                            depth);
+    }
+
+    static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
+                               int64_t panel) {
+        return packed + layout.offset(panel);
+    }
+};
+
+}  // namespace seqkernels

@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test bench performance lint format clean
+.PHONY: help demo test emulate bench performance lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -20,6 +20,12 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 
 test: $(VENV)/.installed $(VENV)/.peers  ## Run the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+emulate: $(VENV)/.dependencies  ## Run the C++ tests on an emulated processor with AVX-512 and AMX (on Debian)
+	$(PIP) install --quiet pycdlib
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/native -DSEQKERNELS_PYTHON=OFF -DSEQKERNELS_TESTS=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native
+	$(BIN)/python tests/emulator/emulate.py build/emulator build/native/seqkernels_native_tests
 
 bench: $(VENV)/.installed $(VENV)/.peers  ## Time the layers beside every peer, verified, in under a minute
 	$(BIN)/python -m bench run

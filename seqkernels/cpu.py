@@ -14,8 +14,9 @@ _switching = threading.RLock()
 def available_isas() -> list[str]:
     """The instruction sets whose kernels this build has and this machine runs, slowest first.
 
-    Of "scalar", "avx2" and "avx512". The environment variable ``SEQKERNELS_ISA``, read when the
-    package is imported, forces one of them; otherwise the last is in use.
+    Of "scalar", "avx2", "avx512" and "amx", which is AVX-512 with matrix tiles for products of
+    bfloat16. The environment variable ``SEQKERNELS_ISA``, read when the package is imported, forces
+    one of them; otherwise the last is in use.
     """
     return _cpu.available_isas()
 

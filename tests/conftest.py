@@ -9,7 +9,7 @@ import torch
 import seqkernels
 from seqkernels import functional
 
-KNOWN_ISAS = ("scalar", "avx2", "avx512")
+KNOWN_ISAS = ("scalar", "avx2", "avx512", "amx")
 
 # The same examples in every run, and few enough that the suite stays quick. A test's fixtures hold
 # for all its examples: an instruction set is forced for the whole of it.

@@ -124,4 +124,4 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    return [Ours(), Ours(recompute=True), *map(Ours, ("scalar", "avx2", "avx512"))]
+    return [Ours(), Ours(recompute=True), *map(Ours, ("scalar", "avx2", "avx512", "amx"))]

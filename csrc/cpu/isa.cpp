@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "amx.h"
+
 namespace seqkernels {
 namespace {
 
@@ -24,6 +26,7 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
+bool has_amx() { return has_avx512() && has_amx_bfloat16(); }
 #endif
 
 // Slowest first.
@@ -32,6 +35,7 @@ constexpr Isa isas[] = {
 #if defined(__x86_64__)
     {"avx2", avx2_kernels, has_avx2},
     {"avx512", avx512_kernels, has_avx512},
+    {"amx", amx_kernels, has_amx},
 #endif
 };
 

@@ -42,18 +42,23 @@
 #include "row_product.h"
 #include "unpacked_product.h"
 #include "vector_math.h"
+#include "vector_product.h"
 
 namespace seqkernels {
 
-template <class Vector, RecurrentCell cell_type>
+template <class Vector, RecurrentCell cell_type, class Product>
 class RecurrenceForwardKernel {
     using T = typename Vector::Element;
+    using Left = typename Product::Left;
+    using Packed = typename Product::Packed;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
     static constexpr int tile_rows = Tile<Vector>::rows;
-    static constexpr int panel_units = is_lstm ? 1 : Tile<Vector>::vectors;
-    // Rows whose sums are kept while a panel passes.
-    static constexpr int64_t block_rows = 16 * tile_rows;
+    static constexpr int panel_units = is_lstm ? 1 : Product::vectors;
+    // Rows whose sums are kept while a panel passes: whole tiles.
+    static constexpr int64_t block_rows = 96;
+    // Weights are then packed before they are multiplied.
+    static constexpr bool always_packs = Product::takes_whole_rows;
     // A single step with fewer weights is over before other threads are awake.
     static constexpr int64_t single_thread_weights = 1 << 16;
     // So few rows are multiplied by the input weights as these are packed, block by block.
@@ -66,7 +71,7 @@ class RecurrenceForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths),
-          input_layout_{gates * shape_.hidden, shape_.inputs, Tile<Vector>::vectors, 1},
+          input_layout_{gates * shape_.hidden, shape_.inputs, Product::vectors, 1},
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
@@ -91,6 +96,8 @@ class RecurrenceForwardKernel {
     struct Samples {
         Row* rows;
         const T** states;
+        Left* copies;  // of the states, as they are multiplied, if that is otherwise
+        const Left** copied;
     };
 
     // How a step reads the recurrent weights.
@@ -104,14 +111,24 @@ class RecurrenceForwardKernel {
         projections_ = needs_projections ? projections.data()
                        : is_lstm         ? call_.gates
                                          : call_.output;
-        const bool projects_unpacked = schedule_.row_count() <= most_rows_unpacked;
-        const bool steps_unpacked = schedule_.longest() <= most_steps_unpacked;
-        const Scratch<T> input_weights(projects_unpacked ? 0 : input_layout_.elements());
-        const Scratch<T> hidden_weights(steps_unpacked ? 0 : hidden_layout_.elements());
+        const bool projects_unpacked = !always_packs && schedule_.row_count() <= most_rows_unpacked;
+        const bool steps_unpacked = !always_packs && schedule_.longest() <= most_steps_unpacked;
+        const Scratch<Packed> input_weights(
+            projects_unpacked ? 0 : Product::packed_elements(input_layout_));
+        const Scratch<Packed> hidden_weights(
+            steps_unpacked ? 0 : Product::packed_elements(hidden_layout_));
         const Scratch<T> bias(gates * shape_.hidden);
         const int64_t most_rows = shape_.batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
         const Scratch<const T*> states(checked_product({most_rows, threads}));
+        const int64_t most_copies =
+            larger(Product::left_elements(most_rows, shape_.hidden),
+                   Product::left_elements(most_rows_together, shape_.inputs));
+        const Scratch<Left> copies(checked_product({most_copies, threads}));
+        const Scratch<const Left*> copied(checked_product({most_rows, threads}));
+        const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
+                                              Product::pack_scratch_elements(hidden_layout_));
+        const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
         const int64_t most_inputs = projects_unpacked ? schedule_.row_count() : 0;
         const Scratch<const T*> inputs(checked_product({most_inputs, threads}));
         input_weights_ = input_weights.data();
@@ -124,19 +141,27 @@ class RecurrenceForwardKernel {
                 shape_.batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
             // Where each thread's panels are its own, it packs them in its first step.
-            const bool packs_on_the_way = grid.row_parts == 1 && shape_.batch <= block_rows;
-            if (!steps_unpacked && !packs_on_the_way) pack_hidden_weights(thread, granted);
-            if (!projects_unpacked) pack_input_weights(thread, granted);
+            const bool packs_on_the_way =
+                !always_packs && grid.row_parts == 1 && shape_.batch <= block_rows;
+            const typename Product::Session session;
+            T* panel = panel_scratch.data() + thread * panel_elements;
+            if (!steps_unpacked && !packs_on_the_way) {
+                pack(hidden_weights_, hidden_layout_, call_.weight_hh, panel, thread, granted);
+            }
+            if (!projects_unpacked) {
+                pack(input_weights_, input_layout_, call_.weight_ih, panel, thread, granted);
+            }
             add_biases(thread, granted);
             barrier.wait(granted);
             if (projects_unpacked) {
                 project_inputs_unpacked(thread, granted, inputs.data() + thread * most_inputs);
             } else {
-                project_inputs(thread, granted);
+                project_inputs(thread, granted, copies.data() + thread * most_copies);
             }
             barrier.wait(granted);
-            const Samples mine{rows.data() + thread * most_rows,
-                               states.data() + thread * most_rows};
+            const Samples mine{rows.data() + thread * most_rows, states.data() + thread * most_rows,
+                               copies.data() + thread * most_copies,
+                               copied.data() + thread * most_rows};
             for (int64_t step = 0; step < schedule_.longest(); ++step) {
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
                 run_step(step, grid, thread, mine,
@@ -154,14 +179,12 @@ class RecurrenceForwardKernel {
         return step == first && packs_on_the_way ? Weights::packed_on_the_way : Weights::packed;
     }
 
-    void pack_input_weights(int thread, int threads) const {
-        pack_panels(input_weights_, input_layout_,
-                    part_of(input_layout_.panels(), 1, thread, threads), call_.weight_ih);
-    }
-
-    void pack_hidden_weights(int thread, int threads) const {
-        pack_panels(hidden_weights_, hidden_layout_,
-                    part_of(hidden_layout_.panels(), 1, thread, threads), call_.weight_hh);
+    static void pack(Packed* packed, const PanelLayout<Vector>& layout, const Matrix& weight,
+                     T* scratch, int thread, int threads) {
+        Product::pack(packed, layout, part_of(layout.panels(), 1, thread, threads), scratch,
+                      [&](T* target, int64_t panel) {
+                          pack_panel(target, layout, panel, layout.depth, weight);
+                      });
     }
 
     void add_biases(int thread, int threads) const {
@@ -178,15 +201,15 @@ class RecurrenceForwardKernel {
                (call_.bias_hh == nullptr ? zero : load_up_to<Vector>(call_.bias_hh + i, count));
     }
 
-    void project_inputs(int thread, int threads) const {
+    void project_inputs(int thread, int threads, Left* copies) const {
         const int64_t panels = input_layout_.panels();
         const int64_t rows = schedule_.row_count();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows(
+        multiply_rows<Vector, Product>(
             input_layout_, input_weights_, grid.columns(panels, thread),
             grid.rows(rows, tile_rows, thread), bias_,
             [&](int64_t index) { return input_row(schedule_.row_at(index)); },
-            [&](int64_t index) { return projection_row(schedule_.row_at(index)); });
+            [&](int64_t index) { return projection_row(schedule_.row_at(index)); }, copies);
     }
 
     // The same with the weights as they lie. rows: room for a pointer to each row.
@@ -256,6 +279,9 @@ class RecurrenceForwardKernel {
                 row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
             mine.states[i] = mine.rows[i].hidden_before;
         }
+        const bool multiplies = weights != Weights::not_at_all;
+        const Left* const* states = Product::prepare(mine.states, multiplies ? count : 0,
+                                                     shape_.hidden, mine.copies, mine.copied);
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             for (int64_t i = 0; i < count; i += block_rows) {
@@ -267,28 +293,26 @@ class RecurrenceForwardKernel {
                                                   shape_.hidden - unit);
                     },
                     [&](Vector* sums) {
-                        add_hidden_part(sums, mine.states + i, block, panel, weights);
+                        add_hidden_part(sums, states + i, block, panel, weights);
                     });
             }
         }
     }
 
     // sums += the recurrent weights' part of `count` samples for one panel.
-    void add_hidden_part(Vector* sums, const T* const* states, int64_t count, int64_t panel,
+    void add_hidden_part(Vector* sums, const Left* const* states, int64_t count, int64_t panel,
                          Weights weights) const {
-        switch (weights) {
-            case Weights::packed:
-                multiply_packed(sums, states, count, hidden_layout_, panel, hidden_weights_);
-                return;
-            case Weights::packed_on_the_way:
+        if (weights == Weights::packed) {
+            Product::multiply_panel(sums, states, count, hidden_layout_, panel, hidden_weights_);
+        }
+        if constexpr (!always_packs) {
+            if (weights == Weights::packed_on_the_way) {
                 multiply_and_pack(sums, states, count, hidden_layout_, panel, hidden_weights_,
                                   call_.weight_hh);
-                return;
-            case Weights::as_they_lie:
+            }
+            if (weights == Weights::as_they_lie) {
                 multiply_unpacked(sums, states, count, hidden_layout_, panel, call_.weight_hh);
-                return;
-            case Weights::not_at_all:
-                return;
+            }
         }
     }
 
@@ -350,8 +374,9 @@ class RecurrenceForwardKernel {
                         [&](Vector* sums) {
                             multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
                                               call_.weight_ih);
-                            add_hidden_part(sums, states.data() + i, block, panel,
-                                            weights_of(0, true, false));
+                            if (call_.initial_hidden == nullptr) return;
+                            multiply_unpacked(sums, states.data() + i, block, hidden_layout_, panel,
+                                              call_.weight_hh);
                         });
                 }
             }
@@ -423,23 +448,24 @@ class RecurrenceForwardKernel {
     const Schedule schedule_;
     const PanelLayout<Vector> input_layout_;
     const PanelLayout<Vector> hidden_layout_;
-    T* input_weights_ = nullptr;
-    T* hidden_weights_ = nullptr;
+    Packed* input_weights_ = nullptr;
+    Packed* hidden_weights_ = nullptr;
     T* bias_ = nullptr;
     T* projections_ = nullptr;
 };
 
-template <class Vector>
+template <class Vector, class Product = VectorProduct<Vector>>
 void recurrence_forward(const RecurrenceForward<typename Vector::Element>& arguments, int threads) {
+    using Cell = RecurrentCell;
     switch (arguments.shape.cell) {
-        case RecurrentCell::lstm:
-            RecurrenceForwardKernel<Vector, RecurrentCell::lstm>(arguments).run(threads);
+        case Cell::lstm:
+            RecurrenceForwardKernel<Vector, Cell::lstm, Product>(arguments).run(threads);
             return;
-        case RecurrentCell::rnn_tanh:
-            RecurrenceForwardKernel<Vector, RecurrentCell::rnn_tanh>(arguments).run(threads);
+        case Cell::rnn_tanh:
+            RecurrenceForwardKernel<Vector, Cell::rnn_tanh, Product>(arguments).run(threads);
             return;
-        case RecurrentCell::rnn_relu:
-            RecurrenceForwardKernel<Vector, RecurrentCell::rnn_relu>(arguments).run(threads);
+        case Cell::rnn_relu:
+            RecurrenceForwardKernel<Vector, Cell::rnn_relu, Product>(arguments).run(threads);
             return;
     }
 }

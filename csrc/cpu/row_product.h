@@ -9,29 +9,35 @@
 
 #include <cstdint>
 
-#include "product.h"
+#include "vector_product.h"
 
 namespace seqkernels {
 
-template <class Vector, class Left, class Target>
-inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Vector::Element* packed,
+// Rows of the left operand worked on together.
+constexpr int64_t most_rows_together = 192;
+
+// copies: for each of most_rows_together rows what Product::left_elements says.
+template <class Vector, class Product = VectorProduct<Vector>, class Left, class Target>
+inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Product::Packed* packed,
                           Range panels, Range rows, const typename Vector::Element* bias,
-                          Left&& left, Target&& target) {
+                          Left&& left, Target&& target, typename Product::Left* copies = nullptr) {
     using T = typename Vector::Element;
-    constexpr int tile_rows = Tile<Vector>::rows;
     constexpr int64_t block_bytes = 128 * 1024;
     const int64_t row_bytes = larger(1, layout.depth * static_cast<int64_t>(sizeof(T)));
-    const int64_t block = larger(8, block_bytes / row_bytes / tile_rows) * tile_rows;
+    const int64_t block = smaller(
+        most_rows_together, larger(8, block_bytes / row_bytes / Product::rows) * Product::rows);
+    const T* given[most_rows_together];
+    const typename Product::Left* copied[most_rows_together];
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
         const int64_t count = smaller(block, rows.end - begin);
+        for (int64_t m = 0; m < count; ++m) given[m] = left(begin + m);
+        const auto* lefts = Product::prepare(given, count, layout.depth, copies, copied);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const T* weights = packed + layout.offset(panel);
+            const auto* weights = Product::panel(packed, layout, panel);
             const int64_t column = layout.first_column(panel);
             const int64_t units = layout.units_of(panel);
-            for_each_tile(count, tile_rows, [&](int64_t first, int tile) {
-                Vector sums[most_sums<Vector>];
-                const T* pointers[tile_rows] = {};
-                for (int m = 0; m < tile; ++m) pointers[m] = left(begin + first + m);
+            Product::for_each_tile(count, [&](int64_t first, int tile) {
+                Vector sums[Product::rows * Product::vectors];
                 for (int64_t u = 0; u < units; ++u) {
                     const int64_t i = column + u * Vector::width;
                     const Vector start = bias == nullptr
@@ -39,7 +45,7 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Vect
                                              : load_up_to<Vector>(bias + i, layout.columns - i);
                     for (int m = 0; m < tile; ++m) sums[m * units + u] = start;
                 }
-                multiply_accumulate(sums, tile, units, pointers, 1, weights, layout.depth);
+                Product::multiply(sums, tile, units, lefts + first, weights, 0, layout.depth);
                 for (int m = 0; m < tile; ++m) {
                     T* row = target(begin + first + m);
                     for (int64_t u = 0; u < units; ++u) {

@@ -133,7 +133,7 @@ inline void narrow_pooled(const ConvolutionShape& shape, const float* source, Na
     });
 }
 
-template <class Vector, class Narrow>
+template <class Vector, class Narrow, class Product>
 void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int threads) {
     const ConvolutionShape& shape = call.shape;
     const WidenedNumbers<Vector, Narrow> bias(call.bias, shape.filters, threads);
@@ -149,7 +149,7 @@ void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int
     wide.output_stride_pooled = shape.filters;
     wide.output_stride_filter = 1;
     wide.argmax = call.argmax;
-    convolution_forward<Vector>(wide, threads);
+    convolution_forward<Vector, Product>(wide, threads);
     narrow_pooled<Vector>(
         shape, output.data(), call.output,
         {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter}, threads);
@@ -218,7 +218,7 @@ class WidenedSequences {
     const Scratch<float> numbers_;
 };
 
-template <class Vector, class Narrow>
+template <class Vector, class Narrow, class Product>
 void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int threads) {
     using Widened = WidenedNumbers<Vector, Narrow>;
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
@@ -245,7 +245,13 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     wide.final_cell = final_cell.data();
     wide.gates = call.gates;
     wide.cells = call.cells;
-    recurrence_forward<Vector>(wide, threads);
+    // Of fewer samples most of a tile would be empty, and reading the weights is what takes time.
+    constexpr int64_t least_batch_for_tiles = 8;
+    if (shape.batch >= least_batch_for_tiles) {
+        recurrence_forward<Vector, Product>(wide, threads);
+    } else {
+        recurrence_forward<Vector>(wide, threads);
+    }
     for (const Narrowed* result : {&output, &final_hidden, &final_cell}) result->finish(threads);
 }
 
@@ -298,11 +304,12 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
     }
 }
 
-template <class Vector, class Narrow>
+// Product: how the forward multiplies.
+template <class Vector, class Narrow, class Product = VectorProduct<Vector>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
-    return {{sixteen_bit_convolution_forward<Vector, Narrow>,
+    return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>,
              sixteen_bit_convolution_backward<Vector, Narrow>,
-             sixteen_bit_recurrence_forward<Vector, Narrow>,
+             sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow>},
             widen_numbers<Vector, Narrow>,
             narrow_numbers<Vector, Narrow>};

@@ -162,6 +162,32 @@ struct TileProduct {
                         panel + whole * vectors * tile_numbers, 1);
     }
 
+    // The same of any number of rows with a whole panel; sums as above.
+    static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
+                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
+        const int64_t columns = layout.units_of(p) * layout.groups;
+        for_each_tile(count, [&](int64_t first, int tile) {
+            multiply(sums + first * columns, tile, columns, left + first, panel(packed, layout, p),
+                     0, layout.depth);
+        });
+    }
+
+    // Rows as they are multiplied: rounded to bfloat16, one after another in `copies`, with room
+    // for left_elements; their addresses in `copied`, which is returned.
+    static int64_t left_elements(int64_t count, int64_t depth) {
+        return checked_product({count, blocks(depth), block_depth});
+    }
+    static const Left* const* prepare(const T* const* rows, int64_t count, int64_t depth,
+                                      Left* copies, const Left** copied) {
+        for (int64_t m = 0; m < count; ++m, copies += blocks(depth) * block_depth) {
+            copied[m] = copies;
+            for (int64_t k = 0; k < depth; k += Vector::width) {
+                store_up_to(load_up_to<Vector>(rows[m] + k, depth - k), copies + k, depth - k);
+            }
+        }
+        return copied;
+    }
+
  private:
     static constexpr int64_t block_depth = 32;
     static constexpr int64_t tile_numbers = 16 * block_depth;

@@ -47,6 +47,18 @@ struct VectorProduct {
                             depth);
     }
 
+    // The same of any number of rows with a whole panel.
+    static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
+                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
+        multiply_packed(sums, left, count, layout, p, packed);
+    }
+
+    // Rows as they are multiplied: themselves.
+    static int64_t left_elements(int64_t, int64_t) { return 0; }
+    static const Left* const* prepare(const T* const* rows, int64_t, int64_t, Left*, const Left**) {
+        return rows;
+    }
+
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
         return packed + layout.offset(panel);

@@ -47,6 +47,7 @@ std::vector<Case> cases() {
         {shape_of(1, 700, 60, 19, 2, 1, 1, 1, 5, 3, A::relu), false, false},
         {shape_of(1, 300, 2, 9, 3, 1, 0, 1, 200, 1, A::identity), true, false},
         {shape_of(1, 900, 40, 9, 2, 1, 0, 1, 50, 1, A::relu), false, false},
+        {shape_of(3, 75, 200, 40, 3, 1, 1, 1, 0, 0, A::relu), false, true},
     };
 }
 

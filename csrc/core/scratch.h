@@ -26,9 +26,10 @@ int64_t release_scratch();
 template <class T>
 class Scratch {
  public:
-    explicit Scratch(int64_t count)
+    // Inlined always: a copy compiled for one ISA must not be linked into another's kernels.
+    [[gnu::always_inline]] explicit Scratch(int64_t count)
         : bytes_(scratch_bytes(count, sizeof(T))), data_(static_cast<T*>(take_scratch(bytes_))) {}
-    ~Scratch() { return_scratch(data_, bytes_); }
+    [[gnu::always_inline]] ~Scratch() { return_scratch(data_, bytes_); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 

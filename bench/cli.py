@@ -1,4 +1,4 @@
-"""The command line: ``list``, ``run``, ``compare``, ``plot``, ``env``, ``page``."""
+"""The command line: ``list``, ``run``, ``compare``, ``plot``, ``env``, ``calls``, ``page``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="the machine, its measured rates, the libraries")
     env.add_argument("--threads", default=str(torch.get_num_threads()))
     env.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    calls = commands.add_parser("calls", help="where the time of a short call of ours goes")
+    calls.add_argument("--threads", type=int, default=torch.get_num_threads())
     page = commands.add_parser("page", help="the performance page, from bench/records")
     _add_records(page)
     page.add_argument("--target", default="docs/performance.md")
@@ -224,6 +226,16 @@ def _plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calls(arguments: argparse.Namespace) -> int:
+    from .calls import table
+
+    if arguments.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {arguments.threads}")
+    torch.set_num_threads(arguments.threads)
+    sys.stdout.write(table() + "\n")
+    return 0
+
+
 def _page(arguments: argparse.Namespace) -> int:
     from .page import write_page
 
@@ -238,5 +250,6 @@ _COMMANDS = {
     "compare": _compare,
     "plot": _plot,
     "env": _env,
+    "calls": _calls,
     "page": _page,
 }

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from bench import environment, measure, providers
+from bench import calls, environment, measure, providers
 from bench.cli import main
 from bench.files import replacing, write_text
 from bench.providers.torch_recurrence import Layer
@@ -233,6 +233,23 @@ def test_what_has_no_kernel_is_unavailable(capsys, monkeypatch):
         ("float32", "highest"): "measured",
         ("float32", "medium"): "measured",
     }
+
+
+def test_where_the_time_of_a_call_goes(capsys):
+    assert main(["calls", "--threads", "1"]) == 0
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert "| boundary | kernel |" in head
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(calls.CALLS)
+    times = {"layer": 9.0, "function": 7.0, "allocation": 1.0, "native": 4.0, "boundary": 1.5}
+    assert calls.budget(times) == {
+        "whole": 9.0,
+        "layer": 2.0,
+        "function": 2.0,
+        "allocation": 1.0,
+        "boundary": 1.5,
+        "kernel": 2.5,
+    }
+    assert main(["calls", "--threads", "0"]) == 2
 
 
 def test_instruction_sets_side_by_side(capsys):

@@ -1,0 +1,143 @@
+"""What a short call of ours spends: in the layer, Python, allocation, boundary, kernel.
+
+Each part is the difference of two medians, of calls made in turns: of the layer and the function
+behind it; of the function and what it does last; of the native call and one of an empty batch on
+one thread, which is checked like any other and then has nothing to do. What it takes to wake the
+other threads is counted as the kernel's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+import seqkernels
+from seqkernels import _cpu, functional
+
+from .report import duration, markdown_table
+from .statistics import median
+
+COLUMNS = ("call", "whole", "layer", "function", "allocation", "boundary", "kernel")
+Parts = dict[str, Callable[[], object]]
+
+
+def measure(parts: Parts, rounds: int = 60, least: float = 2e-4) -> dict[str, float]:
+    """Median seconds of a call of each part."""
+    samples: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(rounds):
+        for name, call in parts.items():
+            count, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < least:
+                call()
+                count += 1
+            samples[name].append(spent / count)
+    return {name: median(values) for name, values in samples.items()}
+
+
+def convolution(batch: int, length: int, channels: int, filters: int, kernel_size: int) -> Parts:
+    layer = seqkernels.nn.Conv1dMaxPool(
+        channels, filters, kernel_size, activation="relu", channels_last=True
+    )
+    input, weight, bias = torch.randn(batch, length, channels), layer.weight, layer.bias
+    threads = torch.get_num_threads()
+
+    def outputs(samples=batch):
+        return input.new_empty(samples, filters).unsqueeze(1)
+
+    def native(input, output, threads=threads):
+        geometry = (1, 0, 0, 1, 0, 0)
+        _cpu.conv1d_max_pool_forward(
+            input, weight, bias, None, output, None, geometry, "relu", threads
+        )
+
+    output, nothing, empty = outputs(), input[:0], outputs(0)
+    return {
+        "layer": lambda: layer(input),
+        "function": lambda: functional.conv1d_max_pool(
+            input, weight, bias, activation="relu", channels_last=True
+        ),
+        "allocation": outputs,
+        "native": lambda: native(input, output),
+        "boundary": lambda: native(nothing, empty, 1),
+    }
+
+
+def cell(batch: int, hidden: int) -> Parts:
+    layer = seqkernels.nn.LSTMCell(hidden, hidden)
+    weights = (layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+    input, *states = torch.randn(3, batch, hidden).unbind()
+    threads = torch.get_num_threads()
+
+    def outputs():
+        return tuple(map(torch.empty_like, states))
+
+    def native(input, states, following, threads=threads):
+        _cpu.recurrence_step("lstm", input, *states, *weights, *following, threads)
+
+    following = outputs()
+    nothing = [tensor[:0] for tensor in (input, *states, *following)]
+    return {
+        "layer": lambda: layer(input, states),
+        "function": lambda: functional.lstm_cell(input, states, *weights),
+        "allocation": outputs,
+        "native": lambda: native(input, states, following),
+        "boundary": lambda: native(nothing[0], nothing[1:3], nothing[3:], 1),
+    }
+
+
+def sequence(steps: int, batch: int, hidden: int) -> Parts:
+    layer = seqkernels.nn.LSTM(hidden, hidden)
+    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+    input = torch.randn(steps, batch, hidden)
+    threads = torch.get_num_threads()
+
+    def outputs(samples=batch):
+        states = (input.new_empty(samples, hidden) for _ in range(2))
+        return input.new_empty(steps, samples, hidden), *states
+
+    def native(input, results, threads=threads):
+        _cpu.recurrence_forward(
+            "lstm", False, input, None, None, *weights, None, *results, None, None, threads
+        )
+
+    results, nothing, empty = outputs(), input[:, :0], outputs(0)
+    return {
+        "layer": lambda: layer(input),
+        "function": lambda: functional.lstm(input, None, *weights),
+        "allocation": outputs,
+        "native": lambda: native(input, results),
+        "boundary": lambda: native(nothing, empty, 1),
+    }
+
+
+CALLS: dict[str, Callable[[], Parts]] = {
+    "Conv1dMaxPool N 1, L 20, C 64, F 32, k 3": lambda: convolution(1, 20, 64, 32, 3),
+    "Conv1dMaxPool N 1, L 56, C 300, F 100, k 3": lambda: convolution(1, 56, 300, 100, 3),
+    "LSTMCell N 1, H 128": lambda: cell(1, 128),
+    "LSTM N 1, T 25, H 128": lambda: sequence(25, 1, 128),
+}
+
+
+def budget(times: dict[str, float]) -> dict[str, float]:
+    """The seconds that each part of a call takes; of a difference within the noise, 0."""
+    parts = {
+        "whole": times["layer"],
+        "layer": times["layer"] - times["function"],
+        "function": times["function"] - times["allocation"] - times["native"],
+        "allocation": times["allocation"],
+        "boundary": times["boundary"],
+        "kernel": times["native"] - times["boundary"],
+    }
+    return {name: max(seconds, 0.0) for name, seconds in parts.items()}
+
+
+def table() -> str:
+    """The budget of every call, without gradients, as a Markdown table."""
+    rows = []
+    with torch.no_grad():
+        for name, build in CALLS.items():
+            parts = budget(measure(build()))
+            rows.append({"call": name} | {part: duration(parts[part]) for part in COLUMNS[1:]})
+    return markdown_table(COLUMNS, rows)

@@ -401,7 +401,9 @@ def convolution(
         return None
     geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
     # True and 1.0 are equal to 1, and must not find what is known of it.
-    if not _GEOMETRY_TYPES.issuperset(map(type, geometry)) or input.dim() != 3:
+    if not _GEOMETRY_TYPES.issuperset(map(type, geometry)) or type(activation) is not str:
+        return None
+    if input is None or input.dim() != 3:
         return None
     sequences = input if channels_last else input.transpose(1, 2)
     try:

@@ -200,7 +200,18 @@ def lstm(
     """
     if recompute:
         how = {"lengths": lengths, "reverse": reverse}
-        return checkpoint(lstm, input, hx, w_ih, w_hh, b_ih, b_hh, use_reentrant=False, **how)
+        return checkpoint(
+            lstm,
+            input,
+            hx,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            **how,
+        )
     hx = checks.state_pair(hx)
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
 

@@ -36,6 +36,8 @@ CONVOLUTION_MISTAKES = [
     ({"lengths": [8, 8]}, TypeError, "lengths: expected a torch.Tensor, got list"),
     ({"lengths": torch.ones(2)}, TypeError, "lengths: expected an integer tensor, got .*float32"),
     ({"lengths": torch.ones(2) > 0}, TypeError, "lengths: expected an integer tensor, got .*bool"),
+    ({"input": None}, TypeError, "input: expected a torch.Tensor, got NoneType"),
+    ({"activation": b"relu"}, ValueError, "activation: expected one of"),
     ({"stride": 1.0}, TypeError, "stride: expected an int, got float"),
     ({"stride": True}, TypeError, "stride: expected an int, got bool"),
     ({"dilation": "1"}, TypeError, "dilation: expected an int, got str"),

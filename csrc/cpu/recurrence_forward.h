@@ -75,7 +75,9 @@ class RecurrenceForwardKernel {
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
-        if (shape_.steps == 1) {
+        // Tiles add in another order than vectors: a sample's bits must not depend on how many
+        // steps or batch-mates there are.
+        if (shape_.steps == 1 && !always_packs) {
             run_single_step(threads);
         } else {
             run_sequence(threads);

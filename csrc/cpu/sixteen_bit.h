@@ -245,13 +245,7 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     wide.final_cell = final_cell.data();
     wide.gates = call.gates;
     wide.cells = call.cells;
-    // Of fewer samples most of a tile would be empty, and reading the weights is what takes time.
-    constexpr int64_t least_batch_for_tiles = 8;
-    if (shape.batch >= least_batch_for_tiles) {
-        recurrence_forward<Vector, Product>(wide, threads);
-    } else {
-        recurrence_forward<Vector>(wide, threads);
-    }
+    recurrence_forward<Vector, Product>(wide, threads);
     for (const Narrowed* result : {&output, &final_hidden, &final_cell}) result->finish(threads);
 }
 

@@ -9,9 +9,10 @@
 // sequence do; the last depths, and rows that do not, are copied, and what is missing is zero. The
 // sums pass through memory: on them vectors go to work.
 //
-// Every sum is one chain in order of depth, whatever rows stand beside it.
+// Every sum is made in the same order of depths, whatever rows stand beside it; the instruction
+// takes denormal numbers for zero.
 //
-// Cost of 32 x 32 sums and 32 depths: four products of 16 cycles, eight tile loads of 8. Limit: the
+// Cost of 32 x 32 sums and 32 depths: four products of 16 cycles, four tile loads of 8. Limit: the
 // one tile unit, 1024 multiply-adds a cycle, if weights and rows come from L2 at 64 bytes a cycle.
 // Not measured: verified by emulation only.
 #pragma once

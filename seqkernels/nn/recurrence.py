@@ -42,6 +42,7 @@ class LSTM(RecurrentLayers):
     """
 
     mode = "LSTM"
+    recompute = False  # of objects pickled before there was the setting
     gates = 4
 
     def __init__(

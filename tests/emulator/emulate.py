@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("tests", type=Path, help="the binary seqkernels_native_tests")
     parser.add_argument("--seconds", type=int, default=1200, help="to wait for it; default 1200")
     arguments = parser.parse_args()
-    for tool in ("apt-get", "apt-cache", "dpkg-deb", "c++", "make", "strip", "ldd"):
+    for tool in ("apt-get", "apt-cache", "dpkg-deb", "cc", "c++", "make", "strip", "ldd"):
         if shutil.which(tool) is None:
             sys.exit(f"expected {tool} on this machine, found none")
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -245,6 +245,7 @@ TEST(recurrence_forward_agrees_with_its_equations) {
     check_shape(3, 2, 17, 66, false);
     check_shape(1, 3, 17, 66, false);
     check_shape(1, 101, 9, 35, false);
+    check_shape(3, 50, 70, 70, false);
     check_shape(0, 3, 4, 5, false);
     check_shape(4, 0, 4, 5, false);
 }

@@ -262,7 +262,8 @@ def lstm(
             result or gradient.
         reverse: read from the last element (of each sequence) to the first.
         recompute: keep no gates and cell states (5 T N H numbers) for the backward pass, which
-            runs the forward pass once more to get them. The results are the same to the bit.
+            runs the forward pass once more to get them. The results are the same to the bit. No
+            effect on what torch's operations compute.
 
     Returns:
         ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
@@ -286,17 +287,7 @@ def lstm(
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
     if not has_kernel(input):
         say_once("lstm", input)
-        return reference.lstm(
-            input,
-            hx,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            lengths=lengths,
-            reverse=reverse,
-            recompute=recompute,
-        )
+        return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
     how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths), reverse, recompute)
     if input.dim() == 3:
         h, c = hx if hx is not None else _zeros(2, input.shape[1], w_hh)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from . import checks
 
@@ -196,22 +195,8 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """``lstm_cell`` at every step of a sequence; see ``functional.lstm``.
 
-    With ``recompute`` torch's checkpointing runs it again in the backward pass.
+    ``recompute`` has no effect here: torch's operations keep what their gradients need.
     """
-    if recompute:
-        how = {"lengths": lengths, "reverse": reverse}
-        return checkpoint(
-            lstm,
-            input,
-            hx,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            **how,
-        )
     hx = checks.state_pair(hx)
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
 

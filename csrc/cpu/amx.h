@@ -5,6 +5,15 @@
 
 namespace seqkernels {
 
+// The operand of LDTILECFG (Intel's manual, volume 2): eight tiles of 16 rows of 64 bytes.
+struct alignas(64) TileConfiguration {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t height[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
 // Whether processor and kernel have them, and the process may use them: the first call asks Linux
 // for permission, which then holds for every thread.
 bool has_amx_bfloat16();

@@ -10,23 +10,10 @@ namespace {
 constexpr int rows = 16;
 constexpr int row_bytes = 64;
 
-// The operand of LDTILECFG (Intel's manual, volume 2).
-struct alignas(64) TileConfiguration {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t height[16] = {};
-};
-
 }  // namespace
 
 double amx_tile_products(int64_t repetitions, float* result) {
-    TileConfiguration configuration;
-    for (int tile = 0; tile < 8; ++tile) {
-        configuration.bytes[tile] = row_bytes;
-        configuration.height[tile] = rows;
-    }
+    const TileConfiguration configuration;
     constexpr uint16_t one = 0x3f80;  // 1 in bfloat16
     alignas(64) uint16_t ones[rows * row_bytes / 2];
     for (uint16_t& element : ones) element = one;

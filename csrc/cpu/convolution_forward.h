@@ -8,9 +8,9 @@
 // Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input.
 // Scratch, owned by the call: the packed weights, F k C; k C integers; C zeros, read in place of
 // padding; and for each thread the running maxima of one sample and their windows, 2 F; the
-// convolution of one stretch of windows for one panel of filters (windowed pooling only); and one
+// convolution of one stretch of windows for one panel of filters (windowed pooling only); one
 // stretch of input as it is computed on, channels side by side (only where it does not lie so
-// already).
+// already); and in matrix tiles a panel of weights, and the windows of a tile of rows, 32 k C.
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
@@ -100,7 +100,7 @@ class ConvolutionForwardKernel {
         std::atomic<int64_t> next{0};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            const typename Product::Session session;
+            [[maybe_unused]] const typename Product::Session session{};
             const Private mine = private_of(privates.data() + thread * private_count);
             pack_weight(part_of(panels, 1, thread, granted), mine.panel);
             barrier.wait(granted);
@@ -261,7 +261,7 @@ class ConvolutionForwardKernel {
         const bool whole = start >= 0 && last_start + span < rows.length;
         if (whole && shape_.dilation == 1 && rows.dense(channels)) {
             for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
-            Product::multiply(sums, tile, vectors, pointers, panel, 0, taps * channels);
+            Product::multiply(sums, tile, vectors, pointers, panel, taps * channels);
             return;
         }
         for (int64_t tap = 0; tap < taps; ++tap) {
@@ -274,12 +274,13 @@ class ConvolutionForwardKernel {
                 }
             }
             if constexpr (!Product::takes_whole_rows) {
-                Product::multiply(sums, tile, vectors, pointers, panel, tap * channels, channels);
+                const auto* of_tap = panel + tap * channels * vectors * Vector::width;
+                Product::multiply(sums, tile, vectors, pointers, of_tap, channels);
             }
         }
         if constexpr (Product::takes_whole_rows) {
             for (int m = 0; m < tile; ++m) pointers[m] = copies + m * layout_.depth;
-            Product::multiply(sums, tile, vectors, pointers, panel, 0, layout_.depth);
+            Product::multiply(sums, tile, vectors, pointers, panel, layout_.depth);
         }
     }
 

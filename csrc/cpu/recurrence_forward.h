@@ -12,18 +12,20 @@
 // another. Scratch, owned by the call: both weights packed, G H (I + H), but those that are read as
 // they lie; the sum of the biases, G H; for an LSTM without `gates` the input projections, T N G H;
 // the schedule, T N + T + N integers; for each thread pointers for the rows of one step, or for
-// those of the projection.
+// those of the projection; and in matrix tiles a panel of weights, and the states of one step or
+// the inputs of 192 rows as they are multiplied.
 //
 // The input's part of all steps is one product, left in `gates`, in the scratch of that size, or in
 // an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that
 // a hidden unit's gates come out of one tile, whose epilogue computes gates and state in registers.
 //
-// Packing is paid by the call, so where weights are used a few times only they are multiplied as
-// they lie, panel after panel (unpacked_product.h): the input weights by few rows, the recurrent
-// ones in few steps, and both in a single step, a cell's, where the projections stay in registers.
-// Threads that split the hidden units pack the recurrent weights in their first step. From a state
-// of zeros that are not given the first step does not read them. Measured, times faster than packed
-// (AMD Zen 3 at AVX2, two threads, float32 LSTM, H 128 to 1024, N 1 to 64):
+// Packing is paid by the call, so where weights are used a few times only they are multiplied (by
+// vectors; in matrix tiles they are always packed) as they lie, panel after panel
+// (unpacked_product.h): the input weights by few rows, the recurrent ones in few steps, and both in
+// a single step, a cell's, where the projections stay in registers. Threads that split the hidden
+// units pack the recurrent weights in their first step. From a state of zeros that are not given
+// the first step does not read them. Measured, times faster than packed (AMD Zen 3 at AVX2, two
+// threads, float32 LSTM, H 128 to 1024, N 1 to 64):
 //   recurrent weights   2 steps 1.02 to 1.37   4 steps 0.96 to 1.15   8 steps 0.81 to 1.08
 //   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
 //
@@ -53,7 +55,7 @@ class RecurrenceForwardKernel {
     using Packed = typename Product::Packed;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
-    static constexpr int tile_rows = Tile<Vector>::rows;
+    static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = is_lstm ? 1 : Product::vectors;
     // Rows whose sums are kept while a panel passes: whole tiles.
     static constexpr int64_t block_rows = 96;
@@ -75,13 +77,15 @@ class RecurrenceForwardKernel {
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
-        // Tiles add in another order than vectors: a sample's bits must not depend on how many
-        // steps or batch-mates there are.
-        if (shape_.steps == 1 && !always_packs) {
-            run_single_step(threads);
-        } else {
-            run_sequence(threads);
+        // Matrix tiles add in another order than vectors: they take every call, so that a sample's
+        // bits do not depend on how many steps or batch-mates there are.
+        if constexpr (!always_packs) {
+            if (shape_.steps == 1) {
+                run_single_step(threads);
+                return;
+            }
         }
+        run_sequence(threads);
     }
 
  private:
@@ -127,7 +131,8 @@ class RecurrenceForwardKernel {
             larger(Product::left_elements(most_rows, shape_.hidden),
                    Product::left_elements(most_rows_together, shape_.inputs));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
-        const Scratch<const Left*> copied(checked_product({most_rows, threads}));
+        const int64_t most_copied = Product::left_rows(most_rows);
+        const Scratch<const Left*> copied(checked_product({most_copied, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
@@ -145,7 +150,7 @@ class RecurrenceForwardKernel {
             // Where each thread's panels are its own, it packs them in its first step.
             const bool packs_on_the_way =
                 !always_packs && grid.row_parts == 1 && shape_.batch <= block_rows;
-            const typename Product::Session session;
+            [[maybe_unused]] const typename Product::Session session{};
             T* panel = panel_scratch.data() + thread * panel_elements;
             if (!steps_unpacked && !packs_on_the_way) {
                 pack(hidden_weights_, hidden_layout_, call_.weight_hh, panel, thread, granted);
@@ -155,15 +160,15 @@ class RecurrenceForwardKernel {
             }
             add_biases(thread, granted);
             barrier.wait(granted);
-            if (projects_unpacked) {
-                project_inputs_unpacked(thread, granted, inputs.data() + thread * most_inputs);
-            } else {
+            if (!projects_unpacked) {
                 project_inputs(thread, granted, copies.data() + thread * most_copies);
+            } else if constexpr (!always_packs) {
+                project_inputs_unpacked(thread, granted, inputs.data() + thread * most_inputs);
             }
             barrier.wait(granted);
             const Samples mine{rows.data() + thread * most_rows, states.data() + thread * most_rows,
                                copies.data() + thread * most_copies,
-                               copied.data() + thread * most_rows};
+                               copied.data() + thread * most_copied};
             for (int64_t step = 0; step < schedule_.longest(); ++step) {
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
                 run_step(step, grid, thread, mine,

@@ -4,7 +4,7 @@
 //   left(r):   depth contiguous elements          target(r): columns contiguous elements
 //   bias:      columns elements, or null
 // Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from
-// L2 once for every block of rows whose left operand takes 128 KiB.
+// L2 once for every block of rows whose left operand takes 128 KiB, 192 rows at most.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace seqkernels {
 // Rows of the left operand worked on together.
 constexpr int64_t most_rows_together = 192;
 
-// copies: for each of most_rows_together rows what Product::left_elements says.
+// copies: Product::left_elements of most_rows_together rows.
 template <class Vector, class Product = VectorProduct<Vector>, class Left, class Target>
 inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Product::Packed* packed,
                           Range panels, Range rows, const typename Vector::Element* bias,
@@ -45,7 +45,7 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
                                              : load_up_to<Vector>(bias + i, layout.columns - i);
                     for (int m = 0; m < tile; ++m) sums[m * units + u] = start;
                 }
-                Product::multiply(sums, tile, units, lefts + first, weights, 0, layout.depth);
+                Product::multiply_prepared(sums, tile, units, lefts + first, weights, layout.depth);
                 for (int m = 0; m < tile; ++m) {
                     T* row = target(begin + first + m);
                     for (int64_t u = 0; u < units; ++u) {

@@ -2,7 +2,9 @@
 //
 // What a float32 kernel packs anyway (a convolution's input, all weights) it is given as it is
 // stored, and widens it there. All else is widened first, and the results are narrowed at the end.
-// So sums, states, gates and running gradients are float32, and each result is rounded once.
+// So sums, states, gates and running gradients are float32, and each result is rounded once. What
+// is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
+// are made of); in matrix tiles (tile_product.h), inputs and states as they are multiplied.
 //
 // Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias,
 // output, their gradients and the input's and weight's; a recurrence's input, output, states,
@@ -23,15 +25,8 @@
 
 namespace seqkernels {
 
-template <class Vector, class Narrow>
-void widen_numbers(const Narrow* source, float* target, int64_t count) {
-    for (int64_t i = 0; i < count; i += Vector::width) {
-        store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
-    }
-}
-
-template <class Vector, class Narrow>
-void narrow_numbers(const float* source, Narrow* target, int64_t count) {
+template <class Vector, class From, class To>
+void convert_numbers(const From* source, To* target, int64_t count) {
     for (int64_t i = 0; i < count; i += Vector::width) {
         store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
     }
@@ -55,8 +50,8 @@ class WidenedNumbers {
         : numbers_(source == nullptr ? 0 : count), is_null_(source == nullptr) {
         if (is_null_) return;
         share_out(count, Vector::width, count, threads, [&](Range part) {
-            widen_numbers<Vector>(source + part.begin, numbers_.data() + part.begin,
-                                  part.end - part.begin);
+            convert_numbers<Vector>(source + part.begin, numbers_.data() + part.begin,
+                                    part.end - part.begin);
         });
     }
     const float* data() const { return is_null_ ? nullptr : numbers_.data(); }
@@ -75,8 +70,8 @@ class NarrowedNumbers {
     float* data() const { return target_ == nullptr ? nullptr : numbers_.data(); }
     void finish(int threads) const {
         share_out(count_, Vector::width, count_, threads, [&](Range part) {
-            narrow_numbers<Vector>(numbers_.data() + part.begin, target_ + part.begin,
-                                   part.end - part.begin);
+            convert_numbers<Vector>(numbers_.data() + part.begin, target_ + part.begin,
+                                    part.end - part.begin);
         });
     }
 
@@ -112,7 +107,8 @@ inline void widen_pooled(const ConvolutionShape& shape, const Narrow* source,
                          const PooledStrides& strides, float* target, int threads) {
     for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
         float* to = target + contiguous;
-        if (strides.filter == 1) return widen_numbers<Vector>(source + strided, to, shape.filters);
+        if (strides.filter == 1)
+            return convert_numbers<Vector>(source + strided, to, shape.filters);
         for (int64_t f = 0; f < shape.filters; ++f) {
             to[f] = widen(source[strided + f * strides.filter]);
         }
@@ -125,7 +121,7 @@ inline void narrow_pooled(const ConvolutionShape& shape, const float* source, Na
     for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
         const float* from = source + contiguous;
         if (strides.filter == 1) {
-            return narrow_numbers<Vector>(from, target + strided, shape.filters);
+            return convert_numbers<Vector>(from, target + strided, shape.filters);
         }
         for (int64_t f = 0; f < shape.filters; ++f) {
             narrow(from[f], target[strided + f * strides.filter]);
@@ -205,7 +201,7 @@ class WidenedSequences {
             for (int64_t row = part.begin; row < part.end; ++row) {
                 const Narrow* source = input.data + row / shape.batch * input.stride_step +
                                        row % shape.batch * input.stride_batch;
-                widen_numbers<Vector>(source, numbers_.data() + row * shape.inputs, shape.inputs);
+                convert_numbers<Vector>(source, numbers_.data() + row * shape.inputs, shape.inputs);
             }
         });
     }
@@ -305,8 +301,8 @@ constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
              sixteen_bit_convolution_backward<Vector, Narrow>,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow>},
-            widen_numbers<Vector, Narrow>,
-            narrow_numbers<Vector, Narrow>};
+            convert_numbers<Vector, Narrow, float>,
+            convert_numbers<Vector, float, Narrow>};
 }
 
 }  // namespace seqkernels

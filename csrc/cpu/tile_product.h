@@ -20,19 +20,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "amx.h"
 #include "product.h"
 #include "vector_avx512.h"
 
 namespace seqkernels {
-
-// The operand of LDTILECFG (Intel's manual, volume 2): eight tiles of 16 rows of 64 bytes.
-struct alignas(64) WholeTiles {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t height[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Written out, since the compilers' intrinsics do not say that a load reads memory.
 template <int tile>
@@ -67,7 +59,7 @@ struct TileProduct {
     class Session {
      public:
         Session() {
-            const WholeTiles configuration;
+            const TileConfiguration configuration;
             asm volatile("ldtilecfg %0" : : "m"(configuration));
         }
         ~Session() { asm volatile("tilerelease"); }
@@ -122,9 +114,9 @@ struct TileProduct {
     }
 
     // sums[m * vectors + v] += the product of up to `rows` rows with a panel of up to 4 vectors.
-    // sums has room for whole tiles of 16 rows; first is 0.
+    // sums has room for whole tiles of 16 rows.
     static void multiply(Vector* sums, int count, int64_t vectors, const Left* const* left,
-                         const Packed* panel, int64_t, int64_t depth) {
+                         const Packed* panel, int64_t depth) {
         const int64_t whole = depth / block_depth;
         const int tiles = (count + tile_rows - 1) / tile_rows;
         alignas(64) Left copied[2][tile_rows * longest_copy];
@@ -163,30 +155,46 @@ struct TileProduct {
                         panel + whole * vectors * tile_numbers, 1);
     }
 
-    // The same of any number of rows with a whole panel; sums as above.
+    // Rows as they are multiplied: rounded to bfloat16, one after another in `copies`, with rows
+    // and depths of zeros up to whole tiles; their addresses in `copied`, which is returned.
+    //   copies: left_elements(count, depth)    copied: left_rows(count)
+    static int64_t left_rows(int64_t count) {
+        return divide_rounding_up(count, tile_rows) * tile_rows;
+    }
+    static int64_t left_elements(int64_t count, int64_t depth) {
+        return checked_product({left_rows(count), blocks(depth), block_depth});
+    }
+    static const Left* const* prepare(const T* const* rows, int64_t count, int64_t depth,
+                                      Left* copies, const Left** copied) {
+        const int64_t line = blocks(depth) * block_depth;
+        for (int64_t m = 0; m < left_rows(count); ++m, copies += line) {
+            copied[m] = copies;
+            const int64_t present = m < count ? depth : 0;
+            for (int64_t k = 0; k < line; k += Vector::width) {
+                const int64_t left = larger(0, present - k);
+                const Vector numbers =
+                    left > 0 ? load_up_to<Vector>(rows[m] + k, left) : Vector::broadcast(0);
+                numbers.store_narrowed(copies + k);
+            }
+        }
+        return copied;
+    }
+
+    // The product with rows that were prepared: of whole tiles, all in place.
+    static void multiply_prepared(Vector* sums, int count, int64_t vectors, const Left* const* left,
+                                  const Packed* panel, int64_t depth) {
+        multiply(sums, static_cast<int>(left_rows(count)), vectors, left, panel,
+                 blocks(depth) * block_depth);
+    }
+
+    // The same of any number of rows with a whole panel.
     static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
         const int64_t columns = layout.units_of(p) * layout.groups;
         for_each_tile(count, [&](int64_t first, int tile) {
-            multiply(sums + first * columns, tile, columns, left + first, panel(packed, layout, p),
-                     0, layout.depth);
+            multiply_prepared(sums + first * columns, tile, columns, left + first,
+                              panel(packed, layout, p), layout.depth);
         });
-    }
-
-    // Rows as they are multiplied: rounded to bfloat16, one after another in `copies`, with room
-    // for left_elements; their addresses in `copied`, which is returned.
-    static int64_t left_elements(int64_t count, int64_t depth) {
-        return checked_product({count, blocks(depth), block_depth});
-    }
-    static const Left* const* prepare(const T* const* rows, int64_t count, int64_t depth,
-                                      Left* copies, const Left** copied) {
-        for (int64_t m = 0; m < count; ++m, copies += blocks(depth) * block_depth) {
-            copied[m] = copies;
-            for (int64_t k = 0; k < depth; k += Vector::width) {
-                store_up_to(load_up_to<Vector>(rows[m] + k, depth - k), copies + k, depth - k);
-            }
-        }
-        return copied;
     }
 
  private:

@@ -19,9 +19,7 @@ struct VectorProduct {
     static constexpr bool takes_whole_rows = false;
 
     // What a thread sets up before it multiplies.
-    struct Session {
-        Session() {}
-    };
+    struct Session {};
 
     static int64_t packed_elements(const PanelLayout<Vector>& layout) { return layout.elements(); }
 
@@ -39,24 +37,30 @@ struct VectorProduct {
         seqkernels::for_each_tile(count, rows, function);
     }
 
-    // sums[m * vectors + v] += the product of a tile of rows with depths [first, first + depth) of
-    // a panel of `vectors` vectors.
+    // sums[m * vectors + v] += the product of a tile of rows with the first `depth` depths of a
+    // panel of `vectors` vectors.
     static void multiply(Vector* sums, int tile, int64_t vectors, const Left* const* left,
-                         const Packed* panel, int64_t first, int64_t depth) {
-        multiply_accumulate(sums, tile, vectors, left, 1, panel + first * vectors * Vector::width,
-                            depth);
+                         const Packed* panel, int64_t depth) {
+        multiply_accumulate(sums, tile, vectors, left, 1, panel, depth);
+    }
+
+    // Rows as they are multiplied: themselves.
+    static int64_t left_rows(int64_t) { return 0; }
+    static int64_t left_elements(int64_t, int64_t) { return 0; }
+    static const Left* const* prepare(const T* const* rows, int64_t, int64_t, Left*, const Left**) {
+        return rows;
+    }
+
+    // The product with rows that were prepared.
+    static void multiply_prepared(Vector* sums, int tile, int64_t vectors, const Left* const* left,
+                                  const Packed* panel, int64_t depth) {
+        multiply(sums, tile, vectors, left, panel, depth);
     }
 
     // The same of any number of rows with a whole panel.
     static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
         multiply_packed(sums, left, count, layout, p, packed);
-    }
-
-    // Rows as they are multiplied: themselves.
-    static int64_t left_elements(int64_t, int64_t) { return 0; }
-    static const Left* const* prepare(const T* const* rows, int64_t, int64_t, Left*, const Left**) {
-        return rows;
     }
 
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,

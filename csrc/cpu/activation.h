@@ -1,4 +1,4 @@
-// The activations a convolution may end in, and their derivatives in terms of their own output.
+// The activations a convolution may end in.
 #pragma once
 
 #include "kernels.h"
@@ -17,22 +17,6 @@ inline Vector activate(Activation activation, Vector x) {
             return hyperbolic_tangent(x);
         case Activation::sigmoid:
             return sigmoid(x);
-    }
-    __builtin_unreachable();
-}
-
-// gradient times the derivative of the activation, y being the activation's output.
-template <class T>
-inline T activation_gradient(Activation activation, T gradient, T y) {
-    switch (activation) {
-        case Activation::identity:
-            return gradient;
-        case Activation::relu:
-            return y <= 0 ? T(0) : gradient;  // a NaN passes its gradient on, as in torch
-        case Activation::tanh:
-            return gradient * (1 - y * y);
-        case Activation::sigmoid:
-            return gradient * (y * (1 - y));
     }
     __builtin_unreachable();
 }

@@ -30,11 +30,6 @@ struct SampleRows {
     bool dense(int64_t channels) const { return stride == channels; }
 };
 
-// The first input position that window `window` covers; negative within the padding.
-static inline int64_t window_start(const ConvolutionShape& shape, int64_t window) {
-    return window * shape.stride - shape.padding_left;
-}
-
 // Whether positions can be read where they lie: numbers of type T, their channels side by side.
 template <class T>
 inline bool is_read_in_place(const ConvolutionShape& shape, const SequenceView& input) {

@@ -6,94 +6,13 @@
 
 #include <cstdint>
 
-#include "../core/data_type.h"
-#include "stored.h"
+#include "../core/convolution.h"
 
 namespace seqkernels {
 
-enum class Activation { identity, relu, tanh, sigmoid };
 enum class RecurrentCell { lstm, rnn_tanh, rnn_relu };
 
 constexpr int64_t gates_of(RecurrentCell cell) { return cell == RecurrentCell::lstm ? 4 : 1; }
-
-// Shapes of a convolution with pooling. N samples of L positions with C channels, F filters of k
-// taps, P pooled outputs a sample and filter.
-struct ConvolutionShape {
-    int64_t batch;
-    int64_t length;
-    int64_t channels;
-    int64_t filters;
-    int64_t kernel_size;
-    int64_t stride;
-    int64_t padding_left;
-    int64_t padding_right;
-    int64_t dilation;
-    int64_t pool_size;    // windows in a pool; 0: all of them, pooled == 1
-    int64_t pool_stride;  // windows from one pool to the next; 0 with pool_size 0
-    int64_t pooled;
-    Activation activation;
-
-    // Windows that fit into a sequence of `length` positions and its padding.
-    int64_t windows(int64_t length) const {
-        const int64_t room =
-            length + padding_left + padding_right - dilation * (kernel_size - 1) - 1;
-        return room < 0 ? 0 : room / stride + 1;
-    }
-    // Pooled outputs that fit into that many windows.
-    int64_t pools(int64_t windows) const {
-        if (pool_size == 0) return windows > 0 ? 1 : 0;
-        return windows < pool_size ? 0 : (windows - pool_size) / pool_stride + 1;
-    }
-};
-
-// A sequence batch as the convolution reads it: (N, L, C) with any strides.
-struct SequenceView {
-    Stored numbers;
-    int64_t stride_batch;
-    int64_t stride_length;
-    int64_t stride_channel;
-};
-
-struct ConvolutionWeight {
-    Stored numbers;  // (F, C, k)
-    int64_t stride_filter;
-    int64_t stride_channel;
-    int64_t stride_tap;
-};
-
-template <class T>
-struct ConvolutionForward {
-    ConvolutionShape shape;
-    SequenceView input;
-    ConvolutionWeight weight;
-    const T* bias;           // (F,) contiguous, or null
-    const int64_t* lengths;  // (N,) contiguous, or null
-    T* output;               // (N, P, F) with the strides below, written whole
-    int64_t output_stride_batch;
-    int64_t output_stride_pooled;
-    int64_t output_stride_filter;
-    int32_t* argmax;  // (N, P, F) contiguous: the winning window, -1 where there is none; or null
-};
-
-template <class T>
-struct ConvolutionBackward {
-    ConvolutionShape shape;
-    SequenceView input;
-    ConvolutionWeight weight;
-    const int64_t* lengths;
-    const T* grad_output;  // (N, P, F) with the strides below
-    int64_t grad_output_stride_batch;
-    int64_t grad_output_stride_pooled;
-    int64_t grad_output_stride_filter;
-    const T* output;  // as the forward wrote it
-    int64_t output_stride_batch;
-    int64_t output_stride_pooled;
-    int64_t output_stride_filter;
-    const int32_t* argmax;  // (N, P, F) contiguous
-    T* grad_input;          // (N, L, C) contiguous, written whole; or null
-    T* grad_weight;         // (F, k, C) contiguous, written whole; or null
-    T* grad_bias;           // (F,), written whole; or null
-};
 
 // Shapes of a recurrence: T steps, N samples, I inputs, H hidden units, G gates.
 struct RecurrenceShape {

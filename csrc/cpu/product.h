@@ -29,7 +29,8 @@
 #include <type_traits>
 
 #include "../core/checked.h"
-#include "stored.h"
+#include "../core/range.h"
+#include "../core/stored.h"
 
 namespace seqkernels {
 
@@ -47,24 +48,6 @@ struct Tile {
 // Sums of the largest tile.
 template <class Vector>
 constexpr int most_sums = Tile<Vector>::rows * Tile<Vector>::vectors;
-
-static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static constexpr int64_t divide_rounding_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The part of [0, count) that falls to one of `parts`, in multiples of `unit`.
-struct Range {
-    int64_t begin;
-    int64_t end;
-
-    bool has(int64_t i) const { return begin <= i && i < end; }
-};
-
-static inline Range part_of(int64_t count, int64_t unit, int64_t part, int64_t parts) {
-    const int64_t units = divide_rounding_up(count, unit);
-    return {smaller(count, units * part / parts * unit),
-            smaller(count, units * (part + 1) / parts * unit)};
-}
 
 // A vector of `count` numbers, which may be of a 16-bit type; lanes beyond are zero.
 template <class Vector, class Number>

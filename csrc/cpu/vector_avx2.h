@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "stored.h"
+#include "../core/stored.h"
 
 namespace seqkernels {
 

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "stored.h"
+#include "../core/stored.h"
 
 namespace seqkernels {
 

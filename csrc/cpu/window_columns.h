@@ -68,13 +68,6 @@ class WindowColumns {
     const int64_t widest_;
 };
 
-// The windows that pool `pool` of a sample with `windows` windows takes the maximum of.
-static inline Range windows_of_pool(const ConvolutionShape& shape, int64_t pool, int64_t windows) {
-    if (shape.pool_size == 0) return {0, windows};
-    const int64_t begin = pool * shape.pool_stride;
-    return {begin, smaller(windows, begin + shape.pool_size)};
-}
-
 // Pools worked on together: with so many windows a block of columns of their input stays in L1, and
 // of large pools so many that a sum is worth reading and writing back.
 static inline int64_t pools_in_block(const ConvolutionShape& shape) {

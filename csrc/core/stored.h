@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../core/data_type.h"
+#include "data_type.h"
 
 namespace seqkernels {
 

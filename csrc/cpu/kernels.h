@@ -82,6 +82,8 @@ struct RecurrenceBackward {
 
 template <class T>
 struct Operations {
+    using Number = T;
+
     void (*convolution_forward)(const ConvolutionForward<T>&, int threads);
     void (*convolution_backward)(const ConvolutionBackward<T>&, int threads);
     void (*recurrence_forward)(const RecurrenceForward<T>&, int threads);

@@ -1,0 +1,125 @@
+#include "convolution.h"
+
+#include "convolution_plan.h"
+#include "convolution_simple.h"
+#include "scratch.h"
+#include "tile_sizes.h"
+
+namespace seqkernels::cuda {
+namespace {
+
+template <class T>
+bool is_tiled(const How& how) {
+    return how.kernels == Kernels::tiled && !std::is_same_v<T, double>;
+}
+
+// The scratch of a forward in tiles.
+template <class T>
+struct TiledScratch {
+    T* packed;
+    PartialWinners partial{};
+
+    TiledScratch(ScratchParts& parts, const ConvolutionShape& shape, const ConvolutionPlan& plan) {
+        constexpr int64_t elements_in_row = row_bytes / int64_t{sizeof(T)};
+        packed = parts.take<T>(checked_product(
+            {plan.runs, plan.chunks, plan.filters_padded(), elements_in_row}));
+        if (plan.splits > 1) {
+            const int64_t count =
+                checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});
+            partial = {parts.take<float>(count), parts.take<int32_t>(count)};
+        }
+    }
+};
+
+template <class T>
+struct BackwardScratch {
+    Accumulator<T>* gradients;
+    int32_t* winners;
+
+    BackwardScratch(ScratchParts& parts, const ConvolutionShape& shape) {
+        const int64_t count = checked_product({shape.batch, shape.pooled, shape.filters});
+        gradients = parts.take<Accumulator<T>>(count);
+        winners = parts.take<int32_t>(count);
+    }
+};
+
+template <class T>
+ConvolutionPlan plan_of(const ConvolutionForward<T>& call, int device) {
+    return plan_convolution(call.shape, call.input, sizeof(T), multiprocessors(device));
+}
+
+}  // namespace
+
+template <class T>
+int64_t convolution_forward_scratch(const ConvolutionForward<T>& call, const How& how, int device) {
+    ScratchParts parts(nullptr);
+    if (is_tiled<T>(how)) TiledScratch<T>(parts, call.shape, plan_of(call, device));
+    return parts.bytes();
+}
+
+template <class T>
+void convolution_forward(const ConvolutionForward<T>& call, const How& how, const Where& where) {
+    const ConvolutionShape& shape = call.shape;
+    const int64_t outputs = shape.batch * shape.pooled * shape.filters;
+    if (outputs == 0) return;
+    const DeviceGuard guard(where.device);
+    if constexpr (!std::is_same_v<T, double>) {
+        if (is_tiled<T>(how)) {
+            const ConvolutionPlan plan = plan_of(call, where.device);
+            ScratchParts parts(where.scratch);
+            const TiledScratch<T> scratch(parts, shape, plan);
+            convolution_in_tiles(call, plan, how.tf32, scratch.packed, scratch.partial,
+                                 where.stream);
+            return;
+        }
+    }
+    launch(one_thread_each(outputs, where.stream), simple_forward<T>, call);
+}
+
+template <class T>
+int64_t convolution_backward_scratch(const ConvolutionBackward<T>& call, const How&, int) {
+    ScratchParts parts(nullptr);
+    BackwardScratch<T>(parts, call.shape);
+    return parts.bytes();
+}
+
+template <class T>
+void convolution_backward(const ConvolutionBackward<T>& call, const How&, const Where& where) {
+    const ConvolutionShape& shape = call.shape;
+    const DeviceGuard guard(where.device);
+    ScratchParts parts(where.scratch);
+    const BackwardScratch<T> scratch(parts, shape);
+    const auto each = [&](int64_t elements, auto kernel, auto... arguments) {
+        if (elements > 0) {
+            launch(one_thread_each(elements, where.stream), kernel, call, arguments...);
+        }
+    };
+    each(shape.batch * shape.pooled * shape.filters, activation_gradients<T>, scratch.gradients,
+         scratch.winners);
+    if (call.grad_bias != nullptr) {
+        each(shape.filters, simple_bias_gradient<T>, scratch.gradients);
+    }
+    if (call.grad_weight != nullptr) {
+        each(shape.filters * shape.kernel_size * shape.channels, simple_weight_gradient<T>,
+             scratch.gradients, scratch.winners);
+    }
+    if (call.grad_input != nullptr) {
+        each(shape.batch * shape.length * shape.channels, simple_input_gradient<T>,
+             scratch.gradients, scratch.winners);
+    }
+}
+
+#define INSTANTIATE(T)                                                                            \
+    template int64_t convolution_forward_scratch(const ConvolutionForward<T>&, const How&, int);  \
+    template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&);    \
+    template int64_t convolution_backward_scratch(const ConvolutionBackward<T>&, const How&, int); \
+    template void convolution_backward(const ConvolutionBackward<T>&, const How&, const Where&);
+
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(Bfloat16)
+INSTANTIATE(Float16)
+
+#undef INSTANTIATE
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,39 @@
+// The convolution kernels for CUDA: what csrc/core/convolution.h describes, with every pointer on one
+// device and lengths beyond L counting as L, below 0 as 0 (their values are not known to the host).
+//
+// Work is queued in a stream and not waited for. Errors of the runtime are std::runtime_error.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/convolution.h"
+
+namespace seqkernels::cuda {
+
+// simple: as the definition reads, for every type; the oracle of the others.
+// tiled: float32 and the 16-bit types through tiles in shared memory; float64 as simple.
+enum class Kernels { simple, tiled };
+
+struct How {
+    Kernels kernels = Kernels::tiled;
+    bool tf32 = false;  // products of float32 in the matrix units, their operands rounded to TF32
+};
+
+struct Where {
+    int device;
+    void* stream;   // a cudaStream_t
+    void* scratch;  // as many bytes as ..._scratch says, aligned to 256
+};
+
+template <class T>
+int64_t convolution_forward_scratch(const ConvolutionForward<T>& call, const How& how, int device);
+template <class T>
+void convolution_forward(const ConvolutionForward<T>& call, const How& how, const Where& where);
+
+template <class T>
+int64_t convolution_backward_scratch(const ConvolutionBackward<T>& call, const How& how,
+                                     int device);
+template <class T>
+void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where);
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,75 @@
+#include "convolution_plan.h"
+
+#include <initializer_list>
+
+#include "tile_sizes.h"
+
+namespace seqkernels::cuda {
+namespace {
+
+// The widest copy to which every row of C numbers is aligned, 0 if none is.
+int aligned_bytes(const ConvolutionShape& shape, const SequenceView& input, int64_t element_bytes) {
+    if (input.stride_channel != 1 && shape.channels > 1) return 0;
+    const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
+    for (const int64_t bytes : {16, 8, 4}) {
+        const auto fits = [&](int64_t count, int64_t stride) {
+            return count <= 1 || stride * element_bytes % bytes == 0;
+        };
+        if (bytes >= element_bytes && address % static_cast<uintptr_t>(bytes) == 0 &&
+            fits(shape.batch, input.stride_batch) && fits(shape.length, input.stride_length)) {
+            return static_cast<int>(bytes);
+        }
+    }
+    return 0;
+}
+
+}  // namespace
+
+ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
+                                 int64_t element_bytes, int multiprocessors) {
+    ConvolutionPlan plan{};
+    plan.copy_bytes = aligned_bytes(shape, input, element_bytes);
+    // Where a window's numbers lie side by side it is one run: with few channels, runs of a tap each
+    // would fill little of a chunk. Number by number any window is one.
+    const bool is_dense = shape.dilation == 1 && input.stride_length == shape.channels;
+    const bool is_one_run = plan.copy_bytes == 0 || is_dense || shape.kernel_size == 1;
+    plan.run_taps = is_one_run ? shape.kernel_size : 1;
+    plan.runs = shape.kernel_size / plan.run_taps;
+    plan.chunks = larger(
+        1, divide_rounding_up(plan.run_taps * shape.channels * element_bytes, row_bytes));
+
+    const int64_t windows = shape.windows(shape.length);
+    const int64_t pool_windows = shape.pool_size == 0 ? windows : shape.pool_size;
+    // Several pools share a tile while they waste little of it: pools that overlap or follow each
+    // other closely, of up to a quarter of a tile.
+    const auto pools_in = [&](int64_t tile) -> int64_t {
+        if (shape.pool_size == 0 || shape.pool_size > tile / 4 || shape.pool_stride > tile / 4) {
+            return 0;
+        }
+        return (tile - shape.pool_size) / shape.pool_stride + 1;
+    };
+    const auto blocks = [&](int64_t tile) {
+        const int64_t pools = pools_in(tile);
+        const int64_t tiles = pools == 0 ? shape.pooled * divide_rounding_up(pool_windows, tile)
+                                         : divide_rounding_up(shape.pooled, pools);
+        return shape.batch * tiles * divide_rounding_up(shape.filters, tile);
+    };
+    // The wide tile reads half the operand bytes for a multiply-add; worth it if it is filled, and
+    // if there is one for every multiprocessor.
+    const bool is_wide = shape.filters > 64 && (shape.pool_size != 0 ? windows : pool_windows) > 64 &&
+                         blocks(128) >= multiprocessors;
+    plan.tile = is_wide ? 128 : 64;
+    plan.filter_tiles = divide_rounding_up(shape.filters, plan.tile);
+    plan.pools_in_tile = pools_in(plan.tile);
+    plan.splits = 1;
+    if (plan.pools_in_tile == 0) {
+        // Two blocks share a multiprocessor.
+        const int64_t wanted = 2 * int64_t{multiprocessors};
+        const int64_t unsplit = larger(1, shape.batch * shape.pooled * plan.filter_tiles);
+        const int64_t tiles = larger(1, divide_rounding_up(pool_windows, plan.tile));
+        plan.splits = smaller(tiles, larger(1, wanted / unsplit));
+    }
+    return plan;
+}
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,51 @@
+// How the tiled kernels cut a convolution into blocks: one pure function of shape, layout and GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/convolution.h"
+
+namespace seqkernels::cuda {
+
+struct ConvolutionPlan {
+    int tile;  // windows and filters of a tile, 128 or 64 each
+    // Bytes of the asynchronous copies that bring the input, 16, 8 or 4; 0: number by number.
+    int copy_bytes;
+    // A window is `runs` runs of numbers, each of `run_taps` taps; a run is read in chunks of 128
+    // bytes, so many.
+    int64_t runs;
+    int64_t run_taps;
+    int64_t chunks;
+    int64_t filter_tiles;
+    // Small pools: a tile's convolution is pooled in shared memory, so many pools a tile. 0: a block
+    // computes one pool, tile after tile, or one of `splits` parts of it.
+    int64_t pools_in_tile;
+    int64_t splits;
+
+    constexpr int64_t filters_padded() const { return filter_tiles * tile; }
+    // Pieces of work of a sample and a filter tile.
+    constexpr int64_t stretches(const ConvolutionShape& shape) const {
+        return pools_in_tile == 0 ? shape.pooled * splits
+                                  : divide_rounding_up(shape.pooled, pools_in_tile);
+    }
+    constexpr int64_t items(const ConvolutionShape& shape) const {
+        return shape.batch * stretches(shape) * filter_tiles;
+    }
+};
+
+// The winners of a split pool's parts, (N, P, splits, F) each.
+struct PartialWinners {
+    float* values;
+    int32_t* windows;
+};
+
+ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
+                                 int64_t element_bytes, int multiprocessors);
+
+// Queues the tiled kernels of a plan. packed: room for the filters, (runs, chunks, filters_padded,
+// 128 bytes). Each type is a translation unit of its own.
+template <class T>
+void convolution_in_tiles(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, bool tf32,
+                          T* packed, const PartialWinners& partial, void* stream);
+
+}  // namespace seqkernels::cuda

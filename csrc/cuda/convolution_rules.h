@@ -1,0 +1,90 @@
+// What every convolution kernel agrees on: which positions are real, which window wins, and what is
+// made of the winner.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../core/convolution.h"
+#include "cuda/device.h"
+
+namespace seqkernels::cuda {
+
+// Real positions of a sample: what a wrong length asks for is not read.
+__device__ inline int64_t sample_length(const ConvolutionShape& shape, const int64_t* lengths,
+                                        int64_t sample) {
+    if (lengths == nullptr) return shape.length;
+    return larger(0, smaller(shape.length, lengths[sample]));
+}
+
+// A maximum so far and the window it was found in, -1 before the first.
+template <class Number>
+struct Winner {
+    Number value = 0;
+    int32_t window = -1;
+
+    // The next window, after all that came so far: the first NaN wins, else the first of the largest.
+    __device__ void follow(Number other, int32_t other_window) {
+        if (window < 0 || other > value || (other != other && value == value)) {
+            value = other;
+            window = other_window;
+        }
+    }
+
+    // The same in whatever order they come; a window of -1 is none.
+    __device__ void challenge(Number other, int32_t other_window) {
+        const bool is_nan = value != value, other_is_nan = other != other;
+        const bool is_equal = is_nan || other_is_nan ? is_nan && other_is_nan : other == value;
+        const bool is_first = is_equal && other_window < window;
+        const bool is_larger = is_nan || other_is_nan ? !is_nan && other_is_nan : other > value;
+        if (other_window >= 0 && (window < 0 || is_larger || is_first)) {
+            value = other;
+            window = other_window;
+        }
+    }
+};
+
+template <class Number>
+__device__ inline Number activate(Activation activation, Number x) {
+    switch (activation) {
+        case Activation::identity:
+            return x;
+        case Activation::relu:
+            return x <= 0 ? Number(0) : x;  // NaN stays
+        case Activation::tanh:
+            return std::tanh(x);
+        case Activation::sigmoid:
+            return 1 / (1 + std::exp(-x));
+    }
+    return x;
+}
+
+// Writes an entry of output and argmax: the activations are monotone, so the maximum came first.
+template <class T>
+__device__ inline void store_winner(const ConvolutionForward<T>& call, int64_t sample, int64_t pool,
+                                    int64_t filter, const Winner<Accumulator<T>>& winner) {
+    const ConvolutionShape& shape = call.shape;
+    Accumulator<T> result = 0;
+    if (winner.window >= 0) {
+        const Accumulator<T> bias = call.bias == nullptr ? 0 : widened(call.bias[filter]);
+        result = activate(shape.activation, winner.value + bias);
+    }
+    call.output[sample * call.output_stride_batch + pool * call.output_stride_pooled +
+                filter * call.output_stride_filter] = narrowed<T>(result);
+    if (call.argmax != nullptr) {
+        call.argmax[(sample * shape.pooled + pool) * shape.filters + filter] = winner.window;
+    }
+}
+
+// This thread's number in the grid, and the grid's threads.
+__device__ inline int64_t thread_in_grid() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
+
+// Threads of a block of the kernels that give a thread an element.
+constexpr int threads_per_block = 256;
+
+inline LaunchShape one_thread_each(int64_t elements, void* stream) {
+    return {divide_rounding_up(elements, threads_per_block), threads_per_block, 0, stream};
+}
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,483 @@
+// Convolution, bias, activation and max-pooling through tiles in shared memory.
+//
+// A window of an (N, L, C) sequence is runs of numbers side by side, so the convolution is a product
+// of windows (rows of which the sequence is read where it lies, wherever the next row begins) and
+// filters. A block takes a stretch of a sample's windows and a tile of filters; its maxima stay in
+// registers from tile to tile, and only they and their windows are written.
+//
+// Shapes, strides and ownership: ConvolutionForward in csrc/core/convolution.h. Scratch, owned by the
+// caller: the packed filters, (runs, chunks, filters in whole tiles, 128 bytes); where a pool is
+// split, its parts' winners, (N, P, splits, F), a value and a window each.
+//
+// A step of the pipeline is a chunk (128 bytes) of a run: tile rows of input and of filters come in
+// by asynchronous copies, `stages - 1` steps ahead of the product. Channels that do not lie side by
+// side, or not aligned to 4 bytes, are read one by one into registers before the product and stored
+// after it. Chunks are the outer loop and runs the inner one: the taps of a chunk read almost the
+// same input, from L1 after the first.
+//
+// Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to whole
+// chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2 MiB multiply-adds of 16-bit numbers (a
+// quarter of that many of float32). Limit: the matrix units, which mma.sync drives to about 60 % of
+// what wgmma reaches on Hopper; float32 the multiply-add rate. Compiled and verified by emulation;
+// not timed.
+#pragma once
+
+#include "convolution_plan.h"
+#include "convolution_rules.h"
+#include "tile.h"
+
+namespace seqkernels::cuda {
+
+constexpr int stages = 3;
+
+// Left tiles: rows of consecutive windows, zero where a position is not real.
+template <class T, class Product, int tile, bool is_gathered>
+class WindowReader {
+    static constexpr int per_piece = piece_bytes / static_cast<int>(sizeof(T));
+    static constexpr int vectors = tile * pieces_in_row / Product::threads;  // of a thread
+
+ public:
+    __device__ WindowReader(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
+                            int64_t sample, int64_t length)
+        : shape_(call.shape),
+          view_(call.input),
+          plan_(plan),
+          numbers_(static_cast<const T*>(call.input.numbers.data)),
+          sample_(numbers_ + sample * call.input.stride_batch),
+          length_(length) {}
+
+    // Begins to bring the windows [first, first + tile), those from `end` on being none, of a run
+    // and chunk.
+    __device__ void begin(char* target, int64_t first, int64_t end, int64_t run, int64_t chunk) {
+#pragma unroll
+        for (int i = 0; i < vectors; ++i) {
+            const int row = row_of(i), piece = piece_of(i);
+            const int64_t window = first + row;
+            const int64_t position =
+                window < end ? window_start(shape_, window) + run * shape_.dilation : length_;
+            const int64_t element = chunk * elements_in_row<T> + piece * per_piece;
+            if constexpr (is_gathered) {
+                gathered_[i] = gather(position, element);
+            } else {
+                copy(piece_at(target, row, piece), position, element);
+            }
+        }
+    }
+
+    // Stores what `begin` left in registers.
+    __device__ void finish(char* target) const {
+        if constexpr (is_gathered) {
+#pragma unroll
+            for (int i = 0; i < vectors; ++i) {
+                *reinterpret_cast<Piece*>(piece_at(target, row_of(i), piece_of(i))) = gathered_[i];
+            }
+        }
+    }
+
+ private:
+    // Neighbouring lanes read along the direction in which the numbers lie.
+    __device__ bool along_channels() const { return !is_gathered || view_.stride_channel == 1; }
+    __device__ int row_of(int i) const {
+        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
+        return along_channels() ? vector / pieces_in_row : vector % tile;
+    }
+    __device__ int piece_of(int i) const {
+        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
+        return along_channels() ? vector % pieces_in_row : vector / tile;
+    }
+
+    __device__ void copy(char* target, int64_t position, int64_t element) const {
+        // The run's numbers that are real, and of those the piece's.
+        const int64_t real_begin = larger(0, -position) * shape_.channels;
+        const int64_t real_end =
+            smaller(plan_.run_taps, length_ - position) * shape_.channels;
+        const int64_t begin = larger(element, real_begin);
+        const int64_t end = smaller(element + per_piece, real_end);
+        const T* from = sample_ + position * view_.stride_length + element;
+        if (begin > element && begin < end) {  // zeros before the first: no copy does that
+            T* to = reinterpret_cast<T*>(target);
+            for (int64_t i = 0; i < per_piece; ++i) {
+                const bool is_real = element + i >= begin && element + i < end;
+                to[i] = is_real ? from[i] : T{};
+            }
+            return;
+        }
+        const int valid = begin < end ? static_cast<int>((end - element) * int64_t{sizeof(T)}) : 0;
+        if (plan_.copy_bytes == 16) {
+            copies<16>(target, from, valid);
+        } else if (plan_.copy_bytes == 8) {
+            copies<8>(target, from, valid);
+        } else {
+            copies<4>(target, from, valid);
+        }
+    }
+
+    template <int bytes>
+    __device__ void copies(char* target, const T* from, int valid) const {
+#pragma unroll
+        for (int i = 0; i < piece_bytes / bytes; ++i) {
+            const int left = valid - i * bytes;
+            const int own = left < 0 ? 0 : left < bytes ? left : bytes;
+            // Where nothing is read the source is still to be an address.
+            const char* source = own > 0 ? reinterpret_cast<const char*>(from) + i * bytes
+                                         : reinterpret_cast<const char*>(numbers_);
+            copy_async<bytes>(target + i * bytes, source, own);
+        }
+    }
+
+    // A piece of a window, its numbers wherever they lie.
+    __device__ Piece gather(int64_t start, int64_t element) const {
+        union Numbers {
+            __device__ Numbers() : piece{} {}
+            Piece piece;
+            T numbers[per_piece];
+        } result;
+        const int64_t channels = larger(1, shape_.channels);
+        int64_t tap = element / channels;
+        int64_t channel = element - tap * channels;
+#pragma unroll
+        for (int i = 0; i < per_piece; ++i) {
+            const int64_t position = start + tap * shape_.dilation;
+            if (tap < shape_.kernel_size && position >= 0 && position < length_ &&
+                channel < shape_.channels) {
+                result.numbers[i] = sample_[position * view_.stride_length +
+                                            channel * view_.stride_channel];
+            }
+            if (++channel >= channels) {
+                channel = 0;
+                ++tap;
+            }
+        }
+        return result.piece;
+    }
+
+    const ConvolutionShape& shape_;
+    const SequenceView& view_;
+    const ConvolutionPlan& plan_;
+    const T* numbers_;
+    const T* sample_;
+    int64_t length_;
+    Piece gathered_[is_gathered ? vectors : 1];
+};
+
+// The filters as right tiles: packed[run][chunk][filter][element], zeros beyond the last.
+template <class T>
+__global__ void pack_filters(ConvolutionShape shape, ConvolutionWeight weight, ConvolutionPlan plan,
+                             T* packed) {
+    const T* numbers = static_cast<const T*>(weight.numbers.data);
+    const int64_t filters = plan.filters_padded();
+    const int64_t count = plan.runs * plan.chunks * filters * elements_in_row<T>;
+    for (int64_t index = thread_in_grid(); index < count; index += threads_in_grid()) {
+        const int64_t filter = index / elements_in_row<T> % filters;
+        const int64_t row = index / elements_in_row<T> / filters;
+        const int64_t run = row / plan.chunks;
+        const int64_t element =
+            row % plan.chunks * elements_in_row<T> + index % elements_in_row<T>;
+        T number{};
+        if (filter < shape.filters && element < plan.run_taps * shape.channels) {
+            const int64_t tap = run + element / shape.channels;
+            const int64_t channel = element % shape.channels;
+            number = numbers[filter * weight.stride_filter + channel * weight.stride_channel +
+                             tap * weight.stride_tap];
+        }
+        packed[index] = number;
+    }
+}
+
+template <class T>
+__global__ void merge_winners(ConvolutionForward<T> call, int64_t splits, PartialWinners partial) {
+    const ConvolutionShape& shape = call.shape;
+    const int64_t outputs = shape.batch * shape.pooled * shape.filters;
+    for (int64_t index = thread_in_grid(); index < outputs; index += threads_in_grid()) {
+        const int64_t filter = index % shape.filters;
+        const int64_t pool = index / shape.filters;  // of all samples
+        Winner<float> winner;
+        for (int64_t split = 0; split < splits; ++split) {
+            const int64_t part = (pool * splits + split) * shape.filters + filter;
+            winner.challenge(partial.values[part], partial.windows[part]);
+        }
+        store_winner(call, pool / shape.pooled, pool % shape.pooled, filter, winner);
+    }
+}
+
+// What a block computes: windows of one sample, for a tile of filters.
+struct Stretch {
+    int64_t sample;
+    int64_t filter_tile;
+    Range pools;
+    Range windows;
+    int64_t length;  // of the sample
+    int64_t split;
+};
+
+__device__ inline Stretch stretch_of(const ConvolutionShape& shape, const ConvolutionPlan& plan,
+                                     const int64_t* lengths, int64_t item) {
+    Stretch stretch{};
+    stretch.filter_tile = item % plan.filter_tiles;
+    const int64_t row = item / plan.filter_tiles;
+    const int64_t part = row % plan.stretches(shape);
+    stretch.sample = row / plan.stretches(shape);
+    stretch.length = sample_length(shape, lengths, stretch.sample);
+    const int64_t windows = shape.windows(stretch.length);
+    const int64_t pools = shape.pools(windows);
+    if (plan.pools_in_tile == 0) {
+        const int64_t pool = part / plan.splits;
+        stretch.split = part % plan.splits;
+        stretch.pools = {pool, pool + 1};
+        if (pool < pools) {
+            const Range all = windows_of_pool(shape, pool, windows);
+            const Range own = part_of(all.count(), plan.tile, stretch.split, plan.splits);
+            stretch.windows = {all.begin + own.begin, all.begin + own.end};
+        }
+    } else {
+        stretch.pools = {part * plan.pools_in_tile,
+                         smaller(shape.pooled, (part + 1) * plan.pools_in_tile)};
+        const int64_t last = smaller(stretch.pools.end, pools) - 1;
+        if (last >= stretch.pools.begin) {
+            stretch.windows = {windows_of_pool(shape, stretch.pools.begin, windows).begin,
+                               windows_of_pool(shape, last, windows).end};
+        }
+    }
+    return stretch;
+}
+
+template <class T, class Product, int tile>
+class TiledForward {
+    using Sums = float[Product::rows][Product::columns];
+    static constexpr int tile_bytes = tile * row_bytes;
+    static constexpr int stage_bytes = 2 * tile_bytes;
+    // Rows of the convolution where it is pooled in shared memory; odd, to spread over the banks.
+    static constexpr int kept_stride = tile + 1;
+
+ public:
+    static constexpr int64_t shared_bytes = stages * int64_t{stage_bytes};
+    static_assert(shared_bytes <= 99 * 1024, "what a block of any GPU from sm_80 on may have");
+    static_assert(tile * kept_stride * int{sizeof(float)} <= shared_bytes);
+
+    __device__ TiledForward(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
+                            const T* packed, const PartialWinners& partial)
+        : call_(call), shape_(call.shape), plan_(plan), packed_(packed), partial_(partial) {}
+
+    template <bool is_gathered>
+    __device__ void run(const Stretch& stretch) {
+        const int64_t tiles = divide_rounding_up(stretch.windows.count(), tile);
+        const int64_t steps_in_tile = plan_.runs * plan_.chunks;
+        const int64_t steps = tiles * steps_in_tile;
+        WindowReader<T, Product, tile, is_gathered> reader(call_, plan_, stretch.sample,
+                                                           stretch.length);
+        Cursor next{stretch.windows.begin, 0, 0};
+        const auto begin_next = [&](char* stage) {
+            reader.begin(stage, next.window, stretch.windows.end, next.run, next.chunk);
+            begin_filters(stage + tile_bytes, stretch.filter_tile, next);
+            advance(next);
+        };
+        for (int i = 0; i < stages - 1; ++i) {
+            if (i < steps) {
+                begin_next(stage_at(i));
+                reader.finish(stage_at(i));
+            }
+            commit_copies();
+        }
+        clear(sums_);
+        int64_t window = stretch.windows.begin;
+        int64_t step_in_tile = 0;
+        for (int64_t step = 0; step < steps; ++step) {
+            wait_for_copies<stages - 2>();
+            __syncthreads();
+            char* coming = stage_at(step + stages - 1);
+            const bool is_coming = step + stages - 1 < steps;
+            if (is_coming) begin_next(coming);
+            commit_copies();
+            const char* here = stage_at(step);
+            Product::multiply(here, here + tile_bytes, sums_);
+            if (is_coming) reader.finish(coming);
+            if (++step_in_tile == steps_in_tile) {
+                if (plan_.pools_in_tile == 0) challenge(window, stretch.windows.end);
+                step_in_tile = 0;
+                window += tile;
+                if (plan_.pools_in_tile == 0) clear(sums_);
+            }
+        }
+        __syncthreads();  // the stages are free
+        if (plan_.pools_in_tile == 0) {
+            store_pool(stretch);
+        } else {
+            store_pools(stretch);
+        }
+        __syncthreads();  // and are so again for the next stretch
+    }
+
+ private:
+    // A step's windows, run and chunk.
+    struct Cursor {
+        int64_t window;
+        int64_t run;
+        int64_t chunk;
+    };
+
+    __device__ void advance(Cursor& cursor) const {
+        if (++cursor.run < plan_.runs) return;
+        cursor.run = 0;
+        if (++cursor.chunk < plan_.chunks) return;
+        cursor.chunk = 0;
+        cursor.window += tile;
+    }
+
+    __device__ static char* stage_at(int64_t step) {
+        return shared_memory() + static_cast<int>(step % stages) * stage_bytes;
+    }
+
+    __device__ static void clear(Sums& sums) {
+#pragma unroll
+        for (auto& row : sums) {
+#pragma unroll
+            for (float& sum : row) sum = 0;
+        }
+    }
+
+    __device__ void begin_filters(char* target, int64_t filter_tile, const Cursor& cursor) const {
+        const int64_t row = (cursor.run * plan_.chunks + cursor.chunk) * plan_.filters_padded() +
+                            filter_tile * tile;
+        const char* from = reinterpret_cast<const char*>(packed_) + row * row_bytes;
+#pragma unroll
+        for (int i = 0; i < tile * pieces_in_row / Product::threads; ++i) {
+            const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
+            copy_async<piece_bytes>(
+                piece_at(target, vector / pieces_in_row, vector % pieces_in_row),
+                from + vector * piece_bytes, piece_bytes);
+        }
+    }
+
+    // The sums of a tile of windows against the winners so far.
+    __device__ void challenge(int64_t first, int64_t end) {
+#pragma unroll
+        for (int j = 0; j < Product::columns; ++j) {
+#pragma unroll
+            for (int i = 0; i < Product::rows; ++i) {
+                const int64_t window = first + Product::row(i);
+                if (window < end) winners_[j].follow(sums_[i][j], static_cast<int32_t>(window));
+            }
+        }
+    }
+
+    // The block's winners: across lanes, then across the warps below each other.
+    __device__ void store_pool(const Stretch& stretch) {
+        float* values = reinterpret_cast<float*>(shared_memory());
+        int32_t* windows = reinterpret_cast<int32_t*>(values + Product::down * tile);
+#pragma unroll
+        for (int j = 0; j < Product::columns; ++j) {
+            Winner<float>& winner = winners_[j];
+#pragma unroll
+            for (int mask = Product::lanes_across; mask < warp_threads; mask *= 2) {
+                const float value = from_lane_xor(winner.value, mask);
+                winner.challenge(value, from_lane_xor(winner.window, mask));
+            }
+            if (Product::W::lane() < Product::lanes_across) {
+                const int place = Product::W::row() * tile + Product::column(j);
+                values[place] = winner.value;
+                windows[place] = winner.window;
+            }
+            winner = {};
+        }
+        __syncthreads();
+        const int column = static_cast<int>(threadIdx.x);
+        const int64_t filter = stretch.filter_tile * tile + column;
+        if (column >= tile || filter >= shape_.filters) return;
+        Winner<float> winner;
+        for (int i = 0; i < Product::down; ++i) {
+            winner.challenge(values[i * tile + column], windows[i * tile + column]);
+        }
+        const int64_t pool = stretch.pools.begin;
+        if (plan_.splits == 1) {
+            store_winner(call_, stretch.sample, pool, filter, winner);
+        } else {
+            const int64_t part =
+                ((stretch.sample * shape_.pooled + pool) * plan_.splits + stretch.split) *
+                    shape_.filters +
+                filter;
+            partial_.values[part] = winner.value;
+            partial_.windows[part] = winner.window;
+        }
+    }
+
+    // The pools of a tile, through the convolution in shared memory.
+    __device__ void store_pools(const Stretch& stretch) {
+        float* kept = reinterpret_cast<float*>(shared_memory());
+#pragma unroll
+        for (int i = 0; i < Product::rows; ++i) {
+#pragma unroll
+            for (int j = 0; j < Product::columns; ++j) {
+                kept[Product::row(i) * kept_stride + Product::column(j)] = sums_[i][j];
+            }
+        }
+        clear(sums_);
+        __syncthreads();
+        // Neighbouring threads write along the direction in which the output lies.
+        const int pools = static_cast<int>(stretch.pools.count());
+        const bool along_pools = call_.output_stride_filter != 1;
+        for (int entry = static_cast<int>(threadIdx.x); entry < pools * tile;
+             entry += Product::threads) {
+            const int column = along_pools ? entry / pools : entry % tile;
+            const int64_t pool = stretch.pools.begin + (along_pools ? entry % pools : entry / tile);
+            const int64_t filter = stretch.filter_tile * tile + column;
+            if (filter >= shape_.filters) continue;
+            Winner<float> winner;
+            const int64_t first = pool * shape_.pool_stride;
+            if (first + shape_.pool_size <= stretch.windows.end) {
+                for (int64_t window = first; window < first + shape_.pool_size; ++window) {
+                    const auto row = static_cast<int>(window - stretch.windows.begin);
+                    winner.follow(kept[row * kept_stride + column], static_cast<int32_t>(window));
+                }
+            }
+            store_winner(call_, stretch.sample, pool, filter, winner);
+        }
+    }
+
+    const ConvolutionForward<T>& call_;
+    const ConvolutionShape& shape_;
+    const ConvolutionPlan& plan_;
+    const T* packed_;
+    const PartialWinners& partial_;
+    Sums sums_;
+    Winner<float> winners_[Product::columns];
+};
+
+template <class T, class Product, int tile, bool is_gathered>
+__global__ __launch_bounds__(Product::threads, 2) void tiled_forward(ConvolutionForward<T> call,
+                                                                     ConvolutionPlan plan,
+                                                                     const T* packed,
+                                                                     PartialWinners partial) {
+    TiledForward<T, Product, tile> forward(call, plan, packed, partial);
+    for (int64_t item = blockIdx.x; item < plan.items(call.shape); item += gridDim.x) {
+        forward.template run<is_gathered>(stretch_of(call.shape, plan, call.lengths, item));
+    }
+}
+
+// Queues the kernels of a plan; packed and partial as the plan asks for.
+template <class T, template <int, int> class Product>
+void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T* packed,
+               const PartialWinners& partial, void* stream) {
+    const int64_t filters =
+        plan.runs * plan.chunks * plan.filters_padded() * elements_in_row<T>;
+    launch(one_thread_each(filters, stream), pack_filters<T>, call.shape, call.weight, plan, packed);
+    const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
+        const LaunchShape shape{plan.items(call.shape), threads, shared_bytes, stream};
+        launch(shape, kernel, call, plan, packed, partial);
+    };
+    const bool is_gathered = plan.copy_bytes == 0;
+    if (plan.tile == 128) {
+        using P = Product<128, 128>;
+        start(is_gathered ? tiled_forward<T, P, 128, true> : tiled_forward<T, P, 128, false>,
+                  TiledForward<T, P, 128>::shared_bytes, P::threads);
+    } else {
+        using P = Product<64, 64>;
+        start(is_gathered ? tiled_forward<T, P, 64, true> : tiled_forward<T, P, 64, false>,
+                  TiledForward<T, P, 64>::shared_bytes, P::threads);
+    }
+    if (plan.splits > 1) {
+        const int64_t outputs = call.shape.batch * call.shape.pooled * call.shape.filters;
+        launch(one_thread_each(outputs, stream), merge_winners<T>, call, plan.splits, partial);
+    }
+}
+
+}  // namespace seqkernels::cuda

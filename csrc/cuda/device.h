@@ -1,0 +1,190 @@
+// What a kernel is written with beyond C++: conversions, copies, exchanges within a warp, matrix
+// instructions, launches. Kernels use CUDA's own names for threads, blocks and shared memory.
+//
+// tests/emulated_cuda/cuda/device.h has the same names for a processor without a GPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "../core/data_type.h"
+
+namespace seqkernels::cuda {
+
+constexpr int warp_threads = 32;
+
+__device__ inline float widened(float number) { return number; }
+__device__ inline double widened(double number) { return number; }
+__device__ inline float widened(Bfloat16 number) {
+    return __uint_as_float(uint32_t{number.bits} << 16);
+}
+__device__ inline float widened(Float16 number) {
+    return __half2float(__ushort_as_half(number.bits));
+}
+
+// To the nearest number of type T, ties to even.
+template <class T>
+__device__ inline T narrowed(Accumulator<T> number) {
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        return {__bfloat16_as_ushort(__float2bfloat16_rn(number))};
+    } else if constexpr (std::is_same_v<T, Float16>) {
+        return {__half_as_ushort(__float2half_rn(number))};
+    } else {
+        return number;
+    }
+}
+
+// The block's dynamic shared memory.
+__device__ inline char* shared_memory() {
+    extern __shared__ __align__(128) char memory[];
+    return memory;
+}
+
+// The value of the lane whose number differs in the bits of `mask`. All lanes take part.
+template <class T>
+__device__ inline T from_lane_xor(T value, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+
+// One bit for each lane: whether its condition holds. All lanes take part.
+__device__ inline uint32_t lanes_where(bool condition) {
+    return __ballot_sync(0xFFFFFFFFu, condition);
+}
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Begins to copy `bytes` (4, 8 or 16, both sides aligned to as many) into shared memory: the first
+// `valid` of them from `source`, zeros for the rest. What was written is there for its own thread
+// after wait_for_copies.
+template <int bytes>
+__device__ inline void copy_async(void* target, const void* source, int valid) {
+    static_assert(bytes == 4 || bytes == 8 || bytes == 16);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(target)),
+                 "l"(source), "n"(bytes), "r"(valid)
+                 : "memory");
+}
+
+// Ends a group of copies.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+// Waits for all groups but the last `pending`.
+template <int pending>
+__device__ inline void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// Four matrices of 8 rows of 16 bytes. Lane l names row l % 8 of matrix l / 8 in shared memory, and
+// gets of each matrix the word l % 4 of row l / 4.
+__device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// A float32's bits rounded to the 19 that the matrix units read, ties away from zero.
+__device__ inline uint32_t rounded_to_tf32(uint32_t bits) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+}
+
+// sums (16, 8) += left (16, 32 bytes of numbers of type T) right (8, as many)^T, spread over a warp:
+// lane l has sums[0], [1] of row l / 4, columns 2 (l % 4) and the next, and sums[2], [3] of row
+// l / 4 + 8; and words of the operands as load_matrices gives them, of left the matrices (rows, then
+// 16 bytes further), of right the two 16 bytes. float32 numbers are read as TF32.
+template <class T>
+__device__ inline void multiply_add(float& sum0, float& sum1, float& sum2, float& sum3,
+                                    const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    } else if constexpr (std::is_same_v<T, Float16>) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    } else {
+        static_assert(std::is_same_v<T, float>);
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    }
+}
+
+// Raises std::runtime_error where a call of the runtime failed.
+inline void expect_success(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) {
+        throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+    }
+}
+
+struct LaunchShape {
+    int64_t blocks;
+    int threads;
+    int64_t shared_bytes;
+    void* stream;
+};
+
+// Starts kernel(arguments...) on the current device, in the stream; raises std::runtime_error where
+// that fails. Blocks beyond 2^31 - 1 are left to the kernel's own loop.
+template <class... Parameters>
+void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
+            std::common_type_t<Parameters>... arguments) {
+    if (shape.shared_bytes > 48 * 1024) {
+        expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(shape.shared_bytes)),
+                       "shared memory of a kernel");
+    }
+    constexpr int64_t most_blocks = 0x7FFFFFFF;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks < most_blocks ? shape.blocks
+                                                                           : most_blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(shape.stream);
+    expect_success(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
+}
+
+// Makes a device current for as long as it lives.
+class DeviceGuard {
+ public:
+    explicit DeviceGuard(int device) {
+        expect_success(cudaGetDevice(&before_), "current device");
+        if (device != before_) expect_success(cudaSetDevice(device), "choice of a device");
+        changed_ = device != before_;
+    }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(before_);
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+    int before_ = 0;
+    bool changed_ = false;
+};
+
+// Streaming multiprocessors of a device.
+inline int multiprocessors(int device) {
+    int count = 0;
+    expect_success(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                   "attributes of a device");
+    return count;
+}
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,194 @@
+// csrc/cuda/device.h for a processor without a GPU: a block's threads are fibers of one thread, one
+// block runs after another. What the instructions do is computed as NVIDIA's PTX ISA describes it.
+//
+// It finds what a GPU may hide: asynchronous copies arrive as late as they may, shared memory begins
+// as noise, threads run forwards or backwards (`order`), and arrays are plain memory, for the
+// sanitizers to watch. Speed, memory ordering between blocks and the limits of a GPU it knows not.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <stdexcept>
+#include <type_traits>
+
+#include "core/data_type.h"
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct Index3 {
+    unsigned x = 0, y = 0, z = 0;
+};
+inline Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+void __syncthreads();
+void __syncwarp();
+
+namespace seqkernels::cuda {
+
+constexpr int warp_threads = 32;
+
+namespace emulated {
+
+enum class Order { forwards, backwards };
+extern Order order;
+
+void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+char* shared_memory();
+// Waits for all lanes of the warp, of which the last to come calls compute with what each brought.
+void meet(void* brought, void (*compute)(void* const (&all)[warp_threads]));
+void copy(void* target, const void* source, int bytes, int valid);
+void commit();
+void wait(int pending);
+
+inline float number_of(uint32_t word, int half, Bfloat16) {
+    return widen(Bfloat16{static_cast<uint16_t>(word >> (16 * half))});
+}
+inline float number_of(uint32_t word, int half, Float16) {
+    return widen(Float16{static_cast<uint16_t>(word >> (16 * half))});
+}
+inline float number_of(uint32_t word, int, float) {
+    return float_of_bits(word & 0xFFFFE000u);  // the bits that the matrix units read
+}
+
+}  // namespace emulated
+
+inline float widened(float number) { return number; }
+inline double widened(double number) { return number; }
+inline float widened(Bfloat16 number) { return widen(number); }
+inline float widened(Float16 number) { return widen(number); }
+
+template <class T>
+inline T narrowed(Accumulator<T> number) {
+    T result;
+    narrow(number, result);
+    return result;
+}
+
+inline char* shared_memory() { return emulated::shared_memory(); }
+
+template <class T>
+inline T from_lane_xor(T value, int mask) {
+    struct Brought {
+        T value;
+        int mask;
+        T result;
+    } mine{value, mask, {}};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        for (int lane = 0; lane < warp_threads; ++lane) {
+            Brought& to = *static_cast<Brought*>(all[lane]);
+            to.result = static_cast<Brought*>(all[lane ^ to.mask])->value;
+        }
+    });
+    return mine.result;
+}
+
+inline uint32_t lanes_where(bool condition) {
+    struct Brought {
+        bool condition;
+        uint32_t result;
+    } mine{condition, 0};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        uint32_t bits = 0;
+        for (int lane = 0; lane < warp_threads; ++lane) {
+            bits |= uint32_t{static_cast<Brought*>(all[lane])->condition} << lane;
+        }
+        for (void* lane : all) static_cast<Brought*>(lane)->result = bits;
+    });
+    return mine.result;
+}
+
+template <int bytes>
+inline void copy_async(void* target, const void* source, int valid) {
+    static_assert(bytes == 4 || bytes == 8 || bytes == 16);
+    emulated::copy(target, source, bytes, valid);
+}
+
+inline void commit_copies() { emulated::commit(); }
+
+template <int pending>
+inline void wait_for_copies() {
+    emulated::wait(pending);
+}
+
+inline void load_matrices(uint32_t (&words)[4], const void* row) {
+    struct Brought {
+        const void* row;
+        uint32_t* words;
+    } mine{row, words};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        for (int lane = 0; lane < warp_threads; ++lane) {
+            for (int matrix = 0; matrix < 4; ++matrix) {
+                const void* from = static_cast<Brought*>(all[matrix * 8 + lane / 4])->row;
+                if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+                    throw std::logic_error("ldmatrix: a row that is not aligned to 16 bytes");
+                }
+                static_cast<Brought*>(all[lane])->words[matrix] =
+                    static_cast<const uint32_t*>(from)[lane % 4];
+            }
+        }
+    });
+}
+
+inline uint32_t rounded_to_tf32(uint32_t bits) {
+    const bool is_finite = (bits & 0x7F800000u) != 0x7F800000u;
+    return (is_finite ? bits + 0x1000u : bits) & 0xFFFFE000u;
+}
+
+template <class T>
+inline void multiply_add(float& sum0, float& sum1, float& sum2, float& sum3,
+                         const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+    struct Brought {
+        float* sums[4];
+        const uint32_t* left;
+        uint32_t right[2];
+    } mine{{&sum0, &sum1, &sum2, &sum3}, left, {right0, right1}};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        constexpr int in_word = 4 / sizeof(T);
+        const auto lane = [&](int i) { return static_cast<Brought*>(all[i]); };
+        for (int row = 0; row < 16; ++row) {
+            for (int column = 0; column < 8; ++column) {
+                Brought& owner = *lane(row % 8 * 4 + column / 2);
+                float& sum = *owner.sums[row / 8 * 2 + column % 2];
+                for (int k = 0; k < 8 * in_word; ++k) {
+                    const int word = k / in_word;  // of the 8 in 32 bytes
+                    const uint32_t a = lane(row % 8 * 4 + word % 4)->left[row / 8 + word / 4 * 2];
+                    const uint32_t b = lane(column * 4 + word % 4)->right[word / 4];
+                    sum += emulated::number_of(a, k % in_word, T{}) *
+                           emulated::number_of(b, k % in_word, T{});
+                }
+            }
+        }
+    });
+}
+
+struct LaunchShape {
+    int64_t blocks;
+    int threads;
+    int64_t shared_bytes;
+    void* stream;
+};
+
+template <class... Parameters>
+void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
+            std::common_type_t<Parameters>... arguments) {
+    if (shape.blocks < 1 || shape.threads < 1 || shape.threads > 1024 ||
+        shape.shared_bytes > 227 * 1024) {
+        throw std::runtime_error("CUDA: launch of a kernel: invalid configuration argument");
+    }
+    emulated::run(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
+}
+
+class DeviceGuard {
+ public:
+    explicit DeviceGuard(int) {}
+};
+
+// Few, so that kernels share the work of one sample out.
+inline int multiprocessors(int) { return 4; }
+
+}  // namespace seqkernels::cuda

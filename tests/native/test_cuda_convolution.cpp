@@ -1,0 +1,102 @@
+// The CUDA kernels of the convolution, on an emulated GPU.
+#include "convolution_problem.h"
+#include "cuda/convolution.h"
+#include "cuda/device.h"
+
+namespace seqkernels::testing {
+namespace {
+
+using cuda::How;
+using cuda::Kernels;
+using cuda::emulated::Order;
+
+template <class T>
+void run_on_gpu(const Problem& exact, const How& how, double tolerance) {
+    // Exactly as large as asked for, so that a sanitizer sees what goes beyond.
+    const auto with_scratch = [](int64_t bytes, auto&& run) {
+        std::vector<char> memory(static_cast<std::size_t>(bytes) + 256);
+        const auto address = reinterpret_cast<uintptr_t>(memory.data());
+        char* aligned = memory.data() + (256 - address % 256) % 256;
+        std::memset(aligned, 0x7F, static_cast<std::size_t>(bytes));
+        run(cuda::Where{0, nullptr, aligned});
+    };
+    const auto forward = [&](const auto& call) {
+        with_scratch(cuda::convolution_forward_scratch(call, how, 0),
+                     [&](const auto& where) { cuda::convolution_forward(call, how, where); });
+    };
+    const auto backward = [&](const auto& call) {
+        with_scratch(cuda::convolution_backward_scratch(call, how, 0),
+                     [&](const auto& where) { cuda::convolution_backward(call, how, where); });
+    };
+    run_case<T>(exact, forward, backward, tolerance);
+}
+
+template <class T>
+double tolerance() {
+    return (is_sixteen_bit<T> ? 2 : 32) * epsilon<T>();
+}
+
+// Cases that reach every path of the tiled kernels: both tiles, every way to read the input, several
+// tiles and chunks, split pools, pools within a tile and beyond one. Sums are large here, where the
+// slopes of tanh and sigmoid are all rounding.
+std::vector<Case> tiled_cases() {
+    using A = Activation;
+    return {
+        // rows aligned to 16, 8 and 4 bytes, or none; with zeros before the first number
+        {shape_of(2, 30, 40, 20, 3, 1, 2, 1, 0, 0, A::relu), false, true},
+        {shape_of(2, 30, 20, 20, 3, 1, 2, 1, 0, 0, A::relu), false, false},
+        {shape_of(2, 30, 14, 20, 3, 1, 1, 1, 0, 0, A::relu), false, false},
+        {shape_of(2, 30, 13, 20, 3, 2, 1, 2, 0, 0, A::relu), false, true},
+        // a run for each tap
+        {shape_of(2, 40, 72, 20, 3, 1, 2, 2, 0, 0, A::identity), false, true},
+        // channels first
+        {shape_of(2, 40, 70, 20, 2, 1, 1, 1, 0, 0, A::identity), true, true},
+        // wide tiles, several of them, split and not
+        {shape_of(1, 800, 24, 70, 2, 1, 0, 1, 0, 0, A::relu), false, false},
+        {shape_of(5, 150, 24, 130, 2, 1, 1, 1, 0, 0, A::identity), false, true},
+        {shape_of(4, 140, 9, 130, 2, 1, 1, 1, 0, 0, A::identity), true, true},
+        // pools within wide and narrow tiles, and larger than a tile
+        {shape_of(3, 150, 24, 130, 3, 1, 1, 1, 2, 2, A::relu), false, true},
+        {shape_of(2, 100, 24, 20, 3, 1, 1, 1, 5, 3, A::relu), true, true},
+        {shape_of(1, 300, 8, 20, 3, 1, 1, 1, 90, 40, A::relu), false, false},
+        // more filters than a tile, no channel
+        {shape_of(2, 20, 16, 200, 1, 3, 0, 1, 0, 0, A::relu), false, false},
+        {shape_of(2, 9, 0, 5, 2, 1, 0, 1, 0, 0, A::identity), false, false},
+    };
+}
+
+template <class T>
+void run_in_every_way(const Problem& exact) {
+    run_on_gpu<T>(exact, How{Kernels::tiled, false}, tolerance<T>());
+    if (std::is_same_v<T, float>) {
+        run_on_gpu<T>(exact, How{Kernels::tiled, true}, 2 * epsilon<Float16>());
+    }
+}
+
+TEST(emulated_cuda_convolution_agrees_with_its_definition) {
+    for (const Case& test : cases()) {
+        const Problem exact(test);
+        run_on_gpu<float>(exact, How{Kernels::simple, false}, tolerance<float>());
+        run_on_gpu<double>(exact, How{Kernels::simple, false}, tolerance<double>());
+        run_on_gpu<Bfloat16>(exact, How{Kernels::simple, false}, tolerance<Bfloat16>());
+        run_on_gpu<Float16>(exact, How{Kernels::simple, false}, tolerance<Float16>());
+        run_in_every_way<float>(exact);
+        run_in_every_way<Bfloat16>(exact);
+    }
+}
+
+TEST(emulated_cuda_convolution_in_tiles_agrees_with_its_definition) {
+    for (const Order order : {Order::forwards, Order::backwards}) {
+        cuda::emulated::order = order;
+        for (const Case& test : tiled_cases()) {
+            const Problem exact(test);
+            run_in_every_way<float>(exact);
+            run_in_every_way<Bfloat16>(exact);
+            run_in_every_way<Float16>(exact);
+        }
+    }
+    cuda::emulated::order = Order::forwards;
+}
+
+}  // namespace
+}  // namespace seqkernels::testing

@@ -1,7 +1,8 @@
 """The functions of the package, with the arguments checked and the shapes described.
 
 float32, float64, bfloat16 and float16 tensors on the CPU are computed by the package's kernels, the
-16-bit ones with sums, gates and states in float32. Every other dtype and device goes to
+16-bit ones with sums, gates and states in float32; so is ``conv1d_max_pool`` on CUDA devices of
+compute capability 8.0 and more, where the package was built for them. Everything else goes to
 ``reference``, the same functions in torch operations, and a warning says so once. Gradients flow to
 every floating-point argument, and gradients of gradients too.
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, checks, ops, reference
+from . import autograd, checks, cuda, ops, reference
 
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -58,7 +59,8 @@ def conv1d_max_pool(
         lengths: (N,) integers, each from 0 to L (without a batch: 0 dimensions), on the CPU or on
             input's device. Sample n is treated as if it had been run alone, cut to ``lengths[n]``:
             its zero padding begins directly after its last element, and what stands there in
-            ``input``, even NaN, changes no bit of any result or gradient.
+            ``input``, even NaN, changes no bit of any result or gradient. Values on a CUDA device
+            are not waited for to be checked: there one beyond L counts as L, below 0 as 0.
         channels_last: the layout of input and of a pooled output.
 
     Returns:
@@ -101,7 +103,7 @@ def conv1d_max_pool(
         lengths,
         channels_last,
     )
-    if not has_kernel(input):
+    if not has_kernel("conv1d_max_pool", input):
         say_once("conv1d_max_pool", input)
         return reference.conv1d_max_pool(
             input,
@@ -124,7 +126,7 @@ def conv1d_max_pool(
         sequences,
         weight,
         bias,
-        _batched_lengths(lengths),
+        _batched_lengths(lengths, input),
         geometry,
         activation,
         channels_last,
@@ -169,7 +171,7 @@ def lstm_cell(
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.cell(input, hx, w_ih, w_hh, b_ih, b_hh, gates=4)
-    if not has_kernel(input):
+    if not has_kernel("lstm_cell", input):
         say_once("lstm_cell", input)
         return reference.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     if input.dim() == 2:
@@ -222,7 +224,7 @@ def rnn_cell(
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
     checks.cell(input, states, w_ih, w_hh, b_ih, b_hh, gates=1)
-    if not has_kernel(input):
+    if not has_kernel("rnn_cell", input):
         say_once("rnn_cell", input)
         h = None if states is None else states[0]
         return reference.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity=nonlinearity)
@@ -285,10 +287,10 @@ def lstm(
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
-    if not has_kernel(input):
+    if not has_kernel("lstm", input):
         say_once("lstm", input)
         return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
-    how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths), reverse, recompute)
+    how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths, input), reverse, recompute)
     if input.dim() == 3:
         h, c = hx if hx is not None else _zeros(2, input.shape[1], w_hh)
         output, h, c = autograd.lstm(input, h, c, *how)
@@ -344,7 +346,7 @@ def rnn(
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
     checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, gates=1)
-    if not has_kernel(input):
+    if not has_kernel("rnn", input):
         say_once("rnn", input)
         return reference.rnn(
             input,
@@ -357,7 +359,7 @@ def rnn(
             lengths=lengths,
             reverse=reverse,
         )
-    lengths = _batched_lengths(lengths)
+    lengths = _batched_lengths(lengths, input)
     if input.dim() == 3:
         (h,) = states if states is not None else _zeros(1, input.shape[1], w_hh)
         return autograd.rnn(input, h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity)
@@ -368,9 +370,11 @@ def rnn(
     return output.squeeze(1), h.squeeze(0)
 
 
-def has_kernel(input: Tensor) -> bool:
-    """Whether the package's own kernels compute on tensors of input's dtype and device."""
-    return input.is_cpu and input.dtype in NATIVE_DTYPES
+def has_kernel(operation: str, input: Tensor) -> bool:
+    """Whether the package's own kernels compute it on tensors of input's dtype and device."""
+    if input.dtype not in NATIVE_DTYPES:
+        return False
+    return input.is_cpu or cuda.has_kernel(operation, input)
 
 
 def say_once(operation: str, input: Tensor) -> None:
@@ -398,11 +402,11 @@ def _unsqueezed(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(state.unsqueeze(0) for state in states)
 
 
-def _batched_lengths(lengths: Tensor | None) -> Tensor | None:
-    """The lengths as the kernels read them: contiguous int64 on the CPU, (N,)."""
+def _batched_lengths(lengths: Tensor | None, input: Tensor) -> Tensor | None:
+    """The lengths as the kernels read them: contiguous int64 on input's device, (N,)."""
     if lengths is None:
         return None
-    return lengths.to("cpu", torch.int64).reshape(-1).contiguous()
+    return lengths.to(input.device, torch.int64).reshape(-1).contiguous()
 
 
 def is_autocast(input: Tensor) -> bool:

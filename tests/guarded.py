@@ -15,6 +15,7 @@ from torch import Tensor
 import convolutions
 import recurrences
 from seqkernels import _cpu, cpu, functional, ops
+from seqkernels.ops import _convolution, _recurrence
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -99,11 +100,11 @@ def bits(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def guard(at_end: bool):
-    ops._cpu = GuardedKernels(at_end)
+    _convolution._cpu = _recurrence._cpu = GuardedKernels(at_end)
     try:
         yield
     finally:
-        ops._cpu = _cpu
+        _convolution._cpu = _recurrence._cpu = _cpu
 
 
 def convolution_calls():

@@ -14,6 +14,7 @@ constexpr int max_dimensions = 8;
 struct TensorView {
     void* data = nullptr;
     DataType dtype = DataType::float32;
+    int device = -1;  // -1: the CPU; else a GPU's index
     int dimensions = 0;
     int64_t sizes[max_dimensions] = {};
     int64_t strides[max_dimensions] = {};

@@ -51,7 +51,7 @@ ConvolutionPlan plan_of(const ConvolutionForward<T>& call, int device) {
 }  // namespace
 
 template <class T>
-int64_t convolution_forward_scratch(const ConvolutionForward<T>& call, const How& how, int device) {
+int64_t scratch_bytes(const ConvolutionForward<T>& call, const How& how, int device) {
     ScratchParts parts(nullptr);
     if (is_tiled<T>(how)) TiledScratch<T>(parts, call.shape, plan_of(call, device));
     return parts.bytes();
@@ -77,7 +77,7 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
 }
 
 template <class T>
-int64_t convolution_backward_scratch(const ConvolutionBackward<T>& call, const How&, int) {
+int64_t scratch_bytes(const ConvolutionBackward<T>& call, const How&, int) {
     ScratchParts parts(nullptr);
     BackwardScratch<T>(parts, call.shape);
     return parts.bytes();
@@ -110,9 +110,9 @@ void convolution_backward(const ConvolutionBackward<T>& call, const How&, const 
 }
 
 #define INSTANTIATE(T)                                                                            \
-    template int64_t convolution_forward_scratch(const ConvolutionForward<T>&, const How&, int);  \
+    template int64_t scratch_bytes(const ConvolutionForward<T>&, const How&, int);  \
     template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&);    \
-    template int64_t convolution_backward_scratch(const ConvolutionBackward<T>&, const How&, int); \
+    template int64_t scratch_bytes(const ConvolutionBackward<T>&, const How&, int); \
     template void convolution_backward(const ConvolutionBackward<T>&, const How&, const Where&);
 
 INSTANTIATE(float)

@@ -22,16 +22,16 @@ struct How {
 struct Where {
     int device;
     void* stream;   // a cudaStream_t
-    void* scratch;  // as many bytes as ..._scratch says, aligned to 256
+    void* scratch;  // as many bytes as scratch_bytes says, aligned to 256
 };
 
 template <class T>
-int64_t convolution_forward_scratch(const ConvolutionForward<T>& call, const How& how, int device);
+int64_t scratch_bytes(const ConvolutionForward<T>& call, const How& how, int device);
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& call, const How& how, const Where& where);
 
 template <class T>
-int64_t convolution_backward_scratch(const ConvolutionBackward<T>& call, const How& how,
+int64_t scratch_bytes(const ConvolutionBackward<T>& call, const How& how,
                                      int device);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where);

@@ -1,180 +1,35 @@
-// Face of the convolution kernels: checks and unpacks views.
-#include "core/checked.h"
+// Face of the CPU's convolution kernels.
+#include "convolution_face.h"
 #include "cpu/isa.h"
-#include "expect.h"
 #include "module.h"
-#include "tensor_caster.h"
 
 namespace seqkernels {
 namespace {
 
-namespace py = pybind11;
-using OptionalView = std::optional<TensorView>;
+struct Cpu {
+    using Where = int;  // threads
 
-Activation activation_named(const std::string& name) {
-    if (name == "identity") return Activation::identity;
-    if (name == "relu") return Activation::relu;
-    if (name == "tanh") return Activation::tanh;
-    if (name == "sigmoid") return Activation::sigmoid;
-    throw std::invalid_argument("activation: expected identity, relu, tanh or sigmoid, got '" +
-                                name + "'");
-}
+    static const int64_t* lengths(const OptionalView& view, int64_t batch, int64_t longest) {
+        return expect_lengths(view, batch, longest);
+    }
 
-// The integers of a convolution, as Python hands them over.
-struct Geometry {
-    int64_t stride;
-    int64_t padding_left;
-    int64_t padding_right;
-    int64_t dilation;
-    int64_t pool_size;
-    int64_t pool_stride;
-};
-
-ConvolutionShape checked_shape(const TensorView& input, const TensorView& weight,
-                               const Geometry& geometry, const std::string& activation) {
-    expect_dimensions("input", input, 3);
-    expect_dimensions("weight", weight, 3);
-    expect("weight", weight, input.dtype, {weight.sizes[0], input.sizes[2], weight.sizes[2]});
-    expect_at_least("kernel_size", weight.sizes[2], 1);
-    expect_at_least("stride", geometry.stride, 1);
-    expect_at_least("dilation", geometry.dilation, 1);
-    expect_at_least("padding_left", geometry.padding_left, 0);
-    expect_at_least("padding_right", geometry.padding_right, 0);
-    expect_at_least("pool_size", geometry.pool_size, 0);
-    expect_at_least("pool_stride", geometry.pool_stride, geometry.pool_size == 0 ? 0 : 1);
-
-    ConvolutionShape shape{};
-    shape.batch = input.sizes[0];
-    shape.length = input.sizes[1];
-    shape.channels = input.sizes[2];
-    shape.filters = weight.sizes[0];
-    shape.kernel_size = weight.sizes[2];
-    shape.stride = geometry.stride;
-    shape.padding_left = geometry.padding_left;
-    shape.padding_right = geometry.padding_right;
-    shape.dilation = geometry.dilation;
-    shape.pool_size = geometry.pool_size;
-    shape.pool_stride = geometry.pool_stride;
-    shape.activation = activation_named(activation);
-
-    // A window's number is stored in 32 bits; with every factor below 2^31, sums of two products of
-    // two of them fit in 64.
-    expect_32_bits("length", shape.length);
-    expect_32_bits("kernel_size", shape.kernel_size);
-    expect_32_bits("stride", shape.stride);
-    expect_32_bits("dilation", shape.dilation);
-    expect_32_bits("padding", shape.padding_left);
-    expect_32_bits("padding", shape.padding_right);
-    expect_32_bits("pool_size", shape.pool_size);
-    expect_32_bits("pool_stride", shape.pool_stride);
-    expect_32_bits("length with padding", shape.length + shape.padding_left + shape.padding_right);
-    checked_product({shape.batch, shape.length, shape.channels, int64_t(sizeof(double))});
-    checked_product({shape.filters, shape.kernel_size, shape.channels, int64_t(sizeof(double))});
-    const int64_t windows = shape.windows(shape.length);
-    shape.pooled = shape.pool_size == 0 ? 1 : shape.pools(windows);
-    checked_product({shape.batch, shape.pooled, shape.filters, int64_t(sizeof(double))});
-    return shape;
-}
-
-SequenceView sequence_view(const TensorView& view) {
-    return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
-}
-
-ConvolutionWeight weight_view(const TensorView& view) {
-    return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
-}
-
-void forward(const TensorView& input, const TensorView& weight, const OptionalView& bias,
-             const OptionalView& lengths, const TensorView& output, const OptionalView& argmax,
-             const Geometry& geometry, const std::string& activation, int threads) {
-    const ConvolutionShape shape = checked_shape(input, weight, geometry, activation);
-    const int64_t* sample_lengths = expect_lengths(lengths, shape.batch, shape.length);
-    expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
-    expect_distinct_elements("output", output);
-    int32_t* winners = contiguous_data<int32_t>("argmax", argmax, DataType::int32,
-                                                {shape.batch, shape.pooled, shape.filters});
-    expect_at_least("threads", threads, 1);
-    with_element_type("input", input, [&](auto element) {
-        using T = decltype(element);
-        ConvolutionForward<T> call{};
-        call.shape = shape;
-        call.input = sequence_view(input);
-        call.weight = weight_view(weight);
-        call.bias = contiguous_data<T>("bias", bias, input.dtype, {shape.filters});
-        call.lengths = sample_lengths;
-        call.output = static_cast<T*>(output.data);
-        call.output_stride_batch = output.strides[0];
-        call.output_stride_pooled = output.strides[1];
-        call.output_stride_filter = output.strides[2];
-        call.argmax = winners;
-        const py::gil_scoped_release release;
+    template <class T>
+    static void forward(const ConvolutionForward<T>& call, int threads, int) {
+        expect_at_least("threads", threads, 1);
+        const pybind11::gil_scoped_release release;
         active_kernels().of<T>().convolution_forward(call, threads);
-    });
-}
+    }
 
-void backward(const TensorView& grad_output, const TensorView& output, const TensorView& argmax,
-              const TensorView& input, const TensorView& weight, const OptionalView& lengths,
-              const OptionalView& grad_input, const OptionalView& grad_weight,
-              const OptionalView& grad_bias, const Geometry& geometry,
-              const std::string& activation, int threads) {
-    const ConvolutionShape shape = checked_shape(input, weight, geometry, activation);
-    const int64_t* sample_lengths = expect_lengths(lengths, shape.batch, shape.length);
-    expect("grad_output", grad_output, input.dtype, {shape.batch, shape.pooled, shape.filters});
-    expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
-    expect_contiguous("argmax", argmax, DataType::int32,
-                      {shape.batch, shape.pooled, shape.filters});
-    expect_at_least("threads", threads, 1);
-    with_element_type("input", input, [&](auto element) {
-        using T = decltype(element);
-        ConvolutionBackward<T> call{};
-        call.shape = shape;
-        call.input = sequence_view(input);
-        call.weight = weight_view(weight);
-        call.lengths = sample_lengths;
-        call.grad_output = static_cast<const T*>(grad_output.data);
-        call.grad_output_stride_batch = grad_output.strides[0];
-        call.grad_output_stride_pooled = grad_output.strides[1];
-        call.grad_output_stride_filter = grad_output.strides[2];
-        call.output = static_cast<const T*>(output.data);
-        call.output_stride_batch = output.strides[0];
-        call.output_stride_pooled = output.strides[1];
-        call.output_stride_filter = output.strides[2];
-        call.argmax = static_cast<const int32_t*>(argmax.data);
-        call.grad_input = contiguous_data<T>("grad_input", grad_input, input.dtype,
-                                             {shape.batch, shape.length, shape.channels});
-        call.grad_weight = contiguous_data<T>("grad_weight", grad_weight, input.dtype,
-                                              {shape.filters, shape.kernel_size, shape.channels});
-        call.grad_bias = contiguous_data<T>("grad_bias", grad_bias, input.dtype, {shape.filters});
-        const py::gil_scoped_release release;
+    template <class T>
+    static void backward(const ConvolutionBackward<T>& call, int threads, int) {
+        expect_at_least("threads", threads, 1);
+        const pybind11::gil_scoped_release release;
         active_kernels().of<T>().convolution_backward(call, threads);
-    });
-}
+    }
+};
 
 }  // namespace
 
-void define_convolution(py::module_& module) {
-    // geometry: (stride, padding_left, padding_right, dilation, pool_size, pool_stride)
-    using Integers = std::array<int64_t, 6>;
-    const auto unpack = [](const Integers& g) {
-        return Geometry{g[0], g[1], g[2], g[3], g[4], g[5]};
-    };
-    module.def(
-        "conv1d_max_pool_forward",
-        [unpack](const TensorView& input, const TensorView& weight, const OptionalView& bias,
-                 const OptionalView& lengths, const TensorView& output, const OptionalView& argmax,
-                 const Integers& geometry, const std::string& activation, int threads) {
-            forward(input, weight, bias, lengths, output, argmax, unpack(geometry), activation,
-                    threads);
-        });
-    module.def("conv1d_max_pool_backward",
-               [unpack](const TensorView& grad_output, const TensorView& output,
-                        const TensorView& argmax, const TensorView& input, const TensorView& weight,
-                        const OptionalView& lengths, const OptionalView& grad_input,
-                        const OptionalView& grad_weight, const OptionalView& grad_bias,
-                        const Integers& geometry, const std::string& activation, int threads) {
-                   backward(grad_output, output, argmax, input, weight, lengths, grad_input,
-                            grad_weight, grad_bias, unpack(geometry), activation, threads);
-               });
-}
+void define_convolution(pybind11::module_& module) { ConvolutionFace<Cpu>::define(module); }
 
 }  // namespace seqkernels

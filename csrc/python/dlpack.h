@@ -11,6 +11,7 @@ struct Device {
     int32_t index;
 };
 constexpr int32_t cpu_device = 1;
+constexpr int32_t cuda_device = 2;
 
 struct ElementType {
     uint8_t code;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "core/tensor_view.h"
 
@@ -89,6 +90,22 @@ inline void expect_contiguous(const char* name, const TensorView& view, DataType
         }
         stride *= view.sizes[i];
     }
+}
+
+// All that are there on one device.
+inline void expect_device(int device,
+                          std::initializer_list<std::pair<const char*, const TensorView*>> views) {
+    for (const auto& [name, view] : views) {
+        if (view != nullptr && view->device != device) {
+            throw std::invalid_argument(std::string(name) + ": expected one on device " +
+                                        std::to_string(device) + ", that of input, got " +
+                                        std::to_string(view->device));
+        }
+    }
+}
+
+inline const TensorView* if_there(const std::optional<TensorView>& view) {
+    return view ? &*view : nullptr;
 }
 
 // A tensor that is written with any strides must not hold one element twice.

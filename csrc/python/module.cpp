@@ -5,6 +5,15 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "cpu/isa.h"
+#include "dlpack.h"
+#include "tensor_caster.h"
+
+namespace seqkernels {
+
+const int32_t module_device_type = dlpack::cpu_device;
+const char* const module_device_name = "the CPU";
+
+}  // namespace seqkernels
 
 PYBIND11_MODULE(_cpu, module) {
     module.doc() =

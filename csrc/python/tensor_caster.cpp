@@ -54,9 +54,9 @@ bool view_of(py::handle object, TensorView& view) {
     if (api == nullptr || api->tensor_from_object == nullptr) return false;
     dlpack::Tensor tensor;
     if (api->tensor_from_object(object.ptr(), &tensor) != 0) throw py::error_already_set();
-    if (tensor.device.type != dlpack::cpu_device) {
-        throw py::value_error("tensor: expected one on the CPU, got DLPack device type " +
-                              std::to_string(tensor.device.type));
+    if (tensor.device.type != module_device_type) {
+        throw py::value_error(std::string("tensor: expected one on ") + module_device_name +
+                              ", got DLPack device type " + std::to_string(tensor.device.type));
     }
     if (tensor.dimensions > max_dimensions) {
         throw py::value_error("tensor: expected at most " + std::to_string(max_dimensions) +
@@ -64,6 +64,7 @@ bool view_of(py::handle object, TensorView& view) {
     }
     view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
     view.dtype = data_type(tensor.dtype);
+    view.device = tensor.device.type == dlpack::cpu_device ? -1 : tensor.device.index;
     view.dimensions = tensor.dimensions;
     bool is_empty = false;
     for (int i = 0; i < tensor.dimensions; ++i) {

@@ -235,7 +235,8 @@ class RecurrentLayers(nn.Module):
             functional.say_once(f"nn.{type(self).__name__} with proj_size", input)
             return False
         # Under autocast the functions bring input and weights to one dtype themselves.
-        if functional.has_kernel(input) or (input.is_cpu and functional.is_autocast(input)):
+        is_autocast = input.is_cpu and functional.is_autocast(input)
+        if is_autocast or functional.has_kernel(type(self).__name__.lower(), input):
             return True
         functional.say_once(f"nn.{type(self).__name__}", input)
         return False

@@ -21,11 +21,11 @@ void run_on_gpu(const Problem& exact, const How& how, double tolerance) {
         run(cuda::Where{0, nullptr, aligned});
     };
     const auto forward = [&](const auto& call) {
-        with_scratch(cuda::convolution_forward_scratch(call, how, 0),
+        with_scratch(cuda::scratch_bytes(call, how, 0),
                      [&](const auto& where) { cuda::convolution_forward(call, how, where); });
     };
     const auto backward = [&](const auto& call) {
-        with_scratch(cuda::convolution_backward_scratch(call, how, 0),
+        with_scratch(cuda::scratch_bytes(call, how, 0),
                      [&](const auto& where) { cuda::convolution_backward(call, how, where); });
     };
     run_case<T>(exact, forward, backward, tolerance);

@@ -1,0 +1,115 @@
+"""Which CUDA kernels there are, and which are in use.
+
+The native module is loaded when the first tensor on a GPU meets an operation that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+KERNELS = ("simple", "tiled")
+OPERATIONS = frozenset(("conv1d_max_pool",))
+LEAST_CAPABILITY = (8, 0)
+
+_IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
+_switching = threading.RLock()
+_kernels = "tiled"
+
+
+def is_built() -> bool:
+    """Whether this installation has CUDA kernels."""
+    return _IS_BUILT
+
+
+def is_available() -> bool:
+    """Whether there are CUDA kernels and a GPU to run them on."""
+    return _IS_BUILT and torch.cuda.is_available()
+
+
+def architectures() -> list[str]:
+    """What the kernels were compiled for, as "sm_90a" (machine code) or "compute_90" (PTX).
+
+    Raises:
+        RuntimeError: this installation has no CUDA kernels.
+    """
+    return _native().architectures.split()
+
+
+@contextlib.contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Use another set of CUDA kernels within a ``with`` block.
+
+    "tiled", the default, computes in tiles, on the matrix units where the dtype allows it; "simple"
+    as the definition reads. float64 is always "simple". The choice is the whole process's, as
+    ``seqkernels.cpu.use_isa``'s is.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    global _kernels
+    if name not in KERNELS:
+        raise ValueError(f"name: expected one of {', '.join(KERNELS)}, got {name!r}")
+    with _switching:
+        before, _kernels = _kernels, name
+        try:
+            yield
+        finally:
+            _kernels = before
+
+
+def has_kernel(operation: str, input: Tensor) -> bool:
+    """Whether an operation has kernels for the GPU that ``input`` is on."""
+    return (
+        _IS_BUILT
+        and operation in OPERATIONS
+        and input.is_cuda
+        and torch.cuda.get_device_capability(input.device) >= LEAST_CAPABILITY
+    )
+
+
+def is_on_device(input: Tensor) -> bool:
+    """Whether the operations take ``input`` to the CUDA module."""
+    return input.is_cuda
+
+
+def conv1d_max_pool_forward(input, weight, *arguments) -> None:
+    """The native forward; arguments up to the activation as the CPU module's."""
+    native, geometry = _native(), arguments[-2]
+    count = native.conv1d_max_pool_forward_scratch(input, weight, geometry, _kernels)
+    native.conv1d_max_pool_forward(input, weight, *arguments, _where(input, count))
+
+
+def conv1d_max_pool_backward(grad_output, output, argmax, input, weight, *arguments) -> None:
+    """The native backward; arguments up to the activation as the CPU module's."""
+    native, geometry = _native(), arguments[-2]
+    count = native.conv1d_max_pool_backward_scratch(input, weight, geometry, _kernels)
+    native.conv1d_max_pool_backward(
+        grad_output, output, argmax, input, weight, *arguments, _where(input, count)
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _native():
+    if not _IS_BUILT:
+        raise RuntimeError("seqkernels: this installation has no CUDA kernels")
+    return importlib.import_module("seqkernels._cuda")
+
+
+def _where(input: Tensor, scratch_bytes: int) -> tuple:
+    """Stream, scratch memory, which kernels, and whether float32 may be rounded to TF32."""
+    scratch = input.new_empty(scratch_bytes // 8, dtype=torch.int64) if scratch_bytes else None
+    tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return _stream(input), scratch, _kernels, tf32
+
+
+def _stream(input: Tensor) -> int:
+    """torch's current stream, as an address."""
+    return torch._C._cuda_getCurrentRawStream(input.get_device())

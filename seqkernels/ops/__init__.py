@@ -1,0 +1,23 @@
+"""The operations that torch sees: schemas, kernels and shapes for tracing.
+
+``torch.library`` makes them opaque to ``torch.compile`` and ``torch.export``; gradients are
+attached one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native
+module checks sizes, strides and dtypes once more, since memory depends on them.
+
+They carry neither gradients nor autocast: call ``functional``, which sees to both.
+
+An output that was not asked for comes back as a tensor without elements.
+"""
+
+from ._convolution import conv1d_max_pool, conv1d_max_pool_backward, convolution
+from ._recurrence import recurrence, recurrence_backward, recurrence_sequence, recurrence_step
+
+__all__ = [
+    "conv1d_max_pool",
+    "conv1d_max_pool_backward",
+    "convolution",
+    "recurrence",
+    "recurrence_backward",
+    "recurrence_sequence",
+    "recurrence_step",
+]

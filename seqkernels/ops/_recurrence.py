@@ -1,0 +1,264 @@
+"""The recurrences over (T, N, I).
+
+Of 16-bit tensors the gates and cell states that a recurrence keeps for its backward are float32. A
+backward that gets none computes them once more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ._dispatch import (
+    OPTIONAL_TENSORS,
+    callable_operation,
+    define,
+    has_no_gradient,
+    is_plain,
+)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels keep gates and states of a recurrence in."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
+    """output, final hidden state, final cell state, gates, cell states."""
+    steps, batch, _ = input.shape
+    hidden = weight_hh.shape[1]
+    output = input.new_empty(steps, batch, hidden)
+    final = input.new_empty(batch, hidden)
+    if cell != "lstm":
+        return output, final, *(input.new_empty(0) for _ in range(3))
+    kept = _accumulator(input.dtype)
+    gates = input.new_empty((steps, batch, 4 * hidden) if training else 0, dtype=kept)
+    cells = input.new_empty((steps, batch, hidden) if training else 0, dtype=kept)
+    return output, final, input.new_empty(batch, hidden), gates, cells
+
+
+def _with_unit_stride(input: Tensor) -> Tensor:
+    return input if input.stride(-1) == 1 or input.shape[-1] <= 1 else input.contiguous()
+
+
+def _recurrence(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    training,
+):
+    output, final, final_cell, gates, cells = outputs = _empty_recurrence(
+        cell, input, weight_hh, training
+    )
+    is_lstm = cell == "lstm"
+    keeps_gates = is_lstm and training
+    _cpu.recurrence_forward(
+        cell,
+        reverse,
+        _with_unit_stride(input),
+        hidden.contiguous(),
+        cell_state.contiguous() if is_lstm else None,
+        weight_ih,
+        weight_hh,
+        None if bias_ih is None else bias_ih.contiguous(),
+        None if bias_hh is None else bias_hh.contiguous(),
+        lengths,
+        output,
+        final,
+        final_cell if is_lstm else None,
+        gates if keeps_gates else None,
+        cells if keeps_gates else None,
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+def _recurrence_shapes(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    training,
+):
+    return _empty_recurrence(cell, input, weight_hh, training)
+
+
+def _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs) -> tuple[Tensor, ...]:
+    """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
+    batch, hidden = input.shape[1], weight_hh.shape[1]
+    return (
+        input.new_empty(input.shape if needs[0] else 0),
+        input.new_empty(batch, hidden),
+        input.new_empty((batch, hidden) if cell == "lstm" else 0),
+        weight_ih.new_empty(weight_ih.shape if needs[1] else 0),
+        weight_hh.new_empty(weight_hh.shape if needs[2] else 0),
+        weight_hh.new_empty(weight_hh.shape[0] if needs[3] else 0),
+    )
+
+
+def _recurrence_backward(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    output,
+    gates,
+    cells,
+    grad_output,
+    grad_hidden,
+    grad_cell_state,
+    needs,
+):
+    gradients = _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+    grad_input, grad_initial, grad_initial_cell, grad_weight_ih, grad_weight_hh, grad_bias = (
+        gradients
+    )
+    is_lstm = cell == "lstm"
+    if is_lstm and gates.dim() == 1:
+        # Not kept by the forward pass. Nobody else has these: the gradients may take their place.
+        tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias_ih, bias_hh, lengths)
+        gates, cells = _recurrence(cell, reverse, *tensors, True)[3:]
+        grad_gates = gates
+    else:
+        rows = weight_hh.shape[0]
+        grad_gates = input.new_empty(*output.shape[:2], rows, dtype=_accumulator(input.dtype))
+    _cpu.recurrence_backward(
+        cell,
+        reverse,
+        _with_unit_stride(input),
+        hidden.contiguous(),
+        cell_state.contiguous() if is_lstm else None,
+        weight_ih,
+        weight_hh,
+        lengths,
+        output,
+        gates if is_lstm else None,
+        cells if is_lstm else None,
+        None if grad_output is None else grad_output.contiguous(),
+        None if grad_hidden is None else grad_hidden.contiguous(),
+        None if grad_cell_state is None else grad_cell_state.contiguous(),
+        grad_gates,
+        grad_input if needs[0] else None,
+        grad_initial,
+        grad_initial_cell if is_lstm else None,
+        grad_weight_ih if needs[1] else None,
+        grad_weight_hh if needs[2] else None,
+        grad_bias if needs[3] else None,
+        torch.get_num_threads(),
+    )
+    return gradients
+
+
+def _recurrence_backward_shapes(
+    cell,
+    reverse,
+    input,
+    hidden,
+    cell_state,
+    weight_ih,
+    weight_hh,
+    bias_ih,
+    bias_hh,
+    lengths,
+    output,
+    gates,
+    cells,
+    grad_output,
+    grad_hidden,
+    grad_cell_state,
+    needs,
+):
+    return _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+
+
+define(
+    "recurrence(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
+    "bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _recurrence,
+    _recurrence_shapes,
+)
+define(
+    "recurrence_backward(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
+    "Tensor output, Tensor gates, "
+    "Tensor cells, Tensor? grad_output, Tensor? grad_hidden, Tensor? grad_cell_state, "
+    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _recurrence_backward,
+    _recurrence_backward_shapes,
+)
+
+recurrence = callable_operation("recurrence", _recurrence)
+recurrence_backward = torch.ops.seqkernels.recurrence_backward.default
+
+
+def recurrence_step(
+    cell: str, input: Tensor, states: tuple[Tensor, ...], *weights: Tensor | None
+) -> tuple[Tensor, ...] | None:
+    """The next states of (N, I) input, without gradients, in as few steps of Python as can be.
+
+    ``weights`` are weight_ih, weight_hh, bias_ih and bias_hh.
+
+    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
+    a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
+    """
+    tensors = (input, *states, *weights)
+    if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+        return None
+    try:
+        following = tuple(map(torch.empty_like, states))
+        before, after = ((*pair, None)[:2] for pair in (states, following))
+        _cpu.recurrence_step(cell, input, *before, *weights, *after, torch.get_num_threads())
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return following
+
+
+def recurrence_sequence(
+    cell: str,
+    reverse: bool,
+    input: Tensor,
+    states: tuple[Tensor, ...] | None,
+    *weights: Tensor | None,
+) -> tuple[Tensor, ...] | None:
+    """Output and final states of (T, N, I) input; otherwise as ``recurrence_step``.
+
+    Without ``states`` they are zeros, and the first step does not read weight_hh.
+    """
+    tensors = (input, *(states or ()), *weights)
+    if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+        return None
+    try:
+        steps, batch, _ = input.shape
+        features = weights[1].shape[1]
+        output = input.new_empty(steps, batch, features)
+        final = tuple(input.new_empty(batch, features) for _ in range(2 if cell == "lstm" else 1))
+        before = (*(states or (None,)), None)[:2]
+        after = (*final, None)[:2]
+        threads = torch.get_num_threads()
+        _cpu.recurrence_forward(
+            cell, reverse, input, *before, *weights, None, output, *after, None, None, threads
+        )
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return output, *final

@@ -7,8 +7,9 @@
 namespace seqkernels::cuda {
 namespace {
 
-// The widest copy to which every row of C numbers is aligned, 0 if none is.
-int aligned_bytes(const ConvolutionShape& shape, const SequenceView& input, int64_t element_bytes) {
+// The widest copies that bring a piece of whole numbers: every row of C numbers begins and ends where
+// one does.
+int copy_bytes(const ConvolutionShape& shape, const SequenceView& input, int64_t element_bytes) {
     if (input.stride_channel != 1 && shape.channels > 1) return 0;
     const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
     for (const int64_t bytes : {16, 8, 4}) {
@@ -16,7 +17,8 @@ int aligned_bytes(const ConvolutionShape& shape, const SequenceView& input, int6
             return count <= 1 || stride * element_bytes % bytes == 0;
         };
         if (bytes >= element_bytes && address % static_cast<uintptr_t>(bytes) == 0 &&
-            fits(shape.batch, input.stride_batch) && fits(shape.length, input.stride_length)) {
+            shape.channels * element_bytes % bytes == 0 && fits(shape.batch, input.stride_batch) &&
+            fits(shape.length, input.stride_length)) {
             return static_cast<int>(bytes);
         }
     }
@@ -28,15 +30,17 @@ int aligned_bytes(const ConvolutionShape& shape, const SequenceView& input, int6
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
                                  int64_t element_bytes, int multiprocessors) {
     ConvolutionPlan plan{};
-    plan.copy_bytes = aligned_bytes(shape, input, element_bytes);
-    // Where a window's numbers lie side by side it is one run: with few channels, runs of a tap each
-    // would fill little of a chunk. Number by number any window is one.
-    const bool is_dense = shape.dilation == 1 && input.stride_length == shape.channels;
-    const bool is_one_run = plan.copy_bytes == 0 || is_dense || shape.kernel_size == 1;
-    plan.run_taps = is_one_run ? shape.kernel_size : 1;
-    plan.runs = shape.kernel_size / plan.run_taps;
-    plan.chunks = larger(
-        1, divide_rounding_up(plan.run_taps * shape.channels * element_bytes, row_bytes));
+    plan.copy_bytes = copy_bytes(shape, input, element_bytes);
+    // With the taps of a chunk following each other a window's numbers are read from L1 by all but the
+    // first. Up to an eighth of a chunk's work may be zeros for that.
+    const int64_t row_bytes_of_input = shape.channels * element_bytes;
+    const int64_t chunks_of_tap = divide_rounding_up(row_bytes_of_input, row_bytes);
+    plan.is_chunk_of_one_tap =
+        shape.kernel_size == 1 || 8 * chunks_of_tap * row_bytes <= 9 * row_bytes_of_input;
+    plan.chunks = larger(1, plan.is_chunk_of_one_tap
+                                ? shape.kernel_size * chunks_of_tap
+                                : divide_rounding_up(shape.kernel_size * row_bytes_of_input,
+                                                     row_bytes));
 
     const int64_t windows = shape.windows(shape.length);
     const int64_t pool_windows = shape.pool_size == 0 ? windows : shape.pool_size;

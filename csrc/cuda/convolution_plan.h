@@ -11,11 +11,11 @@ struct ConvolutionPlan {
     int tile;  // windows and filters of a tile, 128 or 64 each
     // Bytes of the asynchronous copies that bring the input, 16, 8 or 4; 0: number by number.
     int copy_bytes;
-    // A window is `runs` runs of numbers, each of `run_taps` taps; a run is read in chunks of 128
-    // bytes, so many.
-    int64_t runs;
-    int64_t run_taps;
+    // The k C numbers of a window come in chunks of 128 bytes, so many. Their order depends on the
+    // shape alone, and so do the bits of a sum: tap after tap, chunks running on from one to the next;
+    // or, where C fills its chunks, all taps of a chunk of channels before the next.
     int64_t chunks;
+    bool is_chunk_of_one_tap;
     int64_t filter_tiles;
     // Small pools: a tile's convolution is pooled in shared memory, so many pools a tile. 0: a block
     // computes one pool, tile after tile, or one of `splits` parts of it.
@@ -42,8 +42,8 @@ struct PartialWinners {
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
                                  int64_t element_bytes, int multiprocessors);
 
-// Queues the tiled kernels of a plan. packed: room for the filters, (runs, chunks, filters_padded,
-// 128 bytes). Each type is a translation unit of its own.
+// Queues the tiled kernels of a plan. packed: room for the filters, (chunks, filters_padded, 128
+// bytes). Each type is a translation unit of its own.
 template <class T>
 void convolution_in_tiles(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, bool tf32,
                           T* packed, const PartialWinners& partial, void* stream);

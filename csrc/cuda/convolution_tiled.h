@@ -1,19 +1,17 @@
 // Convolution, bias, activation and max-pooling through tiles in shared memory.
 //
-// A window of an (N, L, C) sequence is runs of numbers side by side, so the convolution is a product
-// of windows (rows of which the sequence is read where it lies, wherever the next row begins) and
-// filters. A block takes a stretch of a sample's windows and a tile of filters; its maxima stay in
+// The numbers of a window of an (N, L, C) sequence lie side by side, tap after tap, so the
+// convolution is a product of windows, read where they lie, and filters. A block takes a stretch of a sample's windows and a tile of filters; its maxima stay in
 // registers from tile to tile, and only they and their windows are written.
 //
 // Shapes, strides and ownership: ConvolutionForward in csrc/core/convolution.h. Scratch, owned by the
-// caller: the packed filters, (runs, chunks, filters in whole tiles, 128 bytes); where a pool is
-// split, its parts' winners, (N, P, splits, F), a value and a window each.
+// caller: the packed filters, (chunks, filters in whole tiles, 128 bytes); where a pool is split, its
+// parts' winners, (N, P, splits, F), a value and a window each.
 //
-// A step of the pipeline is a chunk (128 bytes) of a run: tile rows of input and of filters come in
-// by asynchronous copies, `stages - 1` steps ahead of the product. Channels that do not lie side by
-// side, or not aligned to 4 bytes, are read one by one into registers before the product and stored
-// after it. Chunks are the outer loop and runs the inner one: the taps of a chunk read almost the
-// same input, from L1 after the first.
+// A step of the pipeline is a chunk (128 bytes) of each of a tile's windows and filters, which come
+// in by asynchronous copies, `stages - 1` steps ahead of the product. Channels that do not lie side
+// by side, or not aligned to 4 bytes, are read one by one into registers before the product and
+// stored after it.
 //
 // Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to whole
 // chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2 MiB multiply-adds of 16-bit numbers (a
@@ -29,6 +27,42 @@
 namespace seqkernels::cuda {
 
 constexpr int stages = 3;
+
+// Where a chunk of a window's numbers begins.
+struct Chunk {
+    int64_t index = 0;
+    int64_t tap = 0;
+    int64_t channel = 0;
+
+    __device__ void advance(const ConvolutionShape& shape, const ConvolutionPlan& plan, int elements) {
+        ++index;
+        if (plan.is_chunk_of_one_tap) {
+            if (++tap == shape.kernel_size) {
+                tap = 0;
+                channel += elements;
+            }
+        } else {
+            channel += elements;
+            run_on(shape);
+        }
+    }
+
+    // To the tap that a channel beyond the last belongs to.
+    __device__ void run_on(const ConvolutionShape& shape) {
+        for (; channel >= shape.channels && tap < shape.kernel_size; ++tap) channel -= shape.channels;
+    }
+
+    // What stands `offset` numbers on in the chunk.
+    __device__ Chunk at(const ConvolutionShape& shape, const ConvolutionPlan& plan,
+                        int offset) const {
+        Chunk place{index, tap, channel + offset};
+        if (!plan.is_chunk_of_one_tap) place.run_on(shape);
+        return place;
+    }
+    __device__ bool is_real(const ConvolutionShape& shape) const {
+        return tap < shape.kernel_size && channel < shape.channels;
+    }
+};
 
 // Left tiles: rows of consecutive windows, zero where a position is not real.
 template <class T, class Product, int tile, bool is_gathered>
@@ -46,20 +80,21 @@ class WindowReader {
           sample_(numbers_ + sample * call.input.stride_batch),
           length_(length) {}
 
-    // Begins to bring the windows [first, first + tile), those from `end` on being none, of a run
-    // and chunk.
-    __device__ void begin(char* target, int64_t first, int64_t end, int64_t run, int64_t chunk) {
+    // Begins to bring a chunk of the windows [first, first + tile), those from `end` on being none.
+    __device__ void begin(char* target, int64_t first, int64_t end, const Chunk& chunk) {
 #pragma unroll
         for (int i = 0; i < vectors; ++i) {
             const int row = row_of(i), piece = piece_of(i);
             const int64_t window = first + row;
-            const int64_t position =
-                window < end ? window_start(shape_, window) + run * shape_.dilation : length_;
-            const int64_t element = chunk * elements_in_row<T> + piece * per_piece;
+            const int64_t start = window < end ? window_start(shape_, window) : length_;
             if constexpr (is_gathered) {
-                gathered_[i] = gather(position, element);
+                gathered_[i] = gather(start, chunk, piece * per_piece);
+            } else if (plan_.copy_bytes == 16) {
+                copy<16>(piece_at(target, row, piece), start, chunk, piece * per_piece);
+            } else if (plan_.copy_bytes == 8) {
+                copy<8>(piece_at(target, row, piece), start, chunk, piece * per_piece);
             } else {
-                copy(piece_at(target, row, piece), position, element);
+                copy<4>(piece_at(target, row, piece), start, chunk, piece * per_piece);
             }
         }
     }
@@ -86,66 +121,41 @@ class WindowReader {
         return along_channels() ? vector % pieces_in_row : vector / tile;
     }
 
-    __device__ void copy(char* target, int64_t position, int64_t element) const {
-        // The run's numbers that are real, and of those the piece's.
-        const int64_t real_begin = larger(0, -position) * shape_.channels;
-        const int64_t real_end =
-            smaller(plan_.run_taps, length_ - position) * shape_.channels;
-        const int64_t begin = larger(element, real_begin);
-        const int64_t end = smaller(element + per_piece, real_end);
-        const T* from = sample_ + position * view_.stride_length + element;
-        if (begin > element && begin < end) {  // zeros before the first: no copy does that
-            T* to = reinterpret_cast<T*>(target);
-            for (int64_t i = 0; i < per_piece; ++i) {
-                const bool is_real = element + i >= begin && element + i < end;
-                to[i] = is_real ? from[i] : T{};
-            }
-            return;
-        }
-        const int valid = begin < end ? static_cast<int>((end - element) * int64_t{sizeof(T)}) : 0;
-        if (plan_.copy_bytes == 16) {
-            copies<16>(target, from, valid);
-        } else if (plan_.copy_bytes == 8) {
-            copies<8>(target, from, valid);
-        } else {
-            copies<4>(target, from, valid);
-        }
+    __device__ bool is_real(const Chunk& place, int64_t position) const {
+        return place.is_real(shape_) && position >= 0 && position < length_;
     }
 
     template <int bytes>
-    __device__ void copies(char* target, const T* from, int valid) const {
+    __device__ void copy(char* target, int64_t start, const Chunk& chunk, int offset) const {
+        constexpr int numbers = bytes / static_cast<int>(sizeof(T));
 #pragma unroll
         for (int i = 0; i < piece_bytes / bytes; ++i) {
-            const int left = valid - i * bytes;
-            const int own = left < 0 ? 0 : left < bytes ? left : bytes;
-            // Where nothing is read the source is still to be an address.
-            const char* source = own > 0 ? reinterpret_cast<const char*>(from) + i * bytes
-                                         : reinterpret_cast<const char*>(numbers_);
-            copy_async<bytes>(target + i * bytes, source, own);
+            if constexpr (numbers > 0) {
+                const Chunk place = chunk.at(shape_, plan_, offset + i * numbers);
+                const int64_t position = start + place.tap * shape_.dilation;
+                const bool is_there = is_real(place, position);
+                // Where nothing is read the source is still to be an address.
+                const T* from = is_there ? sample_ + position * view_.stride_length + place.channel
+                                         : numbers_;
+                copy_async<bytes>(target + i * bytes, from, is_there ? bytes : 0);
+            }
         }
     }
 
     // A piece of a window, its numbers wherever they lie.
-    __device__ Piece gather(int64_t start, int64_t element) const {
+    __device__ Piece gather(int64_t start, const Chunk& chunk, int offset) const {
         union Numbers {
             __device__ Numbers() : piece{} {}
             Piece piece;
             T numbers[per_piece];
         } result;
-        const int64_t channels = larger(1, shape_.channels);
-        int64_t tap = element / channels;
-        int64_t channel = element - tap * channels;
 #pragma unroll
         for (int i = 0; i < per_piece; ++i) {
-            const int64_t position = start + tap * shape_.dilation;
-            if (tap < shape_.kernel_size && position >= 0 && position < length_ &&
-                channel < shape_.channels) {
+            const Chunk place = chunk.at(shape_, plan_, offset + i);
+            const int64_t position = start + place.tap * shape_.dilation;
+            if (is_real(place, position)) {
                 result.numbers[i] = sample_[position * view_.stride_length +
-                                            channel * view_.stride_channel];
-            }
-            if (++channel >= channels) {
-                channel = 0;
-                ++tap;
+                                            place.channel * view_.stride_channel];
             }
         }
         return result.piece;
@@ -160,25 +170,30 @@ class WindowReader {
     Piece gathered_[is_gathered ? vectors : 1];
 };
 
-// The filters as right tiles: packed[run][chunk][filter][element], zeros beyond the last.
+// The filters as right tiles: packed[chunk][filter][number], zeros beyond the last.
 template <class T>
 __global__ void pack_filters(ConvolutionShape shape, ConvolutionWeight weight, ConvolutionPlan plan,
                              T* packed) {
     const T* numbers = static_cast<const T*>(weight.numbers.data);
     const int64_t filters = plan.filters_padded();
-    const int64_t count = plan.runs * plan.chunks * filters * elements_in_row<T>;
+    const int64_t count = plan.chunks * filters * elements_in_row<T>;
     for (int64_t index = thread_in_grid(); index < count; index += threads_in_grid()) {
         const int64_t filter = index / elements_in_row<T> % filters;
-        const int64_t row = index / elements_in_row<T> / filters;
-        const int64_t run = row / plan.chunks;
-        const int64_t element =
-            row % plan.chunks * elements_in_row<T> + index % elements_in_row<T>;
+        const int64_t chunk = index / elements_in_row<T> / filters;
+        const int64_t offset = index % elements_in_row<T>;
+        Chunk place;
+        if (plan.is_chunk_of_one_tap) {
+            place.tap = chunk % shape.kernel_size;
+            place.channel = chunk / shape.kernel_size * elements_in_row<T> + offset;
+        } else {
+            const int64_t number = chunk * elements_in_row<T> + offset;
+            place.tap = shape.channels == 0 ? 0 : number / shape.channels;
+            place.channel = number - place.tap * shape.channels;
+        }
         T number{};
-        if (filter < shape.filters && element < plan.run_taps * shape.channels) {
-            const int64_t tap = run + element / shape.channels;
-            const int64_t channel = element % shape.channels;
-            number = numbers[filter * weight.stride_filter + channel * weight.stride_channel +
-                             tap * weight.stride_tap];
+        if (filter < shape.filters && place.is_real(shape)) {
+            number = numbers[filter * weight.stride_filter + place.channel * weight.stride_channel +
+                             place.tap * weight.stride_tap];
         }
         packed[index] = number;
     }
@@ -261,15 +276,19 @@ class TiledForward {
     template <bool is_gathered>
     __device__ void run(const Stretch& stretch) {
         const int64_t tiles = divide_rounding_up(stretch.windows.count(), tile);
-        const int64_t steps_in_tile = plan_.runs * plan_.chunks;
-        const int64_t steps = tiles * steps_in_tile;
+        const int64_t steps = tiles * plan_.chunks;
         WindowReader<T, Product, tile, is_gathered> reader(call_, plan_, stretch.sample,
                                                            stretch.length);
-        Cursor next{stretch.windows.begin, 0, 0};
+        int64_t next_window = stretch.windows.begin;
+        Chunk next;
         const auto begin_next = [&](char* stage) {
-            reader.begin(stage, next.window, stretch.windows.end, next.run, next.chunk);
-            begin_filters(stage + tile_bytes, stretch.filter_tile, next);
-            advance(next);
+            reader.begin(stage, next_window, stretch.windows.end, next);
+            begin_filters(stage + tile_bytes, stretch.filter_tile, next.index);
+            next.advance(shape_, plan_, elements_in_row<T>);
+            if (next.index == plan_.chunks) {
+                next = {};
+                next_window += tile;
+            }
         };
         for (int i = 0; i < stages - 1; ++i) {
             if (i < steps) {
@@ -280,7 +299,7 @@ class TiledForward {
         }
         clear(sums_);
         int64_t window = stretch.windows.begin;
-        int64_t step_in_tile = 0;
+        int64_t chunk = 0;
         for (int64_t step = 0; step < steps; ++step) {
             wait_for_copies<stages - 2>();
             __syncthreads();
@@ -291,9 +310,9 @@ class TiledForward {
             const char* here = stage_at(step);
             Product::multiply(here, here + tile_bytes, sums_);
             if (is_coming) reader.finish(coming);
-            if (++step_in_tile == steps_in_tile) {
+            if (++chunk == plan_.chunks) {
                 if (plan_.pools_in_tile == 0) challenge(window, stretch.windows.end);
-                step_in_tile = 0;
+                chunk = 0;
                 window += tile;
                 if (plan_.pools_in_tile == 0) clear(sums_);
             }
@@ -308,21 +327,6 @@ class TiledForward {
     }
 
  private:
-    // A step's windows, run and chunk.
-    struct Cursor {
-        int64_t window;
-        int64_t run;
-        int64_t chunk;
-    };
-
-    __device__ void advance(Cursor& cursor) const {
-        if (++cursor.run < plan_.runs) return;
-        cursor.run = 0;
-        if (++cursor.chunk < plan_.chunks) return;
-        cursor.chunk = 0;
-        cursor.window += tile;
-    }
-
     __device__ static char* stage_at(int64_t step) {
         return shared_memory() + static_cast<int>(step % stages) * stage_bytes;
     }
@@ -335,9 +339,8 @@ class TiledForward {
         }
     }
 
-    __device__ void begin_filters(char* target, int64_t filter_tile, const Cursor& cursor) const {
-        const int64_t row = (cursor.run * plan_.chunks + cursor.chunk) * plan_.filters_padded() +
-                            filter_tile * tile;
+    __device__ void begin_filters(char* target, int64_t filter_tile, int64_t chunk) const {
+        const int64_t row = chunk * plan_.filters_padded() + filter_tile * tile;
         const char* from = reinterpret_cast<const char*>(packed_) + row * row_bytes;
 #pragma unroll
         for (int i = 0; i < tile * pieces_in_row / Product::threads; ++i) {
@@ -457,8 +460,7 @@ __global__ __launch_bounds__(Product::threads, 2) void tiled_forward(Convolution
 template <class T, template <int, int> class Product>
 void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T* packed,
                const PartialWinners& partial, void* stream) {
-    const int64_t filters =
-        plan.runs * plan.chunks * plan.filters_padded() * elements_in_row<T>;
+    const int64_t filters = plan.chunks * plan.filters_padded() * elements_in_row<T>;
     launch(one_thread_each(filters, stream), pack_filters<T>, call.shape, call.weight, plan, packed);
     const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
         const LaunchShape shape{plan.items(call.shape), threads, shared_bytes, stream};

@@ -6,11 +6,11 @@ from ._requirements import require_torch
 
 require_torch()
 
-from . import cpu, functional, nn, reference  # noqa: E402
+from . import cpu, cuda, functional, nn, reference  # noqa: E402
 from ._config import bind_torch_threads, show_config  # noqa: E402
 from ._version import __version__  # noqa: E402
 
 cpu.active_isa()  # so that a wrong SEQKERNELS_ISA is an error here and not at the first call
 bind_torch_threads()
 
-__all__ = ["__version__", "cpu", "functional", "nn", "reference", "show_config"]
+__all__ = ["__version__", "cpu", "cuda", "functional", "nn", "reference", "show_config"]

@@ -1,11 +1,14 @@
-"""What all tests share: instruction sets, dtypes, torch's thread count, hypothesis' profile."""
+"""What all tests share: kernels, dtypes, torch's thread count, hypothesis' profile."""
 
 from __future__ import annotations
+
+import contextlib
 
 import hypothesis
 import pytest
 import torch
 
+import gpu
 import seqkernels
 from seqkernels import functional
 
@@ -33,14 +36,39 @@ def pytest_configure(config):
     )
 
 
+@contextlib.contextmanager
+def in_use(isa: str):
+    available = seqkernels.cpu.available_isas()
+    if isa not in available:
+        pytest.skip(f"no {isa} here: this machine and build have {', '.join(available)}")
+    with seqkernels.cpu.use_isa(isa):
+        yield
+
+
 @pytest.fixture(params=KNOWN_ISAS)
 def isa(request):
     """Each instruction set's name, with its kernels in use; skipped where the machine lacks it."""
-    available = seqkernels.cpu.available_isas()
-    if request.param not in available:
-        pytest.skip(f"no {request.param} here: this machine and build have {', '.join(available)}")
-    with seqkernels.cpu.use_isa(request.param):
+    with in_use(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def emulated_gpu_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("emulated_gpu")
+
+
+CUDA_KERNELS = tuple(f"cuda-{name}" for name in seqkernels.cuda.KERNELS)
+
+
+@pytest.fixture(params=(*KNOWN_ISAS, *CUDA_KERNELS))
+def kernels(request, emulated_gpu_folder):
+    """``isa``'s, and each set of CUDA kernels: on the machine's GPU, or else on an emulated one."""
+    if request.param in CUDA_KERNELS:
+        with gpu.kernels(request.param.removeprefix("cuda-"), lambda: emulated_gpu_folder):
+            yield request.param
+    else:
+        with in_use(request.param):
+            yield request.param
 
 
 @pytest.fixture(params=functional.NATIVE_DTYPES, ids=str)

@@ -25,7 +25,7 @@ from subprocesses import run_python
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 3, "pool_stride": 2}], ids=str)
-def test_filters_and_channels_around_vector_widths(isa, dtype, channels_last, pooling):
+def test_filters_and_channels_around_vector_widths(kernels, dtype, channels_last, pooling):
     for width in WIDTHS:
         for sizes in ((2, 3, 12, width, 3), (3, width, 12, 5, 2), (1, width, 9, width, 3)):
             arguments = laid_out(tensors(sizes), channels_last) | pooling
@@ -35,13 +35,13 @@ def test_filters_and_channels_around_vector_widths(isa, dtype, channels_last, po
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_cases(isa, dtype, case, channels_last, bias):
+def test_cases(kernels, dtype, case, channels_last, bias):
     sizes, keywords = CASES[case]
     assert_right(laid_out(tensors(sizes, bias=bias), channels_last) | keywords, dtype)
 
 
 @given(convolutions(), st.booleans(), st.booleans(), st.booleans(), st.data())
-def test_any_shape(isa, dtype, convolution, bias, channels_last, ragged, data):
+def test_any_shape(kernels, dtype, convolution, bias, channels_last, ragged, data):
     sizes, keywords = convolution
     arguments = laid_out(tensors(sizes, bias=bias), channels_last) | keywords
     if ragged:
@@ -62,14 +62,14 @@ def test_any_shape(isa, dtype, convolution, bias, channels_last, ragged, data):
     ],
     ids=str,
 )
-def test_sequences_of_several_stretches(isa, dtype, channels_last, keywords):
+def test_sequences_of_several_stretches(kernels, dtype, channels_last, keywords):
     arguments = laid_out(tensors((2, 64, 3000, 19, 3)), channels_last) | keywords
     arguments |= {"lengths": torch.tensor([3000, 2950]), "activation": "tanh"}
     assert_right(arguments, dtype)
 
 
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 1000, "pool_stride": 333}], ids=str)
-def test_the_winner_may_stand_in_any_stretch(isa, dtype, pooling):
+def test_the_winner_may_stand_in_any_stretch(kernels, dtype, pooling):
     arguments = converted(tensors((1, 64, 3000, 9, 2)), dtype) | pooling
     arguments["bias"].zero_()
     for place in (0, 700, 1500, 2997):
@@ -101,7 +101,7 @@ def views_of_input(values: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("channels", [1, 6, 8])
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 4}], ids=str)
-def test_strides_do_not_change_a_bit(isa, dtype, pooling, channels):
+def test_strides_do_not_change_a_bit(kernels, dtype, pooling, channels):
     arguments = converted(tensors((3, channels, 21, 11, 3)), dtype) | {"padding": 1} | pooling
     expected = functional.conv1d_max_pool(**arguments)
     for name, view in views_of_input(arguments["input"]).items():
@@ -121,7 +121,7 @@ def test_strides_do_not_change_a_bit(isa, dtype, pooling, channels):
         assert torch.equal(functional.conv1d_max_pool(**arguments | {name: view}), expected), name
 
 
-def test_expanded_tensors(isa, dtype):
+def test_expanded_tensors(kernels, dtype):
     one = tensors((1, 1, 1, 1, 1))
     for shape in ((4, 1, 1), (1, 5, 1), (1, 1, 9), (4, 5, 9)):
         arguments = {
@@ -141,7 +141,7 @@ def test_expanded_tensors(isa, dtype):
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 2}], ids=str)
-def test_without_a_batch(isa, dtype, channels_last, pooling):
+def test_without_a_batch(kernels, dtype, channels_last, pooling):
     arguments = laid_out(converted(tensors((2, 5, 9, 7, 3)), dtype), channels_last) | pooling
     expected = functional.conv1d_max_pool(**arguments, lengths=torch.tensor([9, 6]))
     for sample, length in ((0, None), (1, torch.tensor(6))):
@@ -154,7 +154,7 @@ def test_without_a_batch(isa, dtype, channels_last, pooling):
     ("keywords", "pooled"),
     [({}, ()), ({"pool_size": 2}, (3,)), ({"pool_size": 8}, (0,)), ({"padding": 1}, ())],
 )
-def test_an_empty_batch(isa, dtype, channels_last, keywords, pooled):
+def test_an_empty_batch(kernels, dtype, channels_last, keywords, pooled):
     arguments = laid_out(converted(tensors((0, 5, 9, 7, 3)), dtype), channels_last) | keywords
     for lengths in (None, torch.zeros(0, dtype=torch.int64)):
         output = functional.conv1d_max_pool(**arguments, lengths=lengths)
@@ -163,7 +163,7 @@ def test_an_empty_batch(isa, dtype, channels_last, keywords, pooled):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_too_short_for_a_window_is_exactly_zero(isa, dtype, activation):
+def test_too_short_for_a_window_is_exactly_zero(kernels, dtype, activation):
     arguments = converted(tensors((3, 4, 5, 9, 6)), dtype) | {"activation": activation}
     output = functional.conv1d_max_pool(**arguments)
     assert torch.equal(output, torch.zeros(3, 9, dtype=dtype))
@@ -181,7 +181,7 @@ def test_too_short_for_a_window_is_exactly_zero(isa, dtype, activation):
     assert output[4, :, 0].any() and output[1].any(dim=0).all()
 
 
-def test_without_channels_only_the_bias_is_left(isa, dtype):
+def test_without_channels_only_the_bias_is_left(kernels, dtype):
     arguments = converted(tensors((2, 0, 9, 7, 3)), dtype)
     for pooling in ({}, {"pool_size": 2}):
         exact = reference.conv1d_max_pool(**arguments, **pooling)
@@ -193,7 +193,7 @@ SPECIALS = [torch.nan, torch.inf, -torch.inf]
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 3, "pool_stride": 2}], ids=str)
-def test_nan_and_infinities(isa, dtype, activation, pooling):
+def test_nan_and_infinities(kernels, dtype, activation, pooling):
     for name, places in (("input", 6), ("weight", 3), ("bias", 2)):
         for special in SPECIALS:
             arguments = tensors((3, 4, 17, 9, 3)) | {"activation": activation} | pooling
@@ -204,7 +204,7 @@ def test_nan_and_infinities(isa, dtype, activation, pooling):
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 3}], ids=str)
-def test_windows_of_minus_infinity_only(isa, dtype, channels_last, pooling):
+def test_windows_of_minus_infinity_only(kernels, dtype, channels_last, pooling):
     arguments = laid_out(converted(tensors((2, 4, 9, 9, 3)), dtype), channels_last) | pooling
     arguments["weight"].abs_()
     arguments["input"].fill_(-torch.inf)
@@ -214,7 +214,7 @@ def test_windows_of_minus_infinity_only(isa, dtype, channels_last, pooling):
 
 
 @pytest.mark.parametrize("scale", [2.0**-140, 2.0**-60, 2.0**60, 2.0**120])
-def test_weights_of_extreme_scale(isa, scale):
+def test_weights_of_extreme_scale(kernels, scale):
     arguments = tensors((3, 5, 17, 9, 3))
     arguments["weight"] *= scale
     arguments["bias"] *= scale
@@ -233,7 +233,7 @@ HOW = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-def test_batch_mates_and_padding_change_no_bit(isa, dtype, channels_last, keywords):
+def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords):
     arguments = converted(tensors((6, 5, 17, 21, 4)), dtype) | keywords
     values = arguments["input"]
     padding = torch.arange(17) >= RAGGED[:, None, None]
@@ -255,7 +255,7 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, channels_last, keywor
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", [{}, {"pool_size": 50, "pool_stride": 20}], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4)], ids=str)
-def test_runs_and_threads_change_no_bit(isa, dtype, sizes, channels_last, keywords, set_threads):
+def test_runs_and_threads_change_no_bit(kernels, dtype, sizes, channels_last, keywords, set_threads):
     arguments = laid_out(converted(tensors(sizes), dtype), channels_last) | keywords
     outputs = []
     for threads in (1, 1, 2, 2, 3, 8):
@@ -265,7 +265,7 @@ def test_runs_and_threads_change_no_bit(isa, dtype, sizes, channels_last, keywor
 
 
 @given(convolutions(), st.booleans(), st.integers(2, 5))
-def test_threads_change_no_bit_of_any_shape(isa, set_threads, convolution, channels_last, threads):
+def test_threads_change_no_bit_of_any_shape(kernels, set_threads, convolution, channels_last, threads):
     sizes, keywords = convolution
     arguments = laid_out(converted(tensors(sizes), torch.float32), channels_last) | keywords
     set_threads(1)
@@ -274,7 +274,7 @@ def test_threads_change_no_bit_of_any_shape(isa, set_threads, convolution, chann
     assert torch.equal(functional.conv1d_max_pool(**arguments), expected)
 
 
-def test_arguments_are_left_as_they_were(isa):
+def test_arguments_are_left_as_they_were(kernels):
     arguments = tensors((3, 5, 17, 9, 3)) | {"lengths": torch.tensor([17, 0, 9])}
     before = {name: value.clone() for name, value in arguments.items()}
     functional.conv1d_max_pool(**arguments, activation="relu", pool_size=2)

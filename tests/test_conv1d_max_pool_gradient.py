@@ -32,7 +32,7 @@ POOLINGS = [{}, {"pool_size": 3, "pool_stride": 2}]
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
-def test_filters_and_channels_around_vector_widths(isa, dtype, channels_last, pooling):
+def test_filters_and_channels_around_vector_widths(kernels, dtype, channels_last, pooling):
     for width in WIDTHS:
         for sizes in ((2, 3, 12, width, 3), (3, width, 12, 5, 2), (1, width, 9, width, 3)):
             arguments = laid_out(tensors(sizes, quarters), channels_last) | pooling
@@ -42,7 +42,7 @@ def test_filters_and_channels_around_vector_widths(isa, dtype, channels_last, po
 @pytest.mark.parametrize("numbers", [normal, quarters])
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_cases(isa, dtype, case, channels_last, numbers):
+def test_cases(kernels, dtype, case, channels_last, numbers):
     sizes, keywords = CASES[case]
     arguments = laid_out(tensors(sizes, numbers), channels_last) | keywords
     assert_right_gradients(arguments, dtype)
@@ -50,7 +50,7 @@ def test_cases(isa, dtype, case, channels_last, numbers):
 
 
 @given(convolutions(), st.booleans(), st.booleans(), st.data())
-def test_any_shape(isa, dtype, convolution, channels_last, ragged, data):
+def test_any_shape(kernels, dtype, convolution, channels_last, ragged, data):
     sizes, keywords = convolution
     arguments = laid_out(tensors(sizes, quarters), channels_last) | keywords
     if ragged:
@@ -65,13 +65,13 @@ def test_any_shape(isa, dtype, convolution, channels_last, ragged, data):
     [{}, {"stride": 3, "dilation": 2, "padding": 4}, {"pool_size": 64, "pool_stride": 50}],
     ids=str,
 )
-def test_long_sequences(isa, dtype, channels_last, keywords):
+def test_long_sequences(kernels, dtype, channels_last, keywords):
     arguments = laid_out(tensors((2, 64, 3000, 19, 3), quarters), channels_last) | keywords
     arguments["lengths"] = torch.tensor([3000, 2950])
     assert_right_gradients(arguments, dtype)
 
 
-def test_batches_of_several_blocks(isa, dtype):
+def test_batches_of_several_blocks(kernels, dtype):
     """The weights' gradient is summed over samples of 1 MiB at a time."""
     for channels_last in LAYOUTS:
         arguments = tensors((40, 16, 1500, 7, 3), quarters) | {"activation": "sigmoid"}
@@ -79,7 +79,7 @@ def test_batches_of_several_blocks(isa, dtype):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
-def test_the_first_of_equal_maxima_receives_the_gradient(isa, dtype, pooling):
+def test_the_first_of_equal_maxima_receives_the_gradient(kernels, dtype, pooling):
     values = torch.tensor([1.0, 3.0, 2.0, 3.0, 3.0, 3.0, 0.0], dtype=dtype)
     for filters in (1, 5, 17):
         input = values.clone()[None, None].requires_grad_()
@@ -89,7 +89,7 @@ def test_the_first_of_equal_maxima_receives_the_gradient(isa, dtype, pooling):
         assert input.grad.flatten().tolist() == [filters * count for count in expected]
 
 
-def test_the_first_of_equal_maxima_in_another_stretch(isa, dtype):
+def test_the_first_of_equal_maxima_in_another_stretch(kernels, dtype):
     for places in ((5, 2990), (1500, 2000), (2997, 2999)):
         input = torch.zeros(1, 64, 3000, dtype=dtype)
         input[:, :, list(places)] = 1
@@ -101,7 +101,7 @@ def test_the_first_of_equal_maxima_in_another_stretch(isa, dtype):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
-def test_the_first_nan_receives_the_gradient(isa, dtype, activation, pooling):
+def test_the_first_nan_receives_the_gradient(kernels, dtype, activation, pooling):
     values = [torch.inf, 1.0, torch.nan, 9.0, torch.nan, torch.nan, torch.inf]
     input = torch.tensor(values, dtype=dtype)[None, None].requires_grad_()
     weight = torch.ones(9, 1, 1, dtype=dtype)
@@ -115,7 +115,7 @@ def test_the_first_nan_receives_the_gradient(isa, dtype, activation, pooling):
     torch.testing.assert_close(input.grad.flatten(), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_of_minus_infinities_only_the_first_window_receives_the_gradient(isa, dtype):
+def test_of_minus_infinities_only_the_first_window_receives_the_gradient(kernels, dtype):
     for keywords, expected in (
         ({}, [9, 0, 0, 0, 0, 0]),
         ({"pool_size": 2}, [9, 0, 9, 0, 9, 0]),
@@ -128,7 +128,7 @@ def test_of_minus_infinities_only_the_first_window_receives_the_gradient(isa, dt
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
-def test_too_short_for_a_window_receives_no_gradient(isa, dtype, activation, pooling):
+def test_too_short_for_a_window_receives_no_gradient(kernels, dtype, activation, pooling):
     arguments = converted(tensors((4, 4, 9, 5, 3)), dtype) | {"activation": activation} | pooling
     arguments["lengths"] = torch.tensor([9, 2, 0, 5])
     input, weight, bias = gradients(functional.conv1d_max_pool, arguments)
@@ -146,7 +146,7 @@ def test_too_short_for_a_window_receives_no_gradient(isa, dtype, activation, poo
 
 
 @pytest.mark.parametrize("keywords", [{}, {"pool_size": 2}], ids=str)
-def test_an_empty_batch_has_gradients_of_zero(isa, dtype, keywords):
+def test_an_empty_batch_has_gradients_of_zero(kernels, dtype, keywords):
     arguments = converted(tensors((0, 5, 9, 7, 3)), dtype) | keywords
     input, weight, bias = gradients(functional.conv1d_max_pool, arguments)
     assert input.shape == (0, 5, 9)
@@ -165,7 +165,7 @@ HOW = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-def test_batch_mates_and_padding_change_no_bit(isa, dtype, channels_last, keywords):
+def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords):
     arguments = converted(tensors((6, 5, 17, 21, 4)), dtype) | keywords
     values = arguments["input"]
     padding = torch.arange(17) >= RAGGED[:, None, None]
@@ -191,7 +191,7 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, channels_last, keywor
 
 
 @given(convolutions(), st.booleans(), st.integers(2, 5))
-def test_runs_and_threads_change_no_bit(isa, set_threads, convolution, channels_last, threads):
+def test_runs_and_threads_change_no_bit(kernels, set_threads, convolution, channels_last, threads):
     sizes, keywords = convolution
     arguments = laid_out(converted(tensors(sizes), torch.float32), channels_last) | keywords
     results = []
@@ -201,7 +201,7 @@ def test_runs_and_threads_change_no_bit(isa, set_threads, convolution, channels_
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
-def test_strides_do_not_change_a_bit(isa, dtype):
+def test_strides_do_not_change_a_bit(kernels, dtype):
     arguments = converted(tensors((3, 6, 21, 11, 3), quarters), dtype)
     arguments |= {"padding": 1, "pool_size": 4}
     expected = gradients(functional.conv1d_max_pool, arguments)
@@ -221,7 +221,7 @@ def test_strides_do_not_change_a_bit(isa, dtype):
     assert all(map(torch.equal, found, ones))
 
 
-def test_each_gradient_may_be_asked_for_alone(isa):
+def test_each_gradient_may_be_asked_for_alone(kernels):
     arguments = tensors((3, 6, 21, 11, 3))
     expected = dict(
         zip(
@@ -236,7 +236,7 @@ def test_each_gradient_may_be_asked_for_alone(isa):
         assert torch.equal(leaf.grad, gradient)
 
 
-def test_a_graph_may_be_used_twice(isa):
+def test_a_graph_may_be_used_twice(kernels):
     arguments = tensors((3, 6, 21, 11, 3)) | {"activation": "tanh"}
     before = {name: value.clone() for name, value in arguments.items() if name != "activation"}
     leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias")]
@@ -281,7 +281,7 @@ def function_of_tensors(keywords: dict, activation: str):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("keywords", CHECKED, ids=str)
-def test_gradcheck(isa, keywords, activation):
+def test_gradcheck(kernels, keywords, activation):
     assert torch.autograd.gradcheck(*function_of_tensors(keywords, activation))
 
 

@@ -22,7 +22,7 @@ struct How {
 struct Where {
     int device;
     void* stream;   // a cudaStream_t
-    void* scratch;  // as many bytes as scratch_bytes says, aligned to 256
+    void* scratch;  // as many bytes as scratch_bytes says, aligned to 16
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-// Parts of one block of scratch memory, each aligned to 256 bytes.
+// Parts of one block of scratch memory, at distances of 256 bytes from its beginning.
 #pragma once
 
 #include <cstdint>

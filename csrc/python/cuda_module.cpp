@@ -58,8 +58,8 @@ struct Cuda {
             expect_device(device, {{"scratch", &*scratch}});
             expect_contiguous("scratch", *scratch, DataType::int64, {bytes / 8});
             memory = scratch->data;
-            if (reinterpret_cast<uintptr_t>(memory) % 256 != 0) {
-                throw std::invalid_argument("scratch: expected an address aligned to 256 bytes");
+            if (reinterpret_cast<uintptr_t>(memory) % 16 != 0) {
+                throw std::invalid_argument("scratch: expected an address aligned to 16 bytes");
             }
         }
         return {device, reinterpret_cast<void*>(std::get<0>(where)), memory};

@@ -1,0 +1,85 @@
+"""The GPU that tests run the CUDA kernels on: the machine's, or else an emulated one.
+
+An emulated one takes the CPU's tensors. The machine's gets copies of them, whichever test they come
+from, and gives copies of its results back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from seqkernels import cuda, functional
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch's own switch: "ieee", or "tf32"."""
+    switch = torch.backends.cudnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+@contextlib.contextmanager
+def kernels(name: str, folder: Callable[[], pathlib.Path]) -> Iterator[None]:
+    """Let ``functional.conv1d_max_pool`` run on the GPU, with one set of the CUDA kernels.
+
+    ``folder`` is called for a place to build the emulated one in.
+    """
+    if cuda.is_available():
+        replaced = mock.patch.object(functional, "conv1d_max_pool", on_gpu(functional.conv1d_max_pool))
+    else:
+        replaced = mock.patch.multiple(
+            cuda,
+            _native=lambda: emulated_module(folder()),
+            _stream=lambda input: 0,
+            is_on_device=lambda input: True,
+        )
+    with replaced, cuda.use_kernels(name), float32_products("ieee"):
+        yield
+
+
+def on_gpu(function):
+    """The function, of arguments on the CPU, computed on the GPU."""
+
+    def to(value, device: str):
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    @functools.wraps(function)
+    def call(*arguments, **keywords):
+        moved = [to(value, "cuda") for value in arguments]
+        return to(function(*moved, **{k: to(v, "cuda") for k, v in keywords.items()}), "cpu")
+
+    return call
+
+
+@functools.lru_cache(maxsize=1)
+def emulated_module(folder: pathlib.Path):
+    """The CUDA module built for an emulated GPU."""
+    options = ("-DSEQKERNELS_EMULATED_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}")
+    for command in (
+        ("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options),
+        ("cmake", "--build", folder, "--target", "_emulated_cuda"),
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert "warning:" not in result.stdout + result.stderr, result.stdout + result.stderr
+    (library,) = folder.glob("_emulated_cuda*.so")
+    specification = importlib.util.spec_from_file_location("_emulated_cuda", library)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

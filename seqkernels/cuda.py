@@ -87,13 +87,9 @@ def conv1d_max_pool_forward(input, weight, *arguments) -> None:
     native.conv1d_max_pool_forward(input, weight, *arguments, _where(input, count))
 
 
-def conv1d_max_pool_backward(grad_output, output, argmax, input, weight, *arguments) -> None:
+def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
-    native, geometry = _native(), arguments[-2]
-    count = native.conv1d_max_pool_backward_scratch(input, weight, geometry, _kernels)
-    native.conv1d_max_pool_backward(
-        grad_output, output, argmax, input, weight, *arguments, _where(input, count)
-    )
+    _native().conv1d_max_pool_backward(*arguments, _where(arguments[0], 0))
 
 
 @functools.lru_cache(maxsize=1)
@@ -103,13 +99,13 @@ def _native():
     return importlib.import_module("seqkernels._cuda")
 
 
-def _where(input: Tensor, scratch_bytes: int) -> tuple:
+def _where(tensor: Tensor, scratch_bytes: int) -> tuple:
     """Stream, scratch memory, which kernels, and whether float32 may be rounded to TF32."""
-    scratch = input.new_empty(scratch_bytes // 8, dtype=torch.int64) if scratch_bytes else None
+    scratch = tensor.new_empty(scratch_bytes // 8, dtype=torch.int64) if scratch_bytes else None
     tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return _stream(input), scratch, _kernels, tf32
+    return _stream(tensor), scratch, _kernels, tf32
 
 
-def _stream(input: Tensor) -> int:
+def _stream(tensor: Tensor) -> int:
     """torch's current stream, as an address."""
-    return torch._C._cuda_getCurrentRawStream(input.get_device())
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device())

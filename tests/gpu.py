@@ -46,7 +46,7 @@ def kernels(name: str, folder: Callable[[], pathlib.Path]) -> Iterator[None]:
         replaced = mock.patch.multiple(
             cuda,
             _native=lambda: emulated_module(folder()),
-            _stream=lambda input: 0,
+            _stream=lambda tensor: 0,
             is_on_device=lambda input: True,
         )
     with replaced, cuda.use_kernels(name), float32_products("ieee"):

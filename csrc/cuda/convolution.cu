@@ -1,5 +1,6 @@
 #include "convolution.h"
 
+#include "convolution_backward.h"
 #include "convolution_plan.h"
 #include "convolution_simple.h"
 #include "scratch.h"
@@ -28,18 +29,6 @@ struct TiledScratch {
                 checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});
             partial = {parts.take<float>(count), parts.take<int32_t>(count)};
         }
-    }
-};
-
-template <class T>
-struct BackwardScratch {
-    Accumulator<T>* gradients;
-    int32_t* winners;
-
-    BackwardScratch(ScratchParts& parts, const ConvolutionShape& shape) {
-        const int64_t count = checked_product({shape.batch, shape.pooled, shape.filters});
-        gradients = parts.take<Accumulator<T>>(count);
-        winners = parts.take<int32_t>(count);
     }
 };
 
@@ -77,42 +66,42 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
 }
 
 template <class T>
-int64_t scratch_bytes(const ConvolutionBackward<T>& call, const How&, int) {
-    ScratchParts parts(nullptr);
-    BackwardScratch<T>(parts, call.shape);
-    return parts.bytes();
-}
-
-template <class T>
-void convolution_backward(const ConvolutionBackward<T>& call, const How&, const Where& where) {
+void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where) {
     const ConvolutionShape& shape = call.shape;
     const DeviceGuard guard(where.device);
-    ScratchParts parts(where.scratch);
-    const BackwardScratch<T> scratch(parts, shape);
-    const auto each = [&](int64_t elements, auto kernel, auto... arguments) {
-        if (elements > 0) {
-            launch(one_thread_each(elements, where.stream), kernel, call, arguments...);
+    const int64_t weights = shape.filters * shape.kernel_size * shape.channels;
+    const int64_t inputs = shape.batch * shape.length * shape.channels;
+    if constexpr (!std::is_same_v<T, double>) {
+        if (is_tiled<T>(how)) {
+            const auto blocks = [&](int64_t count) {
+                return LaunchShape{count, backward_threads, 0, where.stream};
+            };
+            if (call.grad_weight != nullptr || call.grad_bias != nullptr) {
+                const int64_t stretches =
+                    call.grad_weight == nullptr
+                        ? 1
+                        : divide_rounding_up(shape.kernel_size * shape.channels, backward_columns);
+                launch(blocks(shape.filters * larger(1, stretches)), weight_gradients<T>, call);
+            }
+            if (call.grad_input != nullptr && inputs > 0) {
+                launch(blocks(shape.batch * divide_rounding_up(shape.length, backward_positions) *
+                              divide_rounding_up(shape.channels, backward_columns)),
+                       input_gradients<T>, call);
+            }
+            return;
         }
+    }
+    const auto each = [&](int64_t elements, auto kernel) {
+        if (elements > 0) launch(one_thread_each(elements, where.stream), kernel, call);
     };
-    each(shape.batch * shape.pooled * shape.filters, activation_gradients<T>, scratch.gradients,
-         scratch.winners);
-    if (call.grad_bias != nullptr) {
-        each(shape.filters, simple_bias_gradient<T>, scratch.gradients);
-    }
-    if (call.grad_weight != nullptr) {
-        each(shape.filters * shape.kernel_size * shape.channels, simple_weight_gradient<T>,
-             scratch.gradients, scratch.winners);
-    }
-    if (call.grad_input != nullptr) {
-        each(shape.batch * shape.length * shape.channels, simple_input_gradient<T>,
-             scratch.gradients, scratch.winners);
-    }
+    if (call.grad_bias != nullptr) each(shape.filters, simple_bias_gradient<T>);
+    if (call.grad_weight != nullptr) each(weights, simple_weight_gradient<T>);
+    if (call.grad_input != nullptr) each(inputs, simple_input_gradient<T>);
 }
 
-#define INSTANTIATE(T)                                                                            \
-    template int64_t scratch_bytes(const ConvolutionForward<T>&, const How&, int);  \
-    template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&);    \
-    template int64_t scratch_bytes(const ConvolutionBackward<T>&, const How&, int); \
+#define INSTANTIATE(T)                                                                         \
+    template int64_t scratch_bytes(const ConvolutionForward<T>&, const How&, int);             \
+    template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&); \
     template void convolution_backward(const ConvolutionBackward<T>&, const How&, const Where&);
 
 INSTANTIATE(float)

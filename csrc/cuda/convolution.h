@@ -22,7 +22,7 @@ struct How {
 struct Where {
     int device;
     void* stream;   // a cudaStream_t
-    void* scratch;  // as many bytes as scratch_bytes says, aligned to 16
+    void* scratch;  // of a forward: as many bytes as scratch_bytes says, aligned to 16
 };
 
 template <class T>
@@ -30,9 +30,6 @@ int64_t scratch_bytes(const ConvolutionForward<T>& call, const How& how, int dev
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& call, const How& how, const Where& where);
 
-template <class T>
-int64_t scratch_bytes(const ConvolutionBackward<T>& call, const How& how,
-                                     int device);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where);
 

@@ -76,6 +76,44 @@ __device__ inline void store_winner(const ConvolutionForward<T>& call, int64_t s
     }
 }
 
+// What a pool and filter of a sample pass on: to the bias and, times input and weight, to the taps of
+// a window; -1 where none has won, or what argmax names is not a window of the pool.
+template <class T>
+struct PoolGradient {
+    Accumulator<T> gradient = 0;
+    int32_t window = -1;
+
+    // windows: of the sample.
+    __device__ PoolGradient(const ConvolutionBackward<T>& call, int64_t windows, int64_t sample,
+                            int64_t pool, int64_t filter) {
+        const ConvolutionShape& shape = call.shape;
+        const int32_t winner = call.argmax[(sample * shape.pooled + pool) * shape.filters + filter];
+        if (pool >= shape.pools(windows) || !windows_of_pool(shape, pool, windows).has(winner)) {
+            return;
+        }
+        const T grad = call.grad_output[sample * call.grad_output_stride_batch +
+                                        pool * call.grad_output_stride_pooled +
+                                        filter * call.grad_output_stride_filter];
+        const T output = call.output[sample * call.output_stride_batch +
+                                     pool * call.output_stride_pooled +
+                                     filter * call.output_stride_filter];
+        gradient = activation_gradient(shape.activation, widened(grad), widened(output));
+        window = winner;
+    }
+};
+
+// The pools of which a window may cover a position from `first` to `last`.
+__device__ inline Range pools_over(const ConvolutionShape& shape, int64_t first, int64_t last) {
+    if (shape.pool_size == 0) return {0, shape.pooled};
+    const int64_t reach = shape.dilation * (shape.kernel_size - 1);
+    const int64_t begin = first + shape.padding_left - reach;
+    const int64_t first_window = begin <= 0 ? 0 : divide_rounding_up(begin, shape.stride);
+    const int64_t last_window = (last + shape.padding_left) / shape.stride;
+    const int64_t before = first_window - shape.pool_size + 1;
+    return {before <= 0 ? 0 : divide_rounding_up(before, shape.pool_stride),
+            smaller(shape.pooled, last_window / shape.pool_stride + 1)};
+}
+
 // This thread's number in the grid, and the grid's threads.
 __device__ inline int64_t thread_in_grid() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ inline int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }

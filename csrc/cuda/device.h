@@ -57,6 +57,8 @@ __device__ inline uint32_t lanes_where(bool condition) {
     return __ballot_sync(0xFFFFFFFFu, condition);
 }
 
+__device__ inline int bits_set(uint32_t bits) { return __popc(bits); }
+
 __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

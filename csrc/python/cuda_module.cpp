@@ -37,8 +37,7 @@ struct Cuda {
     template <class T>
     static void backward(const ConvolutionBackward<T>& call, const Where& where, int device) {
         const cuda::How how = how_of(where);
-        const int64_t bytes = cuda::scratch_bytes(call, how, device);
-        const cuda::Where place = place_of(where, bytes, device);
+        const cuda::Where place = place_of(where, 0, device);
         const py::gil_scoped_release release;
         cuda::convolution_backward(call, how, place);
     }
@@ -66,14 +65,13 @@ struct Cuda {
     }
 };
 
-// Bytes of scratch that a forward or backward needs, a multiple of 256.
-template <template <class> class Call>
-int64_t scratch_bytes_of(const TensorView& input, const TensorView& weight,
-                         const std::array<int64_t, 6>& geometry, const std::string& kernels) {
+// Bytes of scratch that a forward needs, a multiple of 256.
+int64_t forward_scratch(const TensorView& input, const TensorView& weight,
+                        const std::array<int64_t, 6>& geometry, const std::string& kernels) {
     const cuda::How how{kernels_named(kernels), false};
     int64_t bytes = 0;
     with_element_type("input", input, [&](auto element) {
-        Call<decltype(element)> call{};
+        ConvolutionForward<decltype(element)> call{};
         call.shape = checked_shape(input, weight, ConvolutionFace<Cuda>::unpacked(geometry),
                                    "identity");
         call.input = sequence_view(input);
@@ -92,7 +90,6 @@ PYBIND11_MODULE(SEQKERNELS_CUDA_MODULE, module) {
         "seqkernels.functional checks and calls it.";
     module.attr("architectures") = SEQKERNELS_CUDA_ARCHITECTURES;
     module.attr("compiler") = SEQKERNELS_CUDA_COMPILER;
-    module.def("conv1d_max_pool_forward_scratch", &scratch_bytes_of<ConvolutionForward>);
-    module.def("conv1d_max_pool_backward_scratch", &scratch_bytes_of<ConvolutionBackward>);
+    module.def("conv1d_max_pool_forward_scratch", &forward_scratch);
     ConvolutionFace<Cuda>::define(module);
 }

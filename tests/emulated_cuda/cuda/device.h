@@ -102,6 +102,8 @@ inline uint32_t lanes_where(bool condition) {
     return mine.result;
 }
 
+inline int bits_set(uint32_t bits) { return __builtin_popcount(bits); }
+
 template <int bytes>
 inline void copy_async(void* target, const void* source, int valid) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16);

@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test emulate bench performance lint format clean
+.PHONY: help demo test cuda gpu-check emulate bench performance lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -20,6 +20,13 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 
 test: $(VENV)/.installed $(VENV)/.peers  ## Run the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+cuda: $(VENV)/.dependencies  ## Build the CUDA kernels too (where torch is a CUDA build, they always are)
+	SEQKERNELS_CUDA=1 $(PIP) install --quiet --no-deps --editable .
+	@touch $(VENV)/.installed
+
+gpu-check:  ## On a machine with a GPU, with PYTHON's own torch: build, test and time the CUDA kernels
+	$(PYTHON) tests/gpu_check.py
 
 emulate: $(VENV)/.dependencies  ## Run the C++ tests on an emulated processor with AVX-512 and AMX (on Debian)
 	$(PIP) install --quiet pycdlib
@@ -36,15 +43,15 @@ performance: $(VENV)/.installed  ## Write docs/performance.md from bench/records
 lint: $(VENV)/.tools  ## Check the style of Python (ruff) and C++ (clang-format)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc tests/native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.tools  ## Put Python and C++ into that style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc tests/native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 clean:  ## Remove what was built and installed
-	rm -rf $(VENV) build results *.egg-info seqkernels/_cpu*.so
+	rm -rf $(VENV) build results *.egg-info seqkernels/_cpu*.so seqkernels/_cuda*.so
 
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +60,7 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet torch numpy matplotlib rich pytest hypothesis cmake ninja
+	$(PIP) install --quiet torch numpy matplotlib rich pytest hypothesis cmake ninja pybind11
 	@touch $@
 
 # What is measured beside torch; see bench/providers.

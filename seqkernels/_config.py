@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-from . import _cpu
+from . import _cpu, cuda
 from ._version import __version__
 
 
@@ -33,7 +33,14 @@ def show_config() -> str:
             f"Python {platform.python_version()}, {platform.machine()}",
             f"compiler: {_cpu.compiler}",
             f"CPU kernels: {isas}",
-            "CUDA kernels: not in this build",
+            f"CUDA kernels: {_cuda_kernels()}",
             f"threads: {torch.get_num_threads()}, of {_cpu.openmp_path() or 'none'}",
         )
     )
+
+
+def _cuda_kernels() -> str:
+    if not cuda.is_built():
+        return "not in this build"
+    found = " ".join(cuda.architectures())
+    return found if torch.cuda.is_available() else f"{found}, and no GPU that torch can use"

@@ -71,6 +71,31 @@ def require_plain_layer(case: Case) -> None:
         raise Refusal("one layer in one direction over whole sequences only")
 
 
+def require_whole_pass(case: Case) -> None:
+    """Refuse what no CUDA graph can be captured of alone."""
+    if case.pass_name == "backward":
+        raise Refusal("a graph is captured of whole passes")
+
+
+def captured(run: Run) -> Run:
+    """The kernels that ``run`` starts, recorded once and replayed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay():
+        graph.replay()
+        return results
+
+    return replay
+
+
 def passes(
     case: Case,
     data: Data,

@@ -12,7 +12,7 @@ import torch
 
 from ..cases import Case
 from ..operations import Data
-from .base import Provider, Refusal, Run
+from .base import Provider, Refusal, Run, captured, require_whole_pass
 from .torch_convolution import TorchConvolution
 from .torch_recurrence import Layer
 
@@ -31,8 +31,8 @@ class _Cudnn:
         if case.device != "cuda":
             raise Refusal("measured on CUDA only")
         super().refuse(case)
-        if self.graph and case.pass_name == "backward":
-            raise Refusal("a graph is captured of whole passes")
+        if self.graph:
+            require_whole_pass(case)
 
     @contextlib.contextmanager
     def settings(self, case: Case) -> Iterator[None]:
@@ -47,26 +47,7 @@ class _Cudnn:
     def prepare(self, case: Case, data: Data) -> Run:
         with self.settings(case):
             run = super().prepare(case, data)
-            return _captured(run) if self.graph else run
-
-
-def _captured(run: Run) -> Run:
-    """The kernels that ``run`` starts, recorded once and replayed."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-
-    def replay():
-        graph.replay()
-        return results
-
-    return replay
+            return captured(run) if self.graph else run
 
 
 class CudnnConvolution(_Cudnn, TorchConvolution):

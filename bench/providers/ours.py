@@ -1,4 +1,4 @@
-"""This package's layers, with the instruction set in use or another one."""
+"""This package's layers, with the instruction set in use or another one, or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import seqkernels
-from seqkernels import cpu, functional
+from seqkernels import cpu, cuda, functional
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
-from .base import Provider, Refusal, Run, passes
+from .base import Provider, Refusal, Run, captured, passes, require_whole_pass
 
 OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
 
@@ -20,13 +20,18 @@ OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
 class Ours(Provider):
     operations = OPERATION_NAMES
 
-    def __init__(self, isa: str | None = None, recompute: bool = False) -> None:
+    def __init__(
+        self, isa: str | None = None, recompute: bool = False, graph: bool = False
+    ) -> None:
         self.isa = isa
         self.recompute = recompute
-        variant = isa or ("recompute" if recompute else None)
+        self.graph = graph
+        variant = isa or ("recompute" if recompute else "graph" if graph else None)
         self.name = f"seqkernels:{variant}" if variant else "seqkernels"
 
     def missing(self) -> str | None:
+        if self.graph:
+            return None if cuda.is_available() else "no CUDA device, or no kernels for it"
         available = cpu.available_isas()
         if self.isa is None or self.isa in available:
             return None
@@ -34,8 +39,17 @@ class Ours(Provider):
 
     def refuse(self, case: Case) -> None:
         dtype = getattr(torch, case.dtype)
-        if case.device != "cpu" or dtype not in functional.NATIVE_DTYPES:
-            raise Refusal(f"no kernel for {case.dtype} on {case.device}")
+        is_there = case.device == "cpu" or (
+            cuda.is_available() and case.operation in cuda.OPERATIONS
+        )
+        if not is_there or dtype not in functional.NATIVE_DTYPES:
+            raise Refusal(f"no {case.operation} kernel for {case.dtype} on {case.device}")
+        if self.isa and case.device != "cpu":
+            raise Refusal("measured on the CPU only")
+        if self.graph:
+            if case.device != "cuda":
+                raise Refusal("measured on CUDA only")
+            require_whole_pass(case)
         if self.recompute and (case.operation != "lstm" or not case.has_gradient):
             raise Refusal("gradients of an LSTM only")
 
@@ -43,13 +57,14 @@ class Ours(Provider):
         return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()
 
     def prepare(self, case: Case, data: Data) -> Run:
-        return {
+        run = {
             "conv1d_max_pool": self._convolution,
             "lstm": self._layers,
             "rnn": self._layers,
             "lstm_cell": self._cell,
             "rnn_cell": self._cell,
         }[case.operation](case, data)
+        return captured(run) if self.graph else run
 
     def _convolution(self, case: Case, data: Data) -> Run:
         sizes = OPERATIONS[case.operation].sizes(case)
@@ -124,4 +139,4 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    return [Ours(), Ours(recompute=True), *map(Ours, ("scalar", "avx2", "avx512", "amx"))]
+    return [Ours(), Ours(recompute=True), Ours(graph=True), *map(Ours, ("scalar", "avx2", "avx512", "amx"))]

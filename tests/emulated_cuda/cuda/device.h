@@ -12,6 +12,7 @@
 #include <functional>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 
 #include "core/data_type.h"
 
@@ -49,7 +50,14 @@ inline float number_of(uint32_t word, int half, Bfloat16) {
     return widen(Bfloat16{static_cast<uint16_t>(word >> (16 * half))});
 }
 inline float number_of(uint32_t word, int half, Float16) {
-    return widen(Float16{static_cast<uint16_t>(word >> (16 * half))});
+    static const std::vector<float> known = [] {
+        std::vector<float> numbers;
+        for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+            numbers.push_back(widen(Float16{static_cast<uint16_t>(bits)}));
+        }
+        return numbers;
+    }();
+    return known[word >> (16 * half) & 0xFFFFu];
 }
 inline float number_of(uint32_t word, int, float) {
     return float_of_bits(word & 0xFFFFE000u);  // the bits that the matrix units read

@@ -33,7 +33,8 @@ struct Listing {
     int place;   // this thread's, if it enters
     int length;  // of the list
 
-    // counts: shared, of the block's warps; free again after the next barrier.
+    // counts: shared, of the block's warps; free again after the next barrier. The barrier within lets
+    // nobody write to a list that others still read.
     __device__ Listing(bool enters, int (&counts)[backward_warps]) {
         const int thread = static_cast<int>(threadIdx.x);
         const int lane = thread % warp_threads, warp = thread / warp_threads;
@@ -124,7 +125,6 @@ __global__ __launch_bounds__(backward_threads) void weight_gradients(Convolution
                 }
             }
             listed_before += listing.length;
-            __syncthreads();
         }
         if (call.grad_weight != nullptr) {
 #pragma unroll
@@ -229,7 +229,6 @@ __global__ __launch_bounds__(backward_threads) void input_gradients(ConvolutionB
                     }
                 }
             }
-            __syncthreads();
         }
         for (int p = warp * warp_positions; p < (warp + 1) * warp_positions; ++p) {
             if (first + p >= shape.length) break;

@@ -413,7 +413,6 @@ class TiledForward {
                 kept[Product::row(i) * kept_stride + Product::column(j)] = sums_[i][j];
             }
         }
-        clear(sums_);
         __syncthreads();
         // Neighbouring threads write along the direction in which the output lies.
         const int pools = static_cast<int>(stretch.pools.count());

@@ -16,8 +16,6 @@
 
 namespace seqkernels::cuda::emulated {
 
-Order order = Order::forwards;
-
 namespace {
 
 constexpr std::size_t stack_bytes = 64 * 1024;

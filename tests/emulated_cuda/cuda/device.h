@@ -36,7 +36,9 @@ constexpr int warp_threads = 32;
 namespace emulated {
 
 enum class Order { forwards, backwards };
-extern Order order;
+inline Order order = Order::forwards;
+// Of a grid: kernels are to loop over what is beyond.
+inline int64_t most_blocks = 0x7FFFFFFF;
 
 void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
 char* shared_memory();
@@ -190,7 +192,9 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
         shape.shared_bytes > 227 * 1024) {
         throw std::runtime_error("CUDA: launch of a kernel: invalid configuration argument");
     }
-    emulated::run(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
+    const int64_t blocks =
+        shape.blocks < emulated::most_blocks ? shape.blocks : emulated::most_blocks;
+    emulated::run(blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
 }
 
 class DeviceGuard {

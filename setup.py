@@ -1,7 +1,7 @@
 """Hands the build over to CMake, and decides whether there are to be CUDA kernels.
 
-SEQKERNELS_CUDA=1 asks for them, SEQKERNELS_CUDA=0 forbids them. Without it they are built where there
-is a CUDA compiler, unless torch is installed in a build that has no use for them.
+SEQKERNELS_CUDA=1 asks for them, SEQKERNELS_CUDA=0 forbids them. Without it they are built where
+there is a CUDA compiler, unless torch is installed in a build that has no use for them.
 """
 
 import os

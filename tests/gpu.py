@@ -41,7 +41,8 @@ def kernels(name: str, folder: Callable[[], pathlib.Path]) -> Iterator[None]:
     ``folder`` is called for a place to build the emulated one in.
     """
     if cuda.is_available():
-        replaced = mock.patch.object(functional, "conv1d_max_pool", on_gpu(functional.conv1d_max_pool))
+        moving = on_gpu(functional.conv1d_max_pool)
+        replaced = mock.patch.object(functional, "conv1d_max_pool", moving)
     else:
         replaced = mock.patch.multiple(
             cuda,

@@ -255,7 +255,9 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", [{}, {"pool_size": 50, "pool_stride": 20}], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4)], ids=str)
-def test_runs_and_threads_change_no_bit(kernels, dtype, sizes, channels_last, keywords, set_threads):
+def test_runs_and_threads_change_no_bit(
+    kernels, dtype, sizes, channels_last, keywords, set_threads
+):
     arguments = laid_out(converted(tensors(sizes), dtype), channels_last) | keywords
     outputs = []
     for threads in (1, 1, 2, 2, 3, 8):
@@ -265,7 +267,9 @@ def test_runs_and_threads_change_no_bit(kernels, dtype, sizes, channels_last, ke
 
 
 @given(convolutions(), st.booleans(), st.integers(2, 5))
-def test_threads_change_no_bit_of_any_shape(kernels, set_threads, convolution, channels_last, threads):
+def test_threads_change_no_bit_of_any_shape(
+    kernels, set_threads, convolution, channels_last, threads
+):
     sizes, keywords = convolution
     arguments = laid_out(converted(tensors(sizes), torch.float32), channels_last) | keywords
     set_threads(1)

@@ -84,7 +84,7 @@ def embedded_code(library: bytes) -> set[str]:
         while place < end:
             kind, _, header, size = struct.unpack_from("<HHIQ", library, place)
             (architecture,) = struct.unpack_from("<I", library, place + 28)
-            found.add(f"{ {1: 'compute', 2: 'sm'}[kind]}_{architecture}")
+            found.add(f"{ {1: 'compute', 2: 'sm'}[kind] }_{architecture}")
             place += header + size
     return found
 
@@ -125,9 +125,9 @@ def test_the_configuration_says_whether_there_are_cuda_kernels():
 
 
 def test_kernels_are_chosen_by_name():
-    with pytest.raises(ValueError, match="name: expected one of simple, tiled, got 'fast'"):
-        with cuda.use_kernels("fast"):
-            pass
+    message = "name: expected one of simple, tiled, got 'fast'"
+    with pytest.raises(ValueError, match=message), cuda.use_kernels("fast"):
+        pass
     assert cuda._kernels == "tiled"
     with cuda.use_kernels("simple"):
         assert cuda._kernels == "simple"

@@ -139,4 +139,5 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    return [Ours(), Ours(recompute=True), Ours(graph=True), *map(Ours, ("scalar", "avx2", "avx512", "amx"))]
+    variants = [Ours(), Ours(recompute=True), Ours(graph=True)]
+    return [*variants, *map(Ours, ("scalar", "avx2", "avx512", "amx"))]

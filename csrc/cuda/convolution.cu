@@ -1,5 +1,4 @@
 #include "convolution.h"
-
 #include "convolution_backward.h"
 #include "convolution_plan.h"
 #include "convolution_simple.h"
@@ -22,8 +21,8 @@ struct TiledScratch {
 
     TiledScratch(ScratchParts& parts, const ConvolutionShape& shape, const ConvolutionPlan& plan) {
         constexpr int64_t elements_in_row = row_bytes / int64_t{sizeof(T)};
-        packed = parts.take<T>(checked_product(
-            {plan.chunks, plan.filters_padded(), elements_in_row}));
+        packed =
+            parts.take<T>(checked_product({plan.chunks, plan.filters_padded(), elements_in_row}));
         if (plan.splits > 1) {
             const int64_t count =
                 checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});

@@ -1,5 +1,6 @@
-// The convolution kernels for CUDA: what csrc/core/convolution.h describes, with every pointer on one
-// device and lengths beyond L counting as L, below 0 as 0 (their values are not known to the host).
+// The convolution kernels for CUDA: what csrc/core/convolution.h describes, with every pointer on
+// one device and lengths beyond L counting as L, below 0 as 0 (their values are not known to the
+// host).
 //
 // Work is queued in a stream and not waited for. Errors of the runtime are std::runtime_error.
 #pragma once

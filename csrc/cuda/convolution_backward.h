@@ -5,17 +5,17 @@
 // pools; of those that have a winner each warp takes every eighth, and the warps' sums are added in
 // their order. The block of the first stretch sums the bias too.
 // input_gradients: a block has a stretch of a sample's positions and of its channels. It lists the
-// winners that reach into it, in the order of pools and filters; each warp adds what falls to its own
-// positions, each lane to its own channels.
-// So no two threads write one address, and every sum has one order: no atomics.
+// winners that reach into it, in the order of pools and filters; each warp adds what falls to its
+// own positions, each lane to its own channels. So no two threads write one address, and every sum
+// has one order: no atomics.
 //
 // Shapes, strides and ownership: ConvolutionBackward in csrc/core/convolution.h. No scratch.
 //
 // Cost: 2 N P F k C FLOPs each. Bytes, from L2: weight N P F k C numbers of input; input N P F k C
-// numbers of weights, and N L C written. Limit: pooled over time L2 and launches (N 64, L 512, C 128,
-// F 128, k 3 in bfloat16: 6, 6 and 8 MB, some 5 us together at 5 TB/s); with small pools the
-// multiply-adds, which the matrix units would do faster on the dense gradient. Channels that do not lie
-// side by side cost a sector of 32 bytes each. Compiled and verified by emulation; not timed.
+// numbers of weights, and N L C written. Limit: pooled over time L2 and launches (N 64, L 512, C
+// 128, F 128, k 3 in bfloat16: 6, 6 and 8 MB, some 5 us together at 5 TB/s); with small pools the
+// multiply-adds, which the matrix units would do faster on the dense gradient. Channels that do not
+// lie side by side cost a sector of 32 bytes each. Compiled and verified by emulation; not timed.
 #pragma once
 
 #include "convolution_rules.h"
@@ -33,8 +33,8 @@ struct Listing {
     int place;   // this thread's, if it enters
     int length;  // of the list
 
-    // counts: shared, of the block's warps; free again after the next barrier. The barrier within lets
-    // nobody write to a list that others still read.
+    // counts: shared, of the block's warps; free again after the next barrier. The barrier within
+    // lets nobody write to a list that others still read.
     __device__ Listing(bool enters, int (&counts)[backward_warps]) {
         const int thread = static_cast<int>(threadIdx.x);
         const int lane = thread % warp_threads, warp = thread / warp_threads;
@@ -108,9 +108,8 @@ __global__ __launch_bounds__(backward_threads) void weight_gradients(Convolution
             }
             __syncthreads();
             // Every eighth of the whole list: what has no winner changes no bit of a sum.
-            const int first =
-                static_cast<int>((warp - listed_before % backward_warps + backward_warps) %
-                                 backward_warps);
+            const int first = static_cast<int>(
+                (warp - listed_before % backward_warps + backward_warps) % backward_warps);
 #pragma unroll 4
             for (int i = first; i < listing.length; i += backward_warps) {
                 const T* from = input + samples[i] * call.input.stride_batch;
@@ -223,8 +222,8 @@ __global__ __launch_bounds__(backward_threads) void input_gradients(ConvolutionB
                         const int column = lane + v * warp_threads;
                         const int64_t channel = first_channel + column;
                         if (channel < shape.channels) {
-                            row[column] += gradients[i] *
-                                           widened(from[channel * call.weight.stride_channel]);
+                            row[column] +=
+                                gradients[i] * widened(from[channel * call.weight.stride_channel]);
                         }
                     }
                 }

@@ -7,8 +7,8 @@
 namespace seqkernels::cuda {
 namespace {
 
-// The widest copies that bring a piece of whole numbers: every row of C numbers begins and ends where
-// one does.
+// The widest copies that bring a piece of whole numbers: every row of C numbers begins and ends
+// where one does.
 int copy_bytes(const ConvolutionShape& shape, const SequenceView& input, int64_t element_bytes) {
     if (input.stride_channel != 1 && shape.channels > 1) return 0;
     const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
@@ -31,16 +31,16 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceVi
                                  int64_t element_bytes, int multiprocessors) {
     ConvolutionPlan plan{};
     plan.copy_bytes = copy_bytes(shape, input, element_bytes);
-    // With the taps of a chunk following each other a window's numbers are read from L1 by all but the
-    // first. Up to an eighth of a chunk's work may be zeros for that.
+    // With the taps of a chunk following each other a window's numbers are read from L1 by all but
+    // the first. Up to an eighth of a chunk's work may be zeros for that.
     const int64_t row_bytes_of_input = shape.channels * element_bytes;
     const int64_t chunks_of_tap = divide_rounding_up(row_bytes_of_input, row_bytes);
     plan.is_chunk_of_one_tap =
         shape.kernel_size == 1 || 8 * chunks_of_tap * row_bytes <= 9 * row_bytes_of_input;
-    plan.chunks = larger(1, plan.is_chunk_of_one_tap
-                                ? shape.kernel_size * chunks_of_tap
-                                : divide_rounding_up(shape.kernel_size * row_bytes_of_input,
-                                                     row_bytes));
+    plan.chunks =
+        larger(1, plan.is_chunk_of_one_tap
+                      ? shape.kernel_size * chunks_of_tap
+                      : divide_rounding_up(shape.kernel_size * row_bytes_of_input, row_bytes));
 
     const int64_t windows = shape.windows(shape.length);
     const int64_t pool_windows = shape.pool_size == 0 ? windows : shape.pool_size;
@@ -60,7 +60,8 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceVi
     };
     // The wide tile reads half the operand bytes for a multiply-add; worth it if it is filled, and
     // if there is one for every multiprocessor.
-    const bool is_wide = shape.filters > 64 && (shape.pool_size != 0 ? windows : pool_windows) > 64 &&
+    const bool is_wide = shape.filters > 64 &&
+                         (shape.pool_size != 0 ? windows : pool_windows) > 64 &&
                          blocks(128) >= multiprocessors;
     plan.tile = is_wide ? 128 : 64;
     plan.filter_tiles = divide_rounding_up(shape.filters, plan.tile);

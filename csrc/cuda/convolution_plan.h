@@ -12,13 +12,13 @@ struct ConvolutionPlan {
     // Bytes of the asynchronous copies that bring the input, 16, 8 or 4; 0: number by number.
     int copy_bytes;
     // The k C numbers of a window come in chunks of 128 bytes, so many. Their order depends on the
-    // shape alone, and so do the bits of a sum: tap after tap, chunks running on from one to the next;
-    // or, where C fills its chunks, all taps of a chunk of channels before the next.
+    // shape alone, and so do the bits of a sum: tap after tap, chunks running on from one to the
+    // next; or, where C fills its chunks, all taps of a chunk of channels before the next.
     int64_t chunks;
     bool is_chunk_of_one_tap;
     int64_t filter_tiles;
-    // Small pools: a tile's convolution is pooled in shared memory, so many pools a tile. 0: a block
-    // computes one pool, tile after tile, or one of `splits` parts of it.
+    // Small pools: a tile's convolution is pooled in shared memory, so many pools a tile. 0: a
+    // block computes one pool, tile after tile, or one of `splits` parts of it.
     int64_t pools_in_tile;
     int64_t splits;
 

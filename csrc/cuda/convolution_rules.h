@@ -23,7 +23,8 @@ struct Winner {
     Number value = 0;
     int32_t window = -1;
 
-    // The next window, after all that came so far: the first NaN wins, else the first of the largest.
+    // The next window, after all that came so far: the first NaN wins, else the first of the
+    // largest.
     __device__ void follow(Number other, int32_t other_window) {
         if (window < 0 || other > value || (other != other && value == value)) {
             value = other;
@@ -76,8 +77,8 @@ __device__ inline void store_winner(const ConvolutionForward<T>& call, int64_t s
     }
 }
 
-// What a pool and filter of a sample pass on: to the bias and, times input and weight, to the taps of
-// a window; -1 where none has won, or what argmax names is not a window of the pool.
+// What a pool and filter of a sample pass on: to the bias and, times input and weight, to the taps
+// of a window; -1 where none has won, or what argmax names is not a window of the pool.
 template <class T>
 struct PoolGradient {
     Accumulator<T> gradient = 0;
@@ -94,9 +95,9 @@ struct PoolGradient {
         const T grad = call.grad_output[sample * call.grad_output_stride_batch +
                                         pool * call.grad_output_stride_pooled +
                                         filter * call.grad_output_stride_filter];
-        const T output = call.output[sample * call.output_stride_batch +
-                                     pool * call.output_stride_pooled +
-                                     filter * call.output_stride_filter];
+        const T output =
+            call.output[sample * call.output_stride_batch + pool * call.output_stride_pooled +
+                        filter * call.output_stride_filter];
         gradient = activation_gradient(shape.activation, widened(grad), widened(output));
         window = winner;
     }
@@ -115,7 +116,9 @@ __device__ inline Range pools_over(const ConvolutionShape& shape, int64_t first,
 }
 
 // This thread's number in the grid, and the grid's threads.
-__device__ inline int64_t thread_in_grid() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline int64_t thread_in_grid() {
+    return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+}
 __device__ inline int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
 
 // Threads of a block of the kernels that give a thread an element.

@@ -1,5 +1,5 @@
-// The convolution's definition, a thread an element: the baseline that the tiled kernels are checked
-// against, and what serves float64.
+// The convolution's definition, a thread an element: the baseline that the tiled kernels are
+// checked against, and what serves float64.
 //
 //   output[n, p, f] = activation(bias[f] + max over windows w of pool p of
 //                                sum over taps j, channels c of
@@ -10,8 +10,8 @@
 // Shapes, strides and ownership: csrc/core/convolution.h. No scratch.
 //
 // Cost: forward 2 N W F k C FLOPs, each with two loads that only the caches spare memory: some
-// hundredths of the multiply-add rate. weight: N P F k C, and as many looks at argmax; input: N L C P F
-// looks, of which N P F k C multiply and add (windows of distant pools are passed over).
+// hundredths of the multiply-add rate. weight: N P F k C, and as many looks at argmax; input: N L C
+// P F looks, of which N P F k C multiply and add (windows of distant pools are passed over).
 #pragma once
 
 #include "convolution_rules.h"
@@ -118,9 +118,11 @@ __global__ void simple_input_gradient(ConvolutionBackward<T> call) {
                 if (offset < 0 || tap >= shape.kernel_size || tap * shape.dilation != offset) {
                     continue;
                 }
-                sum += own.gradient * widened(weight[filter * call.weight.stride_filter +
-                                                     tap * call.weight.stride_tap +
-                                                     channel * call.weight.stride_channel]);
+                sum +=
+                    own.gradient *
+                    widened(
+                        weight[filter * call.weight.stride_filter + tap * call.weight.stride_tap +
+                               channel * call.weight.stride_channel]);
             }
         }
         call.grad_input[index] = narrowed<T>(sum);

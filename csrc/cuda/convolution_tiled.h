@@ -1,25 +1,27 @@
 // Convolution, bias, activation and max-pooling through tiles in shared memory.
 //
 // The numbers of a window of an (N, L, C) sequence lie side by side, tap after tap, so the
-// convolution is a product of windows, read where they lie, and filters. A block takes a stretch of a sample's windows and a tile of filters; its maxima stay in
-// registers from tile to tile, and only they and their windows are written.
+// convolution is a product of windows, read where they lie, and filters. A block takes a stretch of
+// a sample's windows and a tile of filters; its maxima stay in registers from tile to tile, and
+// only they and their windows are written.
 //
-// Shapes, strides and ownership: ConvolutionForward in csrc/core/convolution.h. Scratch, owned by the
-// caller: the packed filters, (chunks, filters in whole tiles, 128 bytes); where a pool is split, its
-// parts' winners, (N, P, splits, F), a value and a window each.
+// Shapes, strides and ownership: ConvolutionForward in csrc/core/convolution.h. Scratch, owned by
+// the caller: the packed filters, (chunks, filters in whole tiles, 128 bytes); where a pool is
+// split, its parts' winners, (N, P, splits, F), a value and a window each.
 //
 // A step of the pipeline is a chunk (128 bytes) of each of a tile's windows and filters, which come
 // in by asynchronous copies, `stages - 1` steps ahead of the product. Channels that do not lie side
 // by side, or not aligned to 4 bytes, are read one by one into registers before the product and
 // stored after it.
 //
-// Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to whole
-// chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2 MiB multiply-adds of 16-bit numbers (a
-// quarter of that many of float32). Limit: the matrix units, which mma.sync drives to about 60 % of
-// what wgmma reaches on Hopper; float32 the multiply-add rate. Compiled and verified by emulation;
-// not timed.
+// Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to
+// whole chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2 MiB multiply-adds of 16-bit
+// numbers (a quarter of that many of float32). Limit: the matrix units, which mma.sync drives to
+// about 60 % of what wgmma reaches on Hopper; float32 the multiply-add rate. Compiled and verified
+// by emulation; not timed.
 #pragma once
 
+#include "convolution_operands.h"
 #include "convolution_plan.h"
 #include "convolution_rules.h"
 #include "tile.h"
@@ -27,177 +29,6 @@
 namespace seqkernels::cuda {
 
 constexpr int stages = 3;
-
-// Where a chunk of a window's numbers begins.
-struct Chunk {
-    int64_t index = 0;
-    int64_t tap = 0;
-    int64_t channel = 0;
-
-    __device__ void advance(const ConvolutionShape& shape, const ConvolutionPlan& plan, int elements) {
-        ++index;
-        if (plan.is_chunk_of_one_tap) {
-            if (++tap == shape.kernel_size) {
-                tap = 0;
-                channel += elements;
-            }
-        } else {
-            channel += elements;
-            run_on(shape);
-        }
-    }
-
-    // To the tap that a channel beyond the last belongs to.
-    __device__ void run_on(const ConvolutionShape& shape) {
-        for (; channel >= shape.channels && tap < shape.kernel_size; ++tap) channel -= shape.channels;
-    }
-
-    // What stands `offset` numbers on in the chunk.
-    __device__ Chunk at(const ConvolutionShape& shape, const ConvolutionPlan& plan,
-                        int offset) const {
-        Chunk place{index, tap, channel + offset};
-        if (!plan.is_chunk_of_one_tap) place.run_on(shape);
-        return place;
-    }
-    __device__ bool is_real(const ConvolutionShape& shape) const {
-        return tap < shape.kernel_size && channel < shape.channels;
-    }
-};
-
-// Left tiles: rows of consecutive windows, zero where a position is not real.
-template <class T, class Product, int tile, bool is_gathered>
-class WindowReader {
-    static constexpr int per_piece = piece_bytes / static_cast<int>(sizeof(T));
-    static constexpr int vectors = tile * pieces_in_row / Product::threads;  // of a thread
-
- public:
-    __device__ WindowReader(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
-                            int64_t sample, int64_t length)
-        : shape_(call.shape),
-          view_(call.input),
-          plan_(plan),
-          numbers_(static_cast<const T*>(call.input.numbers.data)),
-          sample_(numbers_ + sample * call.input.stride_batch),
-          length_(length) {}
-
-    // Begins to bring a chunk of the windows [first, first + tile), those from `end` on being none.
-    __device__ void begin(char* target, int64_t first, int64_t end, const Chunk& chunk) {
-#pragma unroll
-        for (int i = 0; i < vectors; ++i) {
-            const int row = row_of(i), piece = piece_of(i);
-            const int64_t window = first + row;
-            const int64_t start = window < end ? window_start(shape_, window) : length_;
-            if constexpr (is_gathered) {
-                gathered_[i] = gather(start, chunk, piece * per_piece);
-            } else if (plan_.copy_bytes == 16) {
-                copy<16>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            } else if (plan_.copy_bytes == 8) {
-                copy<8>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            } else {
-                copy<4>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            }
-        }
-    }
-
-    // Stores what `begin` left in registers.
-    __device__ void finish(char* target) const {
-        if constexpr (is_gathered) {
-#pragma unroll
-            for (int i = 0; i < vectors; ++i) {
-                *reinterpret_cast<Piece*>(piece_at(target, row_of(i), piece_of(i))) = gathered_[i];
-            }
-        }
-    }
-
- private:
-    // Neighbouring lanes read along the direction in which the numbers lie.
-    __device__ bool along_channels() const { return !is_gathered || view_.stride_channel == 1; }
-    __device__ int row_of(int i) const {
-        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
-        return along_channels() ? vector / pieces_in_row : vector % tile;
-    }
-    __device__ int piece_of(int i) const {
-        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
-        return along_channels() ? vector % pieces_in_row : vector / tile;
-    }
-
-    __device__ bool is_real(const Chunk& place, int64_t position) const {
-        return place.is_real(shape_) && position >= 0 && position < length_;
-    }
-
-    template <int bytes>
-    __device__ void copy(char* target, int64_t start, const Chunk& chunk, int offset) const {
-        constexpr int numbers = bytes / static_cast<int>(sizeof(T));
-#pragma unroll
-        for (int i = 0; i < piece_bytes / bytes; ++i) {
-            if constexpr (numbers > 0) {
-                const Chunk place = chunk.at(shape_, plan_, offset + i * numbers);
-                const int64_t position = start + place.tap * shape_.dilation;
-                const bool is_there = is_real(place, position);
-                // Where nothing is read the source is still to be an address.
-                const T* from = is_there ? sample_ + position * view_.stride_length + place.channel
-                                         : numbers_;
-                copy_async<bytes>(target + i * bytes, from, is_there ? bytes : 0);
-            }
-        }
-    }
-
-    // A piece of a window, its numbers wherever they lie.
-    __device__ Piece gather(int64_t start, const Chunk& chunk, int offset) const {
-        union Numbers {
-            __device__ Numbers() : piece{} {}
-            Piece piece;
-            T numbers[per_piece];
-        } result;
-#pragma unroll
-        for (int i = 0; i < per_piece; ++i) {
-            const Chunk place = chunk.at(shape_, plan_, offset + i);
-            const int64_t position = start + place.tap * shape_.dilation;
-            if (is_real(place, position)) {
-                result.numbers[i] = sample_[position * view_.stride_length +
-                                            place.channel * view_.stride_channel];
-            }
-        }
-        return result.piece;
-    }
-
-    const ConvolutionShape& shape_;
-    const SequenceView& view_;
-    const ConvolutionPlan& plan_;
-    const T* numbers_;
-    const T* sample_;
-    int64_t length_;
-    Piece gathered_[is_gathered ? vectors : 1];
-};
-
-// The filters as right tiles: packed[chunk][filter][number], zeros beyond the last.
-template <class T>
-__global__ void pack_filters(ConvolutionShape shape, ConvolutionWeight weight, ConvolutionPlan plan,
-                             T* packed) {
-    const T* numbers = static_cast<const T*>(weight.numbers.data);
-    const int64_t filters = plan.filters_padded();
-    const int64_t count = plan.chunks * filters * elements_in_row<T>;
-    for (int64_t index = thread_in_grid(); index < count; index += threads_in_grid()) {
-        const int64_t filter = index / elements_in_row<T> % filters;
-        const int64_t chunk = index / elements_in_row<T> / filters;
-        const int64_t offset = index % elements_in_row<T>;
-        Chunk place;
-        if (plan.is_chunk_of_one_tap) {
-            place.tap = chunk % shape.kernel_size;
-            place.channel = chunk / shape.kernel_size * elements_in_row<T> + offset;
-        } else {
-            const int64_t number = chunk * elements_in_row<T> + offset;
-            place.tap = shape.channels == 0 ? 0 : number / shape.channels;
-            place.channel = number - place.tap * shape.channels;
-        }
-        T number{};
-        if (filter < shape.filters && place.is_real(shape)) {
-            number = numbers[filter * weight.stride_filter + place.channel * weight.stride_channel +
-                             place.tap * weight.stride_tap];
-        }
-        packed[index] = number;
-    }
-}
 
 template <class T>
 __global__ void merge_winners(ConvolutionForward<T> call, int64_t splits, PartialWinners partial) {
@@ -445,10 +276,9 @@ class TiledForward {
 };
 
 template <class T, class Product, int tile, bool is_gathered>
-__global__ __launch_bounds__(Product::threads, 2) void tiled_forward(ConvolutionForward<T> call,
-                                                                     ConvolutionPlan plan,
-                                                                     const T* packed,
-                                                                     PartialWinners partial) {
+__global__ __launch_bounds__(Product::threads,
+                             2) void tiled_forward(ConvolutionForward<T> call, ConvolutionPlan plan,
+                                                   const T* packed, PartialWinners partial) {
     TiledForward<T, Product, tile> forward(call, plan, packed, partial);
     for (int64_t item = blockIdx.x; item < plan.items(call.shape); item += gridDim.x) {
         forward.template run<is_gathered>(stretch_of(call.shape, plan, call.lengths, item));
@@ -460,7 +290,8 @@ template <class T, template <int, int> class Product>
 void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T* packed,
                const PartialWinners& partial, void* stream) {
     const int64_t filters = plan.chunks * plan.filters_padded() * elements_in_row<T>;
-    launch(one_thread_each(filters, stream), pack_filters<T>, call.shape, call.weight, plan, packed);
+    launch(one_thread_each(filters, stream), pack_filters<T>, call.shape, call.weight, plan,
+           packed);
     const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
         const LaunchShape shape{plan.items(call.shape), threads, shared_bytes, stream};
         launch(shape, kernel, call, plan, packed, partial);
@@ -469,11 +300,11 @@ void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T
     if (plan.tile == 128) {
         using P = Product<128, 128>;
         start(is_gathered ? tiled_forward<T, P, 128, true> : tiled_forward<T, P, 128, false>,
-                  TiledForward<T, P, 128>::shared_bytes, P::threads);
+              TiledForward<T, P, 128>::shared_bytes, P::threads);
     } else {
         using P = Product<64, 64>;
         start(is_gathered ? tiled_forward<T, P, 64, true> : tiled_forward<T, P, 64, false>,
-                  TiledForward<T, P, 64>::shared_bytes, P::threads);
+              TiledForward<T, P, 64>::shared_bytes, P::threads);
     }
     if (plan.splits > 1) {
         const int64_t outputs = call.shape.batch * call.shape.pooled * call.shape.filters;

@@ -99,10 +99,10 @@ __device__ inline uint32_t rounded_to_tf32(uint32_t bits) {
     return rounded;
 }
 
-// sums (16, 8) += left (16, 32 bytes of numbers of type T) right (8, as many)^T, spread over a warp:
-// lane l has sums[0], [1] of row l / 4, columns 2 (l % 4) and the next, and sums[2], [3] of row
-// l / 4 + 8; and words of the operands as load_matrices gives them, of left the matrices (rows, then
-// 16 bytes further), of right the two 16 bytes. float32 numbers are read as TF32.
+// sums (16, 8) += left (16, 32 bytes of numbers of type T) right (8, as many)^T, spread over a
+// warp: lane l has sums[0], [1] of row l / 4, columns 2 (l % 4) and the next, and sums[2], [3] of
+// row l / 4 + 8; and words of the operands as load_matrices gives them, of left the matrices (rows,
+// then 16 bytes further), of right the two 16 bytes. float32 numbers are read as TF32.
 template <class T>
 __device__ inline void multiply_add(float& sum0, float& sum1, float& sum2, float& sum3,
                                     const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
@@ -154,8 +154,8 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     }
     constexpr int64_t most_blocks = 0x7FFFFFFF;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(shape.blocks < most_blocks ? shape.blocks
-                                                                           : most_blocks));
+    config.gridDim =
+        dim3(static_cast<unsigned>(shape.blocks < most_blocks ? shape.blocks : most_blocks));
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
     config.stream = static_cast<cudaStream_t>(shape.stream);

@@ -5,8 +5,8 @@
 // warp's 16-byte accesses are served without conflict, ldmatrix among them.
 //
 // A Product multiplies a left tile (windows) with a right one (filters), 128 bytes of depth, into
-// sums spread over the block: thread t has sums[i][j] of row(i) and column(j), rows ascending with i.
-// Lanes that agree modulo lanes_across have the same columns.
+// sums spread over the block: thread t has sums[i][j] of row(i) and column(j), rows ascending with
+// i. Lanes that agree modulo lanes_across have the same columns.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +37,7 @@ struct Warps {
 
     __device__ static int lane() { return static_cast<int>(threadIdx.x) % warp_threads; }
     __device__ static int row() { return static_cast<int>(threadIdx.x) / warp_threads / across; }
-    __device__ static int column() {
-        return static_cast<int>(threadIdx.x) / warp_threads % across;
-    }
+    __device__ static int column() { return static_cast<int>(threadIdx.x) / warp_threads % across; }
 };
 
 // In the matrix units: bfloat16 and float16 with float32 sums; float32 as TF32. A warp takes
@@ -115,9 +113,7 @@ struct MultiplyAddProduct : Warps<tile_rows, tile_columns> {
     static constexpr int columns = tile_columns / (W::across * 8);
     static constexpr int lanes_across = 8;
 
-    __device__ static int row(int i) {
-        return i * (W::down * 4) + W::row() * 4 + W::lane() / 8;
-    }
+    __device__ static int row(int i) { return i * (W::down * 4) + W::row() * 4 + W::lane() / 8; }
     __device__ static int column(int j) {
         return j * (W::across * 8) + W::column() * 8 + W::lane() % 8;
     }

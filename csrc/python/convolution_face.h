@@ -37,7 +37,7 @@ struct Geometry {
 };
 
 inline ConvolutionShape checked_shape(const TensorView& input, const TensorView& weight,
-                               const Geometry& geometry, const std::string& activation) {
+                                      const Geometry& geometry, const std::string& activation) {
     expect_dimensions("input", input, 3);
     expect_dimensions("weight", weight, 3);
     expect("weight", weight, input.dtype, {weight.sizes[0], input.sizes[2], weight.sizes[2]});

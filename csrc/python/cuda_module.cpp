@@ -72,8 +72,8 @@ int64_t forward_scratch(const TensorView& input, const TensorView& weight,
     int64_t bytes = 0;
     with_element_type("input", input, [&](auto element) {
         ConvolutionForward<decltype(element)> call{};
-        call.shape = checked_shape(input, weight, ConvolutionFace<Cuda>::unpacked(geometry),
-                                   "identity");
+        call.shape =
+            checked_shape(input, weight, ConvolutionFace<Cuda>::unpacked(geometry), "identity");
         call.input = sequence_view(input);
         bytes = cuda::scratch_bytes(call, how, input.device);
     });

@@ -18,7 +18,8 @@ extern const int32_t module_device_type;
 extern const char* const module_device_name;
 
 // The view of a Python array. Returns false for an object that is no such array; raises ValueError
-// for one that is not on the module's device, of another dtype than DataType lists, or of too many dimensions.
+// for one that is not on the module's device, of another dtype than DataType lists, or of too many
+// dimensions.
 bool view_of(pybind11::handle object, TensorView& view);
 
 }  // namespace seqkernels

@@ -99,7 +99,8 @@ void wait_to_be_released() {
 }
 
 void release(int begin, int end) {
-    for (int i = begin; i < end; ++i) machine.fibers[static_cast<std::size_t>(i)]->is_waiting = false;
+    for (int i = begin; i < end; ++i)
+        machine.fibers[static_cast<std::size_t>(i)]->is_waiting = false;
 }
 
 void run_fiber() {
@@ -182,8 +183,9 @@ void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<
     }
     // Exactly as large as asked for, so that a sanitizer sees what goes beyond.
     constexpr std::size_t alignment = 128;
-    void* memory = std::aligned_alloc(
-        alignment, (static_cast<std::size_t>(shared_bytes) + alignment - 1) / alignment * alignment);
+    void* memory =
+        std::aligned_alloc(alignment, (static_cast<std::size_t>(shared_bytes) + alignment - 1) /
+                                          alignment * alignment);
     const std::unique_ptr<void, void (*)(void*)> owner(memory, std::free);
     machine.shared_begin = static_cast<char*>(memory);
     machine.threads = threads;
@@ -248,5 +250,6 @@ void __syncthreads() {
 }
 
 void __syncwarp() {
-    seqkernels::cuda::emulated::meet(nullptr, [](void* const(&)[seqkernels::cuda::warp_threads]) {});
+    seqkernels::cuda::emulated::meet(nullptr,
+                                     [](void* const(&)[seqkernels::cuda::warp_threads]) {});
 }

@@ -14,8 +14,9 @@ struct Case {
 };
 
 inline ConvolutionShape shape_of(int64_t batch, int64_t length, int64_t channels, int64_t filters,
-                          int64_t kernel_size, int64_t stride, int64_t padding, int64_t dilation,
-                          int64_t pool_size, int64_t pool_stride, Activation activation) {
+                                 int64_t kernel_size, int64_t stride, int64_t padding,
+                                 int64_t dilation, int64_t pool_size, int64_t pool_stride,
+                                 Activation activation) {
     ConvolutionShape shape{};
     shape.batch = batch;
     shape.length = length;

@@ -35,9 +35,9 @@ double tolerance() {
     return (is_sixteen_bit<T> ? 2 : 32) * epsilon<T>();
 }
 
-// Cases that reach every path of the tiled kernels: both tiles, every way to read the input, several
-// tiles and chunks, split pools, pools within a tile and beyond one. Sums are large here, where the
-// slopes of tanh and sigmoid are all rounding.
+// Cases that reach every path of the tiled kernels: both tiles, every way to read the input,
+// several tiles and chunks, split pools, pools within a tile and beyond one. Sums are large here,
+// where the slopes of tanh and sigmoid are all rounding.
 std::vector<Case> tiled_cases() {
     using A = Activation;
     return {
@@ -64,14 +64,15 @@ std::vector<Case> tiled_cases() {
     };
 }
 
-// As GPUs may: threads in either order, since each hides some missing barrier, and blocks all at once
-// or a few that take what there is by turns.
+// As GPUs may: threads in either order, since each hides some missing barrier, and blocks all at
+// once or a few that take what there is by turns.
 class Turns {
  public:
     ~Turns() { set(Order::forwards, 0x7FFFFFFF); }
     void next() {
         ++turn_;
-        set(turn_ % 2 == 0 ? Order::forwards : Order::backwards, turn_ / 2 % 2 == 0 ? 3 : 0x7FFFFFFF);
+        set(turn_ % 2 == 0 ? Order::forwards : Order::backwards,
+            turn_ / 2 % 2 == 0 ? 3 : 0x7FFFFFFF);
     }
 
  private:

@@ -1,9 +1,10 @@
 // csrc/cuda/device.h for a processor without a GPU: a block's threads are fibers of one thread, one
 // block runs after another. What the instructions do is computed as NVIDIA's PTX ISA describes it.
 //
-// It finds what a GPU may hide: asynchronous copies arrive as late as they may, shared memory begins
-// as noise, threads run forwards or backwards (`order`), and arrays are plain memory, for the
-// sanitizers to watch. Speed, memory ordering between blocks and the limits of a GPU it knows not.
+// It finds what a GPU may hide: asynchronous copies arrive as late as they may, shared memory
+// begins as noise, threads run forwards or backwards (`order`), and arrays are plain memory, for
+// the sanitizers to watch. Speed, memory ordering between blocks and the limits of a GPU it knows
+// not.
 #pragma once
 
 #include <cmath>

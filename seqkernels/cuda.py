@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 KERNELS = ("simple", "tiled")
-OPERATIONS = frozenset(("conv1d_max_pool",))
+OPERATIONS = frozenset(("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell"))
 LEAST_CAPABILITY = (8, 0)
 
 _IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
@@ -90,6 +90,16 @@ def conv1d_max_pool_forward(input, weight, *arguments) -> None:
 def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
     _native().conv1d_max_pool_backward(*arguments, _where(arguments[0], 0))
+
+
+def recurrence_forward(cell: str, reverse: bool, projections: Tensor, *tensors) -> None:
+    """The native forward over projected inputs, (T, N, G H)."""
+    _native().recurrence_forward(cell, reverse, projections, *tensors, _stream(projections))
+
+
+def recurrence_backward(cell: str, reverse: bool, *tensors) -> None:
+    """The native backward, up to the gates' gradients."""
+    _native().recurrence_backward(cell, reverse, *tensors, _stream(tensors[1]))
 
 
 @functools.lru_cache(maxsize=1)

@@ -52,6 +52,12 @@ def isa(request):
         yield request.param
 
 
+def anywhere(name: str, emulated_gpu_folder) -> contextlib.AbstractContextManager:
+    if name.startswith("cuda-"):
+        return gpu.kernels(name.removeprefix("cuda-"), lambda: emulated_gpu_folder)
+    return in_use(name)
+
+
 @pytest.fixture(scope="session")
 def emulated_gpu_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("emulated_gpu")
@@ -63,12 +69,16 @@ CUDA_KERNELS = tuple(f"cuda-{name}" for name in seqkernels.cuda.KERNELS)
 @pytest.fixture(params=(*KNOWN_ISAS, *CUDA_KERNELS))
 def kernels(request, emulated_gpu_folder):
     """``isa``'s, and each set of CUDA kernels: on the machine's GPU, or else on an emulated one."""
-    if request.param in CUDA_KERNELS:
-        with gpu.kernels(request.param.removeprefix("cuda-"), lambda: emulated_gpu_folder):
-            yield request.param
-    else:
-        with in_use(request.param):
-            yield request.param
+    with anywhere(request.param, emulated_gpu_folder):
+        yield request.param
+
+
+# Recurrences have one set for CUDA.
+@pytest.fixture(params=(*KNOWN_ISAS, "cuda-simple"))
+def recurrence_kernels(request, emulated_gpu_folder):
+    """The same for recurrences."""
+    with anywhere(request.param, emulated_gpu_folder):
+        yield request.param
 
 
 @pytest.fixture(params=functional.NATIVE_DTYPES, ids=str)

@@ -36,13 +36,13 @@ def float32_products(precision: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels(name: str, folder: Callable[[], pathlib.Path]) -> Iterator[None]:
-    """Let ``functional.conv1d_max_pool`` run on the GPU, with one set of the CUDA kernels.
+    """Let what has CUDA kernels in ``functional`` run on the GPU, with one set of them.
 
     ``folder`` is called for a place to build the emulated one in.
     """
     if cuda.is_available():
-        moving = on_gpu(functional.conv1d_max_pool)
-        replaced = mock.patch.object(functional, "conv1d_max_pool", moving)
+        moving = {name: on_gpu(getattr(functional, name)) for name in cuda.OPERATIONS}
+        replaced = mock.patch.multiple(functional, **moving)
     else:
         replaced = mock.patch.multiple(
             cuda,
@@ -58,6 +58,8 @@ def on_gpu(function):
     """The function, of arguments on the CPU, computed on the GPU."""
 
     def to(value, device: str):
+        if isinstance(value, (tuple, list)):
+            return tuple(to(part, device) for part in value)
         return value.to(device) if isinstance(value, Tensor) else value
 
     @functools.wraps(function)

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../core/convolution.h"
+#include "where.h"
 
 namespace seqkernels::cuda {
 
@@ -18,12 +19,6 @@ enum class Kernels { simple, tiled };
 struct How {
     Kernels kernels = Kernels::tiled;
     bool tf32 = false;  // products of float32 in the matrix units, their operands rounded to TF32
-};
-
-struct Where {
-    int device;
-    void* stream;   // a cudaStream_t
-    void* scratch;  // of a forward: as many bytes as scratch_bytes says, aligned to 16
 };
 
 template <class T>

@@ -7,6 +7,7 @@
 
 #include "../core/convolution.h"
 #include "cuda/device.h"
+#include "grid.h"
 
 namespace seqkernels::cuda {
 
@@ -113,19 +114,6 @@ __device__ inline Range pools_over(const ConvolutionShape& shape, int64_t first,
     const int64_t before = first_window - shape.pool_size + 1;
     return {before <= 0 ? 0 : divide_rounding_up(before, shape.pool_stride),
             smaller(shape.pooled, last_window / shape.pool_stride + 1)};
-}
-
-// This thread's number in the grid, and the grid's threads.
-__device__ inline int64_t thread_in_grid() {
-    return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-}
-__device__ inline int64_t threads_in_grid() { return int64_t{gridDim.x} * blockDim.x; }
-
-// Threads of a block of the kernels that give a thread an element.
-constexpr int threads_per_block = 256;
-
-inline LaunchShape one_thread_each(int64_t elements, void* stream) {
-    return {divide_rounding_up(elements, threads_per_block), threads_per_block, 0, stream};
 }
 
 }  // namespace seqkernels::cuda

@@ -15,10 +15,9 @@
 // stored after it.
 //
 // Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to
-// whole chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2 MiB multiply-adds of 16-bit
-// numbers (a quarter of that many of float32). Limit: the matrix units, which mma.sync drives to
-// about 60 % of what wgmma reaches on Hopper; float32 the multiply-add rate. Compiled and verified
-// by emulation; not timed.
+// whole chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2^20 multiply-adds of 16-bit
+// numbers, for half as many of float32. Limit: the matrix units, as far as mma.sync drives them;
+// float32 the multiply-add rate. Compiled and verified by emulation; not timed.
 #pragma once
 
 #include "convolution_operands.h"

@@ -15,8 +15,6 @@
 
 namespace seqkernels {
 
-using OptionalView = std::optional<TensorView>;
-
 inline Activation activation_named(const std::string& name) {
     if (name == "identity") return Activation::identity;
     if (name == "relu") return Activation::relu;

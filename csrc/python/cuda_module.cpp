@@ -1,87 +1,4 @@
-// Face of the CUDA kernels.
-#include <pybind11/stl.h>
-
-#include "convolution_face.h"
-#include "cuda/convolution.h"
-#include "dlpack.h"
-
-namespace seqkernels {
-namespace {
-
-namespace py = pybind11;
-
-cuda::Kernels kernels_named(const std::string& name) {
-    if (name == "simple") return cuda::Kernels::simple;
-    if (name == "tiled") return cuda::Kernels::tiled;
-    throw std::invalid_argument("kernels: expected simple or tiled, got '" + name + "'");
-}
-
-struct Cuda {
-    // The stream's address; scratch, of int64; which kernels; whether float32 may become TF32.
-    using Where = std::tuple<uint64_t, OptionalView, std::string, bool>;
-
-    // Lengths stay on the device: the kernels bring them into [0, L].
-    static const int64_t* lengths(const OptionalView& view, int64_t batch, int64_t) {
-        return contiguous_data<int64_t>("lengths", view, DataType::int64, {batch});
-    }
-
-    template <class T>
-    static void forward(const ConvolutionForward<T>& call, const Where& where, int device) {
-        const cuda::How how = how_of(where);
-        const int64_t bytes = cuda::scratch_bytes(call, how, device);
-        const cuda::Where place = place_of(where, bytes, device);
-        const py::gil_scoped_release release;
-        cuda::convolution_forward(call, how, place);
-    }
-
-    template <class T>
-    static void backward(const ConvolutionBackward<T>& call, const Where& where, int device) {
-        const cuda::How how = how_of(where);
-        const cuda::Where place = place_of(where, 0, device);
-        const py::gil_scoped_release release;
-        cuda::convolution_backward(call, how, place);
-    }
-
-    static cuda::How how_of(const Where& where) {
-        return {kernels_named(std::get<2>(where)), std::get<3>(where)};
-    }
-
-    static cuda::Where place_of(const Where& where, int64_t bytes, int device) {
-        void* memory = nullptr;
-        if (bytes > 0) {
-            const OptionalView& scratch = std::get<1>(where);
-            if (!scratch) {
-                throw std::invalid_argument("scratch: expected " + std::to_string(bytes) +
-                                            " bytes, got none");
-            }
-            expect_device(device, {{"scratch", &*scratch}});
-            expect_contiguous("scratch", *scratch, DataType::int64, {bytes / 8});
-            memory = scratch->data;
-            if (reinterpret_cast<uintptr_t>(memory) % 16 != 0) {
-                throw std::invalid_argument("scratch: expected an address aligned to 16 bytes");
-            }
-        }
-        return {device, reinterpret_cast<void*>(std::get<0>(where)), memory};
-    }
-};
-
-// Bytes of scratch that a forward needs, a multiple of 256.
-int64_t forward_scratch(const TensorView& input, const TensorView& weight,
-                        const std::array<int64_t, 6>& geometry, const std::string& kernels) {
-    const cuda::How how{kernels_named(kernels), false};
-    int64_t bytes = 0;
-    with_element_type("input", input, [&](auto element) {
-        ConvolutionForward<decltype(element)> call{};
-        call.shape =
-            checked_shape(input, weight, ConvolutionFace<Cuda>::unpacked(geometry), "identity");
-        call.input = sequence_view(input);
-        bytes = cuda::scratch_bytes(call, how, input.device);
-    });
-    return bytes;
-}
-
-}  // namespace
-}  // namespace seqkernels
+#include "cuda_module.h"
 
 PYBIND11_MODULE(SEQKERNELS_CUDA_MODULE, module) {
     using namespace seqkernels;
@@ -90,6 +7,6 @@ PYBIND11_MODULE(SEQKERNELS_CUDA_MODULE, module) {
         "seqkernels.functional checks and calls it.";
     module.attr("architectures") = SEQKERNELS_CUDA_ARCHITECTURES;
     module.attr("compiler") = SEQKERNELS_CUDA_COMPILER;
-    module.def("conv1d_max_pool_forward_scratch", &forward_scratch);
-    ConvolutionFace<Cuda>::define(module);
+    define_cuda_convolution(module);
+    define_cuda_recurrence(module);
 }

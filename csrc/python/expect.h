@@ -15,6 +15,8 @@
 
 namespace seqkernels {
 
+using OptionalView = std::optional<TensorView>;
+
 inline std::string shape_text(const int64_t* sizes, int count) {
     std::string text = "(";
     for (int i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
@@ -104,7 +106,7 @@ inline void expect_device(int device,
     }
 }
 
-inline const TensorView* if_there(const std::optional<TensorView>& view) {
+inline const TensorView* if_there(const OptionalView& view) {
     return view ? &*view : nullptr;
 }
 
@@ -120,7 +122,7 @@ inline void expect_distinct_elements(const char* name, const TensorView& view) {
 }
 
 // The (N,) lengths of a batch, each within [0, longest]; null where there are none.
-inline const int64_t* expect_lengths(const std::optional<TensorView>& lengths, int64_t batch,
+inline const int64_t* expect_lengths(const OptionalView& lengths, int64_t batch,
                                      int64_t longest) {
     if (!lengths) return nullptr;
     expect_contiguous("lengths", *lengths, DataType::int64, {batch});
@@ -137,7 +139,7 @@ inline const int64_t* expect_lengths(const std::optional<TensorView>& lengths, i
 
 // Data of a contiguous tensor, null where it is absent.
 template <class T>
-T* contiguous_data(const char* name, const std::optional<TensorView>& view, DataType dtype,
+T* contiguous_data(const char* name, const OptionalView& view, DataType dtype,
                    std::initializer_list<int64_t> sizes) {
     if (!view) return nullptr;
     expect_contiguous(name, *view, dtype, sizes);

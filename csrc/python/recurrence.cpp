@@ -3,20 +3,13 @@
 #include "cpu/isa.h"
 #include "expect.h"
 #include "module.h"
+#include "recurrence_face.h"
 #include "tensor_caster.h"
 
 namespace seqkernels {
 namespace {
 
 namespace py = pybind11;
-using OptionalView = std::optional<TensorView>;
-
-RecurrentCell cell_named(const std::string& name) {
-    if (name == "lstm") return RecurrentCell::lstm;
-    if (name == "rnn_tanh") return RecurrentCell::rnn_tanh;
-    if (name == "rnn_relu") return RecurrentCell::rnn_relu;
-    throw std::invalid_argument("cell: expected lstm, rnn_tanh or rnn_relu, got '" + name + "'");
-}
 
 RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_ih,
                               const TensorView& weight_hh, const std::string& cell, bool reverse) {
@@ -68,13 +61,6 @@ TensorView as_sequence(const TensorView& view) {
         sequence.strides[i + 1] = view.strides[i];
     }
     return sequence;
-}
-
-void expect_given(const char* name, const OptionalView& view, bool given) {
-    if (view.has_value() != given) {
-        throw std::invalid_argument(std::string(name) + ": expected " +
-                                    (given ? "a tensor, got None" : "None, got a tensor"));
-    }
 }
 
 void forward(const std::string& cell, bool reverse, const TensorView& input,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cpu
+from .. import _cpu, cuda
+from . import _recurrence_cuda
 from ._dispatch import (
     OPTIONAL_TENSORS,
     callable_operation,
@@ -60,6 +61,13 @@ def _recurrence(
     )
     is_lstm = cell == "lstm"
     keeps_gates = is_lstm and training
+    if cuda.is_on_device(input):
+        states = (hidden, cell_state) if is_lstm else (hidden,)
+        weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+        kept = (gates, cells) if keeps_gates else (None, None)
+        results = outputs[: 3 if is_lstm else 2]
+        _recurrence_cuda.forward(cell, reverse, input, states, weights, lengths, results, kept)
+        return outputs
     _cpu.recurrence_forward(
         cell,
         reverse,
@@ -134,10 +142,26 @@ def _recurrence_backward(
         gradients
     )
     is_lstm = cell == "lstm"
-    if is_lstm and gates.dim() == 1:
-        # Not kept by the forward pass. Nobody else has these: the gradients may take their place.
+    kept = is_lstm and gates.dim() > 1
+    if is_lstm and not kept:
         tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias_ih, bias_hh, lengths)
         gates, cells = _recurrence(cell, reverse, *tensors, True)[3:]
+    if cuda.is_on_device(input):
+        _recurrence_cuda.backward(
+            cell,
+            reverse,
+            input,
+            (hidden, cell_state) if is_lstm else (hidden,),
+            (weight_ih, weight_hh),
+            lengths,
+            output,
+            (gates, cells),
+            (grad_output, grad_hidden, grad_cell_state),
+            needs,
+            gradients,
+        )
+        return gradients
+    if is_lstm and not kept:  # nobody else has these: the gradients may take their place
         grad_gates = gates
     else:
         rows = weight_hh.shape[0]
@@ -197,6 +221,7 @@ define(
     "bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _recurrence,
     _recurrence_shapes,
+    devices=("CPU", "CUDA"),
 )
 define(
     "recurrence_backward(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
@@ -206,6 +231,7 @@ define(
     "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _recurrence_backward,
     _recurrence_backward_shapes,
+    devices=("CPU", "CUDA"),
 )
 
 recurrence = callable_operation("recurrence", _recurrence)
@@ -224,6 +250,8 @@ def recurrence_step(
     """
     tensors = (input, *states, *weights)
     if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+        return None
+    if cuda.is_on_device(input):
         return None
     try:
         following = tuple(map(torch.empty_like, states))
@@ -247,6 +275,8 @@ def recurrence_sequence(
     """
     tensors = (input, *(states or ()), *weights)
     if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+        return None
+    if cuda.is_on_device(input):
         return None
     try:
         steps, batch, _ = input.shape

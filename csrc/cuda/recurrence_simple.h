@@ -1,0 +1,202 @@
+// A step of an LSTM or RNN, a thread for each sample and hidden unit, launched once for each step: the
+// baseline, for every size, type and GPU.
+//
+//   a = projections[t] + bias_ih + bias_hh + weight_hh h            (G H)
+//   i, f, o = sigmoid(a), g = tanh(a);  c = f c + i g;  h = o tanh(c)      or  h = tanh or relu(a)
+//
+// Step s is at position t = s of a sample, or length - 1 - s in reverse; a sample runs while
+// s < length, and its output beyond is zero.
+//
+// Backward, from the last step to the first, with da the gradients of a at the following step:
+//   dh = grad_output[t] + weight_hh^T da, or the final state's after the last step
+//   do = dh tanh(c);  dc += dh o (1 - tanh(c)^2);  di = dc g;  dg = dc i;  df = dc c before;  dc *= f
+// each times the slope of its activation.
+//
+// Shapes and ownership: recurrence.h. No output aliases an input, but a step reads what earlier ones
+// wrote.
+//
+// Cost of a step: 2 N G H^2 FLOPs by dot products whose weights come from L2, G H^2 numbers for every
+// 32 samples' worth of warps; and a launch. Limit: L2 and launches; far from the matrix units. Compiled
+// and verified by emulation; not timed.
+#pragma once
+
+#include <cmath>
+
+#include "grid.h"
+#include "recurrence.h"
+
+namespace seqkernels::cuda {
+
+__device__ inline int64_t sequence_length(const RecurrenceShape& shape, const int64_t* lengths,
+                                          int64_t sample) {
+    if (lengths == nullptr) return shape.steps;
+    return larger(0, smaller(shape.steps, lengths[sample]));
+}
+
+__device__ inline int64_t position_of(const RecurrenceShape& shape, int64_t length, int64_t step) {
+    return shape.reverse ? length - 1 - step : step;
+}
+
+template <class Number>
+__device__ inline Number sigmoid(Number x) {
+    return 1 / (1 + std::exp(-x));
+}
+
+// The states before the first step; they are the final ones of samples without steps.
+template <class T>
+__global__ void begin_recurrence(RecurrenceForward<T> call) {
+    const int64_t states = call.shape.batch * call.shape.hidden;
+    for (int64_t index = thread_in_grid(); index < states; index += threads_in_grid()) {
+        call.final_hidden[index] = call.initial_hidden[index];
+        if (call.cell != nullptr) {
+            call.cell[index] = widened(call.initial_cell[index]);
+            call.final_cell[index] = call.initial_cell[index];
+        }
+    }
+}
+
+template <class T>
+__global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
+    using Number = Accumulator<T>;
+    const RecurrenceShape& shape = call.shape;
+    const int64_t hidden = shape.hidden, rows = shape.gates() * hidden;
+    const int64_t states = shape.batch * hidden;
+    for (int64_t index = thread_in_grid(); index < states; index += threads_in_grid()) {
+        const int64_t sample = index / hidden, unit = index % hidden;
+        const int64_t length = sequence_length(shape, call.lengths, sample);
+        if (step >= length) {
+            call.output[step * states + index] = narrowed<T>(0);
+            continue;
+        }
+        const int64_t position = position_of(shape, length, step);
+        const T* before = step == 0 ? call.initial_hidden
+                                    : call.output + position_of(shape, length, step - 1) * states;
+        const int64_t place = (position * shape.batch + sample) * rows + unit;
+        Number sums[4];
+        for (int64_t gate = 0; gate < shape.gates(); ++gate) {
+            const int64_t row = gate * hidden + unit;
+            Number sum = 0;
+            const T* column = call.weight_transposed + row;
+            for (int64_t k = 0; k < hidden; ++k) {
+                sum += widened(before[sample * hidden + k]) * widened(column[k * rows]);
+            }
+            sum += call.projections[place + gate * hidden];
+            if (call.bias_ih != nullptr) sum += widened(call.bias_ih[row]);
+            if (call.bias_hh != nullptr) sum += widened(call.bias_hh[row]);
+            sums[gate] = sum;
+        }
+        Number state;
+        if (shape.cell == RecurrentCell::lstm) {
+            const Number i = sigmoid(sums[0]), f = sigmoid(sums[1]);
+            const Number g = std::tanh(sums[2]), o = sigmoid(sums[3]);
+            const Number c = f * call.cell[index] + i * g;
+            state = o * std::tanh(c);
+            call.cell[index] = c;
+            if (call.gates != nullptr) {
+                const Number activated[4] = {i, f, g, o};
+                for (int gate = 0; gate < 4; ++gate) {
+                    call.gates[place + gate * hidden] = activated[gate];
+                }
+                call.cells[position * states + index] = c;
+            }
+            if (step == length - 1) call.final_cell[index] = narrowed<T>(c);
+        } else if (shape.cell == RecurrentCell::rnn_tanh) {
+            state = std::tanh(sums[0]);
+        } else {
+            state = sums[0] <= 0 ? Number(0) : sums[0];  // NaN stays
+        }
+        call.output[position * states + index] = narrowed<T>(state);
+        if (step == length - 1) call.final_hidden[index] = narrowed<T>(state);
+    }
+}
+
+// What comes back to the state after a step from the following one, or to the initial state from the
+// first (step -1): the final state's gradient where there is none.
+template <class T>
+__device__ inline Accumulator<T> from_following_step(const RecurrenceBackward<T>& call,
+                                                     int64_t length, int64_t step, int64_t index) {
+    const RecurrenceShape& shape = call.shape;
+    const int64_t hidden = shape.hidden, rows = shape.gates() * hidden;
+    const int64_t sample = index / hidden, unit = index % hidden;
+    if (step == length - 1) {
+        return call.grad_final_hidden == nullptr ? 0 : widened(call.grad_final_hidden[index]);
+    }
+    const int64_t following = position_of(shape, length, step + 1);
+    const T* gradients = call.grad_gates + (following * shape.batch + sample) * rows;
+    Accumulator<T> sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        sum += widened(gradients[row]) * widened(call.weight[row * hidden + unit]);
+    }
+    return sum;
+}
+
+template <class T>
+__global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
+    using Number = Accumulator<T>;
+    const RecurrenceShape& shape = call.shape;
+    const int64_t hidden = shape.hidden, rows = shape.gates() * hidden;
+    const int64_t states = shape.batch * hidden;
+    for (int64_t index = thread_in_grid(); index < states; index += threads_in_grid()) {
+        const int64_t sample = index / hidden, unit = index % hidden;
+        const int64_t length = sequence_length(shape, call.lengths, sample);
+        const bool runs = step < length;
+        const int64_t position = runs ? position_of(shape, length, step) : step;
+        const int64_t place = (position * shape.batch + sample) * rows + unit;
+        if (!runs) {
+            for (int64_t gate = 0; gate < shape.gates(); ++gate) {
+                call.grad_gates[place + gate * hidden] = narrowed<T>(0);
+            }
+            continue;
+        }
+        const int64_t at = position * states + index;
+        Number dh = from_following_step(call, length, step, index);
+        if (call.grad_output != nullptr) dh += widened(call.grad_output[at]);
+        if (shape.cell != RecurrentCell::lstm) {
+            const Number h = widened(call.output[at]);
+            const Number slope = shape.cell == RecurrentCell::rnn_tanh ? 1 - h * h : Number(1);
+            const bool is_cut = shape.cell == RecurrentCell::rnn_relu && h <= 0;
+            call.grad_gates[place] = narrowed<T>(is_cut ? Number(0) : dh * slope);
+            continue;
+        }
+        const Accumulator<T>* gates = call.gates + place;
+        const Number i = gates[0], f = gates[hidden], g = gates[2 * hidden], o = gates[3 * hidden];
+        const Number before =
+            step == 0 ? widened(call.initial_cell[index])
+                      : call.cells[position_of(shape, length, step - 1) * states + index];
+        const Number tanh_c = std::tanh(call.cells[at]);
+        Number dc = dh * o * (1 - tanh_c * tanh_c);
+        if (step < length - 1) {
+            dc += call.grad_cell[index];
+        } else if (call.grad_final_cell != nullptr) {
+            dc += widened(call.grad_final_cell[index]);
+        }
+        call.grad_cell[index] = dc * f;
+        T* gradients = call.grad_gates + place;
+        gradients[0] = narrowed<T>(dc * g * (i * (1 - i)));
+        gradients[hidden] = narrowed<T>(dc * before * (f * (1 - f)));
+        gradients[2 * hidden] = narrowed<T>(dc * i * (1 - g * g));
+        gradients[3 * hidden] = narrowed<T>(dh * tanh_c * (o * (1 - o)));
+    }
+}
+
+// The gradients of the initial states; of samples without steps the final states'.
+template <class T>
+__global__ void end_recurrence_backward(RecurrenceBackward<T> call) {
+    const RecurrenceShape& shape = call.shape;
+    const int64_t states = shape.batch * shape.hidden;
+    for (int64_t index = thread_in_grid(); index < states; index += threads_in_grid()) {
+        const int64_t length = sequence_length(shape, call.lengths, index / shape.hidden);
+        call.grad_initial_hidden[index] =
+            narrowed<T>(from_following_step(call, length, -1, index));
+        if (call.grad_initial_cell == nullptr) continue;
+        Accumulator<T> gradient = 0;
+        if (length > 0) {
+            gradient = call.grad_cell[index];
+        } else if (call.grad_final_cell != nullptr) {
+            gradient = widened(call.grad_final_cell[index]);
+        }
+        call.grad_initial_cell[index] = narrowed<T>(gradient);
+    }
+}
+
+}  // namespace seqkernels::cuda

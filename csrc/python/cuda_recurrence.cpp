@@ -1,0 +1,161 @@
+// Face of the CUDA recurrence kernels: checks and unpacks views.
+#include "core/checked.h"
+#include "cuda/recurrence.h"
+#include "cuda_module.h"
+#include "recurrence_face.h"
+#include "tensor_caster.h"
+
+namespace seqkernels {
+namespace {
+
+namespace py = pybind11;
+
+// Sizes of projections (T, N, G H) with H hidden units.
+RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
+                              const std::string& cell, bool reverse) {
+    expect_dimensions("projections", projections, 3);
+    RecurrenceShape shape{};
+    shape.steps = projections.sizes[0];
+    shape.batch = projections.sizes[1];
+    shape.hidden = hidden;
+    shape.cell = cell_named(cell);
+    shape.reverse = reverse;
+    const int64_t rows = checked_product({shape.gates(), hidden});
+    checked_product({shape.steps, shape.batch, rows, int64_t(sizeof(double))});
+    checked_product({rows, hidden, int64_t(sizeof(double))});
+    return shape;
+}
+
+void forward(const std::string& cell, bool reverse, const TensorView& projections,
+             const TensorView& initial_hidden, const OptionalView& initial_cell,
+             const TensorView& weight_transposed, const OptionalView& bias_ih,
+             const OptionalView& bias_hh, const OptionalView& lengths,
+             const TensorView& output, const TensorView& final_hidden,
+             const OptionalView& final_cell, const OptionalView& running_cell,
+             const OptionalView& gates, const OptionalView& cells, uint64_t stream) {
+    expect_dimensions("weight_transposed", weight_transposed, 2);
+    const RecurrenceShape shape =
+        checked_shape(projections, weight_transposed.sizes[0], cell, reverse);
+    const bool has_cell = shape.cell == RecurrentCell::lstm;
+    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("final_cell", final_cell, has_cell);
+    expect_given("running_cell", running_cell, has_cell);
+    if (!has_cell) expect_given("cells", cells, false);
+    expect_given("gates", gates, cells.has_value());
+    expect_device(projections.device, {{"initial_hidden", &initial_hidden},
+                                       {"initial_cell", if_there(initial_cell)},
+                                       {"weight_transposed", &weight_transposed},
+                                       {"bias_ih", if_there(bias_ih)},
+                                       {"bias_hh", if_there(bias_hh)},
+                                       {"lengths", if_there(lengths)},
+                                       {"output", &output},
+                                       {"final_hidden", &final_hidden},
+                                       {"final_cell", if_there(final_cell)},
+                                       {"running_cell", if_there(running_cell)},
+                                       {"gates", if_there(gates)},
+                                       {"cells", if_there(cells)}});
+    const DataType dtype = initial_hidden.dtype;
+    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t rows = shape.gates() * hidden;
+    with_element_type("initial_hidden", initial_hidden, [&](auto element) {
+        using T = decltype(element);
+        using Number = Accumulator<T>;
+        constexpr DataType accumulated = data_type_of<Number>();
+        cuda::RecurrenceForward<T> call{};
+        call.shape = shape;
+        call.projections = contiguous_data<Number>("projections", projections, accumulated,
+                                                   {steps, batch, rows});
+        call.initial_hidden =
+            contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
+        call.initial_cell =
+            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.weight_transposed =
+            contiguous_data<T>("weight_transposed", weight_transposed, dtype, {hidden, rows});
+        call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {rows});
+        call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {rows});
+        call.lengths = contiguous_data<int64_t>("lengths", lengths, DataType::int64, {batch});
+        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
+        call.final_hidden =
+            contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
+        call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
+        call.cell =
+            contiguous_data<Number>("running_cell", running_cell, accumulated, {batch, hidden});
+        call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
+        call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
+        const py::gil_scoped_release release;
+        cuda::recurrence_forward(
+            call, {projections.device, reinterpret_cast<void*>(stream), nullptr});
+    });
+}
+
+void backward(const std::string& cell, bool reverse, const OptionalView& initial_cell,
+              const TensorView& weight, const OptionalView& lengths, const TensorView& output,
+              const OptionalView& gates, const OptionalView& cells,
+              const OptionalView& grad_output, const OptionalView& grad_final_hidden,
+              const OptionalView& grad_final_cell, const OptionalView& running_grad_cell,
+              const TensorView& grad_gates, const TensorView& grad_initial_hidden,
+              const OptionalView& grad_initial_cell, uint64_t stream) {
+    expect_dimensions("weight", weight, 2);
+    const RecurrenceShape shape = checked_shape(grad_gates, weight.sizes[1], cell, reverse);
+    const bool has_cell = shape.cell == RecurrentCell::lstm;
+    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("gates", gates, has_cell);
+    expect_given("cells", cells, has_cell);
+    expect_given("running_grad_cell", running_grad_cell, has_cell);
+    expect_given("grad_initial_cell", grad_initial_cell, has_cell);
+    if (!has_cell) expect_given("grad_final_cell", grad_final_cell, false);
+    expect_device(grad_gates.device, {{"initial_cell", if_there(initial_cell)},
+                                      {"weight", &weight},
+                                      {"lengths", if_there(lengths)},
+                                      {"output", &output},
+                                      {"gates", if_there(gates)},
+                                      {"cells", if_there(cells)},
+                                      {"grad_output", if_there(grad_output)},
+                                      {"grad_final_hidden", if_there(grad_final_hidden)},
+                                      {"grad_final_cell", if_there(grad_final_cell)},
+                                      {"running_grad_cell", if_there(running_grad_cell)},
+                                      {"grad_initial_hidden", &grad_initial_hidden},
+                                      {"grad_initial_cell", if_there(grad_initial_cell)}});
+    const DataType dtype = grad_gates.dtype;
+    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t rows = shape.gates() * hidden;
+    with_element_type("grad_gates", grad_gates, [&](auto element) {
+        using T = decltype(element);
+        using Number = Accumulator<T>;
+        constexpr DataType accumulated = data_type_of<Number>();
+        cuda::RecurrenceBackward<T> call{};
+        call.shape = shape;
+        call.initial_cell =
+            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
+        call.weight = contiguous_data<T>("weight", weight, dtype, {rows, hidden});
+        call.lengths = contiguous_data<int64_t>("lengths", lengths, DataType::int64, {batch});
+        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
+        call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
+        call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
+        call.grad_output =
+            contiguous_data<T>("grad_output", grad_output, dtype, {steps, batch, hidden});
+        call.grad_final_hidden =
+            contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
+        call.grad_final_cell =
+            contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
+        call.grad_cell = contiguous_data<Number>("running_grad_cell", running_grad_cell,
+                                                 accumulated, {batch, hidden});
+        call.grad_gates = contiguous_data<T>("grad_gates", grad_gates, dtype, {steps, batch, rows});
+        call.grad_initial_hidden =
+            contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
+        call.grad_initial_cell =
+            contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
+        const py::gil_scoped_release release;
+        cuda::recurrence_backward(call,
+                                  {grad_gates.device, reinterpret_cast<void*>(stream), nullptr});
+    });
+}
+
+}  // namespace
+
+void define_cuda_recurrence(py::module_& module) {
+    module.def("recurrence_forward", &forward);
+    module.def("recurrence_backward", &backward);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,129 @@
+"""Recurrences on a CUDA device: the recurrence by the package's kernels, all else by torch's products.
+
+Nothing waits for the device, the lengths included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import cuda
+
+
+def forward(
+    cell: str,
+    reverse: bool,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: tuple[Tensor | None, ...],
+    lengths: Tensor | None,
+    results: tuple[Tensor, ...],
+    kept: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Fill ``results``, output and final states, and ``kept``, gates and cell states or None."""
+    weight_ih, weight_hh, *biases = weights
+    projections = _product(input.flatten(0, 1), weight_ih.t())
+    is_lstm = cell == "lstm"
+    output, *final = results
+    cuda.recurrence_forward(
+        cell,
+        reverse,
+        projections.unflatten(0, input.shape[:2]),
+        states[0].contiguous(),
+        states[1].contiguous() if is_lstm else None,
+        weight_hh.t().contiguous(),
+        *(None if bias is None else bias.contiguous() for bias in biases),
+        lengths,
+        output,
+        final[0],
+        final[1] if is_lstm else None,
+        _running(states[0]) if is_lstm else None,
+        *kept,
+    )
+
+
+def backward(
+    cell: str,
+    reverse: bool,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: tuple[Tensor, Tensor],
+    lengths: Tensor | None,
+    output: Tensor,
+    kept: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    needs: list[bool],
+    gradients: tuple[Tensor, ...],
+) -> None:
+    """Fill the gradients of input, states, weights and bias, those that are needed.
+
+    ``grads`` are those of output, final hidden and final cell state.
+    """
+    weight_ih, weight_hh = weights
+    grad_input, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh, grad_bias = gradients
+    is_lstm = cell == "lstm"
+    grad_gates = input.new_empty(*output.shape[:2], len(weight_hh))
+    cuda.recurrence_backward(
+        cell,
+        reverse,
+        states[1].contiguous() if is_lstm else None,
+        weight_hh.contiguous(),
+        lengths,
+        output,
+        *(kept if is_lstm else (None, None)),
+        *(None if grad is None else grad.contiguous() for grad in grads),
+        _running(states[0]) if is_lstm else None,
+        grad_gates,
+        grad_hidden,
+        grad_cell if is_lstm else None,
+    )
+    rows = grad_gates.flatten(0, 1)
+    if needs[0]:
+        torch.mm(rows, weight_ih, out=grad_input.view(len(rows), input.shape[2]))
+    if needs[1]:
+        if lengths is not None:  # what stands beyond, even NaN, times a gradient of zero
+            input = torch.where(_runs(lengths, input), input, 0)
+        torch.mm(rows.t(), input.flatten(0, 1), out=grad_weight_ih)
+    if needs[2]:
+        before = _states_before(states[0], output, reverse, lengths)
+        torch.mm(rows.t(), before.flatten(0, 1), out=grad_weight_hh)
+    if needs[3]:
+        torch.sum(rows, 0, out=grad_bias)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product, of 16-bit numbers in float32."""
+    if left.dtype.itemsize > 2:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _running(state: Tensor) -> Tensor:
+    """Room for a cell state, or its gradient, between the steps."""
+    dtype = torch.float32 if state.dtype.itemsize == 2 else state.dtype
+    return torch.empty(state.shape, dtype=dtype, device=state.device)
+
+
+def _runs(lengths: Tensor, sequence: Tensor) -> Tensor:
+    """Whether a position belongs to a sample, (T, N, 1)."""
+    positions = torch.arange(sequence.shape[0], device=sequence.device)
+    return (positions[:, None] < lengths).unsqueeze(2)
+
+
+def _states_before(
+    hidden: Tensor, output: Tensor, reverse: bool, lengths: Tensor | None
+) -> Tensor:
+    """The hidden state that was read at each position, (T, N, H); beyond a sample anything finite."""
+    steps = len(output)
+    if not reverse:
+        return torch.cat([hidden[None], output])[:steps]
+    before = torch.cat([output, hidden[None]])[1:]
+    if lengths is None or steps == 0:
+        return before
+    positions = torch.arange(steps, device=output.device)
+    is_first = (positions[:, None] == lengths.clamp(max=steps) - 1).unsqueeze(2)
+    before = torch.where(_runs(lengths, before), before, 0)
+    return torch.where(is_first, hidden, before)

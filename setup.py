@@ -6,10 +6,14 @@ there is a CUDA compiler, unless torch is installed in a build that has no use f
 
 import os
 import pathlib
+import re
 import shutil
+import subprocess
 import sysconfig
 
 from setuptools import setup
+
+LEAST_CUDA = (12, 4)
 
 
 def cuda_compiler() -> str | None:
@@ -26,9 +30,18 @@ def torch_is_without_cuda() -> bool:
     """
     for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         version = pathlib.Path(folder) / "torch" / "version.py"
-        if version.is_file() and "cuda: Optional[str] = None" in version.read_text():
+        if version.is_file() and re.search(
+            r"^cuda\b[^=]*= *None", version.read_text(), re.MULTILINE
+        ):
             return True
     return False
+
+
+def is_too_old(compiler: str) -> bool:
+    """Whether a CUDA compiler is older than what the kernels are written for."""
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return found is not None and tuple(map(int, found.groups())) < LEAST_CUDA
 
 
 def cmake_arguments() -> list[str]:
@@ -39,6 +52,13 @@ def cmake_arguments() -> list[str]:
     if asked == "1" and compiler is None:
         raise SystemExit("SEQKERNELS_CUDA=1: found no CUDA compiler (nvcc)")
     if asked == "0" or compiler is None or (asked == "" and torch_is_without_cuda()):
+        return ["-DSEQKERNELS_CUDA=OFF"]
+    if is_too_old(compiler):
+        least = ".".join(map(str, LEAST_CUDA))
+        text = f"seqkernels: {compiler} is older than CUDA {least}: no CUDA kernels"
+        if asked == "1":
+            raise SystemExit(text)
+        print(text)
         return ["-DSEQKERNELS_CUDA=OFF"]
     return ["-DSEQKERNELS_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={compiler}"]
 

@@ -64,10 +64,12 @@ def float32_switches() -> dict[str, Any]:
     }
 
 
-def machine_name(environment: dict[str, Any]) -> str:
-    """A file name for the records of a machine and a version of the package."""
-    device = environment.get("cuda", {}).get("device")
-    text = f"{device or environment['cpu']}-{environment['cores']}-cores-{environment['isa']}"
+def machine_name(environment: dict[str, Any], device: str) -> str:
+    """A file name for the records of a machine's processor or GPU and a version of the package."""
+    if device == "cuda":
+        text = environment["cuda"]["device"]
+    else:
+        text = f"{environment['cpu']}-{environment['cores']}-cores-{environment['isa']}"
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return f"{words}-{environment['seqkernels']}"
 

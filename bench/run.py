@@ -193,7 +193,8 @@ def _saved_to(document: dict[str, Any], arguments: argparse.Namespace) -> list[P
     """The file named, then the record."""
     paths = [Path(arguments.save)] if arguments.save else []
     if arguments.record:
-        name = environment.machine_name(document["environment"])
+        on_gpu = any(row["device"] == "cuda" for row in document["rows"])
+        name = environment.machine_name(document["environment"], "cuda" if on_gpu else "cpu")
         paths.append(Path(arguments.records) / f"{name}.json")
     return paths
 

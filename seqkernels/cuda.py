@@ -17,7 +17,7 @@ from torch import Tensor
 
 KERNELS = ("simple", "tiled")
 OPERATIONS = frozenset(("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell"))
-LEAST_CAPABILITY = (8, 0)
+LEAST_CAPABILITY = 8
 
 _IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
 _switching = threading.RLock()
@@ -71,7 +71,7 @@ def has_kernel(operation: str, input: Tensor) -> bool:
         _IS_BUILT
         and operation in OPERATIONS
         and input.is_cuda
-        and torch.cuda.get_device_capability(input.device) >= LEAST_CAPABILITY
+        and torch.cuda.get_device_properties(input.device).major >= LEAST_CAPABILITY
     )
 
 
@@ -82,24 +82,37 @@ def is_on_device(input: Tensor) -> bool:
 
 def conv1d_max_pool_forward(input, weight, *arguments) -> None:
     """The native forward; arguments up to the activation as the CPU module's."""
-    native, geometry = _native(), arguments[-2]
-    count = native.conv1d_max_pool_forward_scratch(input, weight, geometry, _kernels)
-    native.conv1d_max_pool_forward(input, weight, *arguments, _where(input, count))
+    geometry = arguments[-2]
+    count = _native().conv1d_max_pool_forward_scratch(input, weight, geometry, _kernels)
+    _call("conv1d_max_pool_forward", input, input, weight, *arguments, _where(input, count))
 
 
 def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
-    _native().conv1d_max_pool_backward(*arguments, _where(arguments[0], 0))
+    tensor = arguments[0]
+    _call("conv1d_max_pool_backward", tensor, *arguments, _where(tensor, 0))
 
 
 def recurrence_forward(cell: str, reverse: bool, projections: Tensor, *tensors) -> None:
     """The native forward over projected inputs, (T, N, G H)."""
-    _native().recurrence_forward(cell, reverse, projections, *tensors, _stream(projections))
+    arguments = (cell, reverse, projections, *tensors, _stream(projections))
+    _call("recurrence_forward", projections, *arguments)
 
 
-def recurrence_backward(cell: str, reverse: bool, *tensors) -> None:
-    """The native backward, up to the gates' gradients."""
-    _native().recurrence_backward(cell, reverse, *tensors, _stream(tensors[1]))
+def recurrence_backward(cell: str, reverse: bool, grad_gates: Tensor, *tensors) -> None:
+    """The native backward, up to the gates' gradients, which it fills."""
+    arguments = (cell, reverse, grad_gates, *tensors, _stream(grad_gates))
+    _call("recurrence_backward", grad_gates, *arguments)
+
+
+def _call(name: str, tensor: Tensor, *arguments) -> None:
+    """Call the native module with the tensor's device as the current one."""
+    index = tensor.get_device()
+    if index >= 0 and index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            getattr(_native(), name)(*arguments)
+    else:
+        getattr(_native(), name)(*arguments)
 
 
 @functools.lru_cache(maxsize=1)

@@ -192,7 +192,7 @@ SPECIALS = [torch.nan, torch.inf, -torch.inf]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("pooling", [{}, {"pool_size": 3, "pool_stride": 2}], ids=str)
+@pytest.mark.parametrize("pooling", [{}, {"pool_size": 3, "pool_stride": 2, "padding": 1}], ids=str)
 def test_nan_and_infinities(kernels, dtype, activation, pooling):
     for name, places in (("input", 6), ("weight", 3), ("bias", 2)):
         for special in SPECIALS:

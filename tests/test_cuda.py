@@ -60,11 +60,20 @@ def test_the_environment_decides_whether_cuda_kernels_are_built(some_compiler, m
         setup_arguments(monkeypatch, SEQKERNELS_CUDA="yes")
 
 
-@pytest.mark.parametrize(("line", "built"), [("= None", False), ("= '13.0'", True), (None, True)])
+@pytest.mark.parametrize(
+    ("line", "built"),
+    [
+        ("cuda: Optional[str] = None", False),
+        ("cuda: str | None = None", False),
+        ("cuda = None", False),
+        ("cuda: Optional[str] = '13.0'", True),
+        (None, True),
+    ],
+)
 def test_they_are_built_where_torch_can_use_them(some_compiler, monkeypatch, tmp_path, line, built):
     if line is not None:
         (tmp_path / "torch").mkdir()
-        (tmp_path / "torch" / "version.py").write_text(f"cuda: Optional[str] {line}\n")
+        (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\n")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     assert ("-DSEQKERNELS_CUDA=ON" in setup_arguments(monkeypatch)) == built
 
@@ -113,6 +122,19 @@ def test_compiles_quietly_for_every_architecture(tmp_path):
         check=False,
     )
     assert process.stdout == "sm_80 sm_86 sm_89 sm_90a compute_90\n", process.stderr
+
+
+def test_an_old_compiler_builds_no_cuda_kernels(some_compiler, monkeypatch, capsys):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
+    for release, built in (("11.8", False), ("12.3", False), ("12.4", True), ("13.0", True)):
+        some_compiler.write_text(
+            f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V'\n"
+        )
+        assert ("-DSEQKERNELS_CUDA=ON" in setup_arguments(monkeypatch)) == built
+        assert ("older than CUDA 12.4" in capsys.readouterr().out) != built
+    some_compiler.write_text("#!/bin/sh\necho 'release 11.8, V'\n")
+    with pytest.raises(SystemExit, match="older than CUDA 12.4"):
+        setup_arguments(monkeypatch, SEQKERNELS_CUDA="1")
 
 
 def test_the_configuration_says_whether_there_are_cuda_kernels():

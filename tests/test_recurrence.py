@@ -125,7 +125,8 @@ def test_cells(recurrence_kernels, dtype, name):
             assert_no_worse_than_of_one(results, torchs, expected, terms=hidden + 9, what=name)
             first = given | {"input": given["input"][0], "hx": mapped(lambda h: h[0], given["hx"])}
             alone = flatten(ours(**first, **keywords))
-            assert all(torch.equal(a, b[0]) for a, b in zip(alone, results, strict=True))
+            if not recurrence_kernels.startswith("cuda"):  # there the inputs' product is torch's
+                assert all(torch.equal(a, b[0]) for a, b in zip(alone, results, strict=True))
             none = flatten(ours(**first | {"hx": None}, **keywords))
             zeros = first | {"hx": mapped(torch.zeros_like, first["hx"])}
             assert all(map(torch.equal, none, flatten(ours(**zeros, **keywords))))

@@ -156,3 +156,14 @@ def torch_precision(precision: str) -> Iterator[None]:
     finally:
         for name, switch in switches.items():
             switch.fp32_precision = before[name]
+
+
+@contextlib.contextmanager
+def cudnn_chosen_by_measuring() -> Iterator[None]:
+    """cuDNN tries its kernels at the first call of each shape, and keeps the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -12,7 +12,14 @@ import torch
 
 from ..cases import Case
 from ..operations import Data
-from .base import Provider, Refusal, Run, captured, require_whole_pass
+from .base import (
+    Provider,
+    Refusal,
+    Run,
+    captured,
+    cudnn_chosen_by_measuring,
+    require_whole_pass,
+)
 from .torch_convolution import TorchConvolution
 from .torch_recurrence import Layer
 
@@ -36,13 +43,8 @@ class _Cudnn:
 
     @contextlib.contextmanager
     def settings(self, case: Case) -> Iterator[None]:
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
-            with super().settings(case):
-                yield
-        finally:
-            torch.backends.cudnn.benchmark = before
+        with cudnn_chosen_by_measuring(), super().settings(case):
+            yield
 
     def prepare(self, case: Case, data: Data) -> Run:
         with self.settings(case):

@@ -12,7 +12,7 @@ from seqkernels import cpu, cuda, functional
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
-from .base import Provider, Refusal, Run, captured, passes, require_whole_pass
+from .base import Provider, Refusal, Run, captured, passes, require_whole_pass, torch_precision
 
 OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
 
@@ -39,8 +39,9 @@ class Ours(Provider):
 
     def refuse(self, case: Case) -> None:
         dtype = getattr(torch, case.dtype)
+        # Whole recurrent layers are cuDNN's on a GPU, from this package too.
         is_there = case.device == "cpu" or (
-            cuda.is_available() and case.operation in cuda.OPERATIONS
+            cuda.is_available() and case.operation in cuda.OPERATIONS - {"lstm", "rnn"}
         )
         if not is_there or dtype not in functional.NATIVE_DTYPES:
             raise Refusal(f"no {case.operation} kernel for {case.dtype} on {case.device}")
@@ -54,6 +55,8 @@ class Ours(Provider):
             raise Refusal("gradients of an LSTM only")
 
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
+        if case.device == "cuda":
+            return torch_precision(case.precision)
         return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()
 
     def prepare(self, case: Case, data: Data) -> Run:
@@ -64,7 +67,10 @@ class Ours(Provider):
             "lstm_cell": self._cell,
             "rnn_cell": self._cell,
         }[case.operation](case, data)
-        return captured(run) if self.graph else run
+        if not self.graph:
+            return run
+        with self.settings(case):
+            return captured(run)
 
     def _convolution(self, case: Case, data: Data) -> Run:
         sizes = OPERATIONS[case.operation].sizes(case)
@@ -75,7 +81,8 @@ class Ours(Provider):
             **OPERATIONS[case.operation].keywords(case),
         )
         leaves = with_parameters(layer, data)
-        return passes(case, data, lambda: {"output": layer(data.input, data.lengths)}, leaves)
+        lengths = None if data.lengths is None else data.lengths.to(case.device)
+        return passes(case, data, lambda: {"output": layer(data.input, lengths)}, leaves)
 
     def _layers(self, case: Case, data: Data) -> Run:
         layer = recurrent_layer(seqkernels.nn, case)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import torch
 
 from ..cases import Case
 from ..operations import Data
-from .base import Run, passes
+from .base import Run, cudnn_chosen_by_measuring, passes
 from .torch_convolution import TorchConvolution
 from .torch_recurrence import Cells, Layer
 
@@ -20,6 +21,13 @@ class _Compiled:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             return "torch.compile needs a C++ compiler, g++ or clang++"
         return None
+
+    def settings(self, case: Case) -> contextlib.AbstractContextManager:
+        stack = contextlib.ExitStack()
+        stack.enter_context(super().settings(case))
+        if case.device == "cuda":
+            stack.enter_context(cudnn_chosen_by_measuring())
+        return stack
 
     def prepare(self, case: Case, data: Data) -> Run:
         forward, leaves = self.forward(case, data)

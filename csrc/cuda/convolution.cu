@@ -13,23 +13,24 @@ bool is_tiled(const How& how) {
     return how.kernels == Kernels::tiled && !std::is_same_v<T, double>;
 }
 
-// The scratch of a forward in tiles.
 template <class T>
-struct TiledScratch {
-    T* packed;
-    PartialWinners partial{};
-
-    TiledScratch(ScratchParts& parts, const ConvolutionShape& shape, const ConvolutionPlan& plan) {
-        constexpr int64_t elements_in_row = row_bytes / int64_t{sizeof(T)};
-        packed =
-            parts.take<T>(checked_product({plan.chunks, plan.filters_padded(), elements_in_row}));
-        if (plan.splits > 1) {
-            const int64_t count =
-                checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});
-            partial = {parts.take<float>(count), parts.take<int32_t>(count)};
-        }
+TiledScratch<T> tiled_scratch(ScratchParts& parts, const ConvolutionShape& shape,
+                              const ConvolutionPlan& plan) {
+    constexpr int64_t elements_in_row = row_bytes / int64_t{sizeof(T)};
+    TiledScratch<T> scratch{};
+    scratch.filters =
+        parts.take<T>(checked_product({plan.chunks, plan.filters_padded(), elements_in_row}));
+    if (plan.is_repacked) {
+        scratch.repacked =
+            parts.take<T>(checked_product({shape.batch, shape.length, plan.channels}));
     }
-};
+    if (plan.splits > 1) {
+        const int64_t count =
+            checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});
+        scratch.partial = {parts.take<float>(count), parts.take<int32_t>(count)};
+    }
+    return scratch;
+}
 
 template <class T>
 ConvolutionPlan plan_of(const ConvolutionForward<T>& call, int device) {
@@ -41,7 +42,7 @@ ConvolutionPlan plan_of(const ConvolutionForward<T>& call, int device) {
 template <class T>
 int64_t scratch_bytes(const ConvolutionForward<T>& call, const How& how, int device) {
     ScratchParts parts(nullptr);
-    if (is_tiled<T>(how)) TiledScratch<T>(parts, call.shape, plan_of(call, device));
+    if (is_tiled<T>(how)) tiled_scratch<T>(parts, call.shape, plan_of(call, device));
     return parts.bytes();
 }
 
@@ -50,14 +51,13 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
     const ConvolutionShape& shape = call.shape;
     const int64_t outputs = shape.batch * shape.pooled * shape.filters;
     if (outputs == 0) return;
-    const DeviceGuard guard(where.device);
+    expect_current_device(where.device);
     if constexpr (!std::is_same_v<T, double>) {
         if (is_tiled<T>(how)) {
             const ConvolutionPlan plan = plan_of(call, where.device);
             ScratchParts parts(where.scratch);
-            const TiledScratch<T> scratch(parts, shape, plan);
-            convolution_in_tiles(call, plan, how.tf32, scratch.packed, scratch.partial,
-                                 where.stream);
+            const TiledScratch<T> scratch = tiled_scratch<T>(parts, shape, plan);
+            convolution_in_tiles(call, plan, how.tf32, scratch, where.stream);
             return;
         }
     }
@@ -67,7 +67,7 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where) {
     const ConvolutionShape& shape = call.shape;
-    const DeviceGuard guard(where.device);
+    expect_current_device(where.device);
     const int64_t weights = shape.filters * shape.kernel_size * shape.channels;
     const int64_t inputs = shape.batch * shape.length * shape.channels;
     if constexpr (!std::is_same_v<T, double>) {

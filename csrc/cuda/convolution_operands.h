@@ -14,143 +14,138 @@ struct Chunk {
     int64_t tap = 0;
     int64_t channel = 0;
 
-    __device__ void advance(const ConvolutionShape& shape, const ConvolutionPlan& plan,
-                            int elements) {
+    __device__ void advance(int64_t kernel_size, const ConvolutionPlan& plan, int elements) {
         ++index;
         if (plan.is_chunk_of_one_tap) {
-            if (++tap == shape.kernel_size) {
+            if (++tap == kernel_size) {
                 tap = 0;
                 channel += elements;
             }
         } else {
             channel += elements;
-            run_on(shape);
+            run_on(kernel_size, plan);
         }
     }
 
     // To the tap that a channel beyond the last belongs to.
-    __device__ void run_on(const ConvolutionShape& shape) {
-        for (; channel >= shape.channels && tap < shape.kernel_size; ++tap)
-            channel -= shape.channels;
+    __device__ void run_on(int64_t kernel_size, const ConvolutionPlan& plan) {
+        for (; channel >= plan.channels && tap < kernel_size; ++tap) channel -= plan.channels;
     }
 
     // What stands `offset` numbers on in the chunk.
-    __device__ Chunk at(const ConvolutionShape& shape, const ConvolutionPlan& plan,
-                        int offset) const {
+    __device__ Chunk at(int64_t kernel_size, const ConvolutionPlan& plan, int offset) const {
         Chunk place{index, tap, channel + offset};
-        if (!plan.is_chunk_of_one_tap) place.run_on(shape);
+        if (!plan.is_chunk_of_one_tap) place.run_on(kernel_size, plan);
         return place;
-    }
-    __device__ bool is_real(const ConvolutionShape& shape) const {
-        return tap < shape.kernel_size && channel < shape.channels;
     }
 };
 
-// Left tiles: rows of consecutive windows, zero where a position is not real.
-template <class T, class Product, int tile, bool is_gathered>
-class WindowReader {
-    static constexpr int per_piece = piece_bytes / static_cast<int>(sizeof(T));
-    static constexpr int vectors = tile * pieces_in_row / Product::threads;  // of a thread
+// The input as the tiled kernels read it: rows of plan.channels numbers side by side.
+template <class T>
+struct InputRows {
+    const T* numbers;
+    int64_t stride_batch;
+    int64_t stride_length;
+};
 
+// Left tiles: rows of consecutive windows, zero where a position is not real.
+template <class T, class Product, int tile>
+class WindowReader {
  public:
-    __device__ WindowReader(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
-                            int64_t sample, int64_t length)
-        : shape_(call.shape),
-          view_(call.input),
+    __device__ WindowReader(const ConvolutionShape& shape, const ConvolutionPlan& plan,
+                            const InputRows<T>& rows, int64_t sample, int64_t length)
+        : shape_(shape),
           plan_(plan),
-          numbers_(static_cast<const T*>(call.input.numbers.data)),
-          sample_(numbers_ + sample * call.input.stride_batch),
+          numbers_(rows.numbers),
+          sample_(rows.numbers + sample * rows.stride_batch),
+          stride_(rows.stride_length),
           length_(length) {}
 
     // Begins to bring a chunk of the windows [first, first + tile), those from `end` on being none.
-    __device__ void begin(char* target, int64_t first, int64_t end, const Chunk& chunk) {
-#pragma unroll
-        for (int i = 0; i < vectors; ++i) {
-            const int row = row_of(i), piece = piece_of(i);
-            const int64_t window = first + row;
-            const int64_t start = window < end ? window_start(shape_, window) : length_;
-            if constexpr (is_gathered) {
-                gathered_[i] = gather(start, chunk, piece * per_piece);
-            } else if (plan_.copy_bytes == 16) {
-                copy<16>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            } else if (plan_.copy_bytes == 8) {
-                copy<8>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            } else {
-                copy<4>(piece_at(target, row, piece), start, chunk, piece * per_piece);
-            }
-        }
-    }
-
-    // Stores what `begin` left in registers.
-    __device__ void finish(char* target) const {
-        if constexpr (is_gathered) {
-#pragma unroll
-            for (int i = 0; i < vectors; ++i) {
-                *reinterpret_cast<Piece*>(piece_at(target, row_of(i), piece_of(i))) = gathered_[i];
-            }
+    __device__ void begin(char* target, int64_t first, int64_t end, const Chunk& chunk) const {
+        if (plan_.copy_bytes == 16) {
+            copy<16>(target, first, end, chunk);
+        } else if (plan_.copy_bytes == 8) {
+            copy<8>(target, first, end, chunk);
+        } else {
+            copy<4>(target, first, end, chunk);
         }
     }
 
  private:
-    // Neighbouring lanes read along the direction in which the numbers lie.
-    __device__ bool along_channels() const { return !is_gathered || view_.stride_channel == 1; }
-    __device__ int row_of(int i) const {
-        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
-        return along_channels() ? vector / pieces_in_row : vector % tile;
-    }
-    __device__ int piece_of(int i) const {
-        const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
-        return along_channels() ? vector % pieces_in_row : vector / tile;
-    }
-
-    __device__ bool is_real(const Chunk& place, int64_t position) const {
-        return place.is_real(shape_) && position >= 0 && position < length_;
-    }
-
     template <int bytes>
-    __device__ void copy(char* target, int64_t start, const Chunk& chunk, int offset) const {
+    __device__ void copy(char* target, int64_t first, int64_t end, const Chunk& chunk) const {
         constexpr int numbers = bytes / static_cast<int>(sizeof(T));
+        constexpr int copies_in_piece = piece_bytes / bytes;
 #pragma unroll
-        for (int i = 0; i < piece_bytes / bytes; ++i) {
-            if constexpr (numbers > 0) {
-                const Chunk place = chunk.at(shape_, plan_, offset + i * numbers);
+        for (int i = 0; i < tile * pieces_in_row / Product::threads; ++i) {
+            const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
+            const int row = vector / pieces_in_row, piece = vector % pieces_in_row;
+            const int64_t window = first + row;
+            const int64_t start = window < end ? window_start(shape_, window) : length_;
+            char* to = piece_at(target, row, piece);
+#pragma unroll
+            for (int j = 0; j < copies_in_piece; ++j) {
+                const Chunk place =
+                    chunk.at(shape_.kernel_size, plan_, (piece * copies_in_piece + j) * numbers);
                 const int64_t position = start + place.tap * shape_.dilation;
-                const bool is_there = is_real(place, position);
+                const bool is_there = place.tap < shape_.kernel_size &&
+                                      place.channel < plan_.channels && position >= 0 &&
+                                      position < length_;
                 // Where nothing is read the source is still to be an address.
-                const T* from =
-                    is_there ? sample_ + position * view_.stride_length + place.channel : numbers_;
-                copy_async<bytes>(target + i * bytes, from, is_there ? bytes : 0);
+                const T* from = is_there ? sample_ + position * stride_ + place.channel : numbers_;
+                copy_async<bytes>(to + j * bytes, from, is_there ? bytes : 0);
             }
         }
-    }
-
-    // A piece of a window, its numbers wherever they lie.
-    __device__ Piece gather(int64_t start, const Chunk& chunk, int offset) const {
-        union Numbers {
-            __device__ Numbers() : piece{} {}
-            Piece piece;
-            T numbers[per_piece];
-        } result;
-#pragma unroll
-        for (int i = 0; i < per_piece; ++i) {
-            const Chunk place = chunk.at(shape_, plan_, offset + i);
-            const int64_t position = start + place.tap * shape_.dilation;
-            if (is_real(place, position)) {
-                result.numbers[i] =
-                    sample_[position * view_.stride_length + place.channel * view_.stride_channel];
-            }
-        }
-        return result.piece;
     }
 
     const ConvolutionShape& shape_;
-    const SequenceView& view_;
     const ConvolutionPlan& plan_;
     const T* numbers_;
     const T* sample_;
+    int64_t stride_;
     int64_t length_;
-    Piece gathered_[is_gathered ? vectors : 1];
 };
+
+// The input as (N, L, channels), contiguous, zeros beyond C: squares of 32 positions and channels
+// through shared memory, read along the direction in which they lie and written along the other.
+template <class T>
+__global__ void repack_input(ConvolutionShape shape, SequenceView input, int64_t channels,
+                             T* target) {
+    constexpr int side = warp_threads;
+    constexpr int rows_at_once = threads_per_block / warp_threads;
+    __shared__ T square[side][side + 1];
+    const T* numbers = static_cast<const T*>(input.numbers.data);
+    const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+    const int warp = static_cast<int>(threadIdx.x) / warp_threads;
+    const int64_t channel_squares = divide_rounding_up(channels, side);
+    const int64_t position_squares = divide_rounding_up(shape.length, side);
+    const bool along_channels = input.stride_channel == 1;
+    for (int64_t item = blockIdx.x; item < shape.batch * position_squares * channel_squares;
+         item += gridDim.x) {
+        const int64_t first_channel = item % channel_squares * side;
+        const int64_t first_position = item / channel_squares % position_squares * side;
+        const int64_t sample = item / channel_squares / position_squares;
+        for (int row = warp; row < side; row += rows_at_once) {
+            const int64_t position = first_position + (along_channels ? row : lane);
+            const int64_t channel = first_channel + (along_channels ? lane : row);
+            T& place = along_channels ? square[row][lane] : square[lane][row];
+            place = T{};
+            if (position < shape.length && channel < shape.channels) {
+                place = numbers[sample * input.stride_batch + position * input.stride_length +
+                                channel * input.stride_channel];
+            }
+        }
+        __syncthreads();
+        for (int row = warp; row < side; row += rows_at_once) {
+            const int64_t position = first_position + row, channel = first_channel + lane;
+            if (position < shape.length && channel < channels) {
+                target[(sample * shape.length + position) * channels + channel] = square[row][lane];
+            }
+        }
+        __syncthreads();
+    }
+}
 
 // The filters as right tiles: packed[chunk][filter][number], zeros beyond the last.
 template <class T>
@@ -163,19 +158,19 @@ __global__ void pack_filters(ConvolutionShape shape, ConvolutionWeight weight, C
         const int64_t filter = index / elements_in_row<T> % filters;
         const int64_t chunk = index / elements_in_row<T> / filters;
         const int64_t offset = index % elements_in_row<T>;
-        Chunk place;
+        int64_t tap, channel;
         if (plan.is_chunk_of_one_tap) {
-            place.tap = chunk % shape.kernel_size;
-            place.channel = chunk / shape.kernel_size * elements_in_row<T> + offset;
+            tap = chunk % shape.kernel_size;
+            channel = chunk / shape.kernel_size * elements_in_row<T> + offset;
         } else {
-            const int64_t number = chunk * elements_in_row<T> + offset;
-            place.tap = shape.channels == 0 ? 0 : number / shape.channels;
-            place.channel = number - place.tap * shape.channels;
+            const int64_t place = chunk * elements_in_row<T> + offset;
+            tap = place / plan.channels;
+            channel = place % plan.channels;
         }
         T number{};
-        if (filter < shape.filters && place.is_real(shape)) {
-            number = numbers[filter * weight.stride_filter + place.channel * weight.stride_channel +
-                             place.tap * weight.stride_tap];
+        if (filter < shape.filters && tap < shape.kernel_size && channel < shape.channels) {
+            number = numbers[filter * weight.stride_filter + channel * weight.stride_channel +
+                             tap * weight.stride_tap];
         }
         packed[index] = number;
     }

@@ -9,11 +9,16 @@ namespace seqkernels::cuda {
 
 struct ConvolutionPlan {
     int tile;  // windows and filters of a tile, 128 or 64 each
-    // Bytes of the asynchronous copies that bring the input, 16, 8 or 4; 0: number by number.
-    int copy_bytes;
-    // The k C numbers of a window come in chunks of 128 bytes, so many. Their order depends on the
-    // shape alone, and so do the bits of a sum: tap after tap, chunks running on from one to the
-    // next; or, where C fills its chunks, all taps of a chunk of channels before the next.
+    // Channels as they are computed on, in whole 4 bytes: those beyond C are zeros.
+    int64_t channels;
+    // Whether the input is first copied to (N, L, channels), contiguous: where it does not lie so
+    // that asynchronous copies can read it.
+    bool is_repacked;
+    int copy_bytes;  // of an asynchronous copy of input: 16, 8 or 4
+    // The k * channels numbers of a window come in chunks of 128 bytes, so many. Their order
+    // depends on the shape alone, and so do the bits of a sum: tap after tap, chunks running on
+    // from one to the next; or, where the channels fill their chunks, all taps of a chunk of
+    // channels before the next.
     int64_t chunks;
     bool is_chunk_of_one_tap;
     int64_t filter_tiles;
@@ -42,10 +47,17 @@ struct PartialWinners {
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
                                  int64_t element_bytes, int multiprocessors);
 
-// Queues the tiled kernels of a plan. packed: room for the filters, (chunks, filters_padded, 128
-// bytes). Each type is a translation unit of its own.
+// Memory that the tiled kernels of a plan work in.
+template <class T>
+struct TiledScratch {
+    T* filters;   // (chunks, filters_padded, 128 bytes)
+    T* repacked;  // (N, L, channels), or null
+    PartialWinners partial;
+};
+
+// Queues the tiled kernels of a plan. Each type is a translation unit of its own.
 template <class T>
 void convolution_in_tiles(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, bool tf32,
-                          T* packed, const PartialWinners& partial, void* stream);
+                          const TiledScratch<T>& scratch, void* stream);
 
 }  // namespace seqkernels::cuda

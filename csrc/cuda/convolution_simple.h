@@ -37,14 +37,16 @@ __global__ void simple_forward(ConvolutionForward<T> call) {
                 Accumulator<T> sum = 0;
                 for (int64_t tap = 0; tap < shape.kernel_size; ++tap) {
                     const int64_t position = window_start(shape, window) + tap * shape.dilation;
-                    if (position < 0 || position >= length) continue;
+                    const bool is_real = position >= 0 && position < length;
                     const T* from = input + sample * call.input.stride_batch +
                                     position * call.input.stride_length;
                     const T* row =
                         weight + filter * call.weight.stride_filter + tap * call.weight.stride_tap;
                     for (int64_t channel = 0; channel < shape.channels; ++channel) {
-                        sum += widened(from[channel * call.input.stride_channel]) *
-                               widened(row[channel * call.weight.stride_channel]);
+                        // Padding counts: zero times an infinite weight is NaN.
+                        const Accumulator<T> number =
+                            is_real ? widened(from[channel * call.input.stride_channel]) : 0;
+                        sum += number * widened(row[channel * call.weight.stride_channel]);
                     }
                 }
                 winner.follow(sum, static_cast<int32_t>(window));

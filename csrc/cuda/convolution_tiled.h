@@ -6,18 +6,18 @@
 // only they and their windows are written.
 //
 // Shapes, strides and ownership: ConvolutionForward in csrc/core/convolution.h. Scratch, owned by
-// the caller: the packed filters, (chunks, filters in whole tiles, 128 bytes); where a pool is
-// split, its parts' winners, (N, P, splits, F), a value and a window each.
+// the caller: TiledScratch: the filters, (chunks, filters in whole tiles, 128 bytes); the input as
+// (N, L, C) where it does not lie so, in rows aligned to 4 bytes; where a pool is split, its parts'
+// winners, (N, P, splits, F), a value and a window each.
 //
 // A step of the pipeline is a chunk (128 bytes) of each of a tile's windows and filters, which come
-// in by asynchronous copies, `stages - 1` steps ahead of the product. Channels that do not lie side
-// by side, or not aligned to 4 bytes, are read one by one into registers before the product and
-// stored after it.
+// in by asynchronous copies, `stages - 1` steps ahead of the product.
 //
 // Cost: 2 N W F k C FLOPs, W the windows of a sample, all rounded up to whole tiles and k C to
 // whole chunks. Bytes from L2, for a tile of 128: 32 KiB for every 2^20 multiply-adds of 16-bit
-// numbers, for half as many of float32. Limit: the matrix units, as far as mma.sync drives them;
-// float32 the multiply-add rate. Compiled and verified by emulation; not timed.
+// numbers, for half as many of float32; and the input twice over where it is repacked. Limit: the
+// matrix units, as far as mma.sync drives them; float32 the multiply-add rate. Compiled and
+// verified by emulation; not timed.
 #pragma once
 
 #include "convolution_operands.h"
@@ -100,31 +100,33 @@ class TiledForward {
     static_assert(tile * kept_stride * int{sizeof(float)} <= shared_bytes);
 
     __device__ TiledForward(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
-                            const T* packed, const PartialWinners& partial)
-        : call_(call), shape_(call.shape), plan_(plan), packed_(packed), partial_(partial) {}
+                            const InputRows<T>& rows, const T* filters,
+                            const PartialWinners& partial)
+        : call_(call),
+          shape_(call.shape),
+          plan_(plan),
+          rows_(rows),
+          filters_(filters),
+          partial_(partial) {}
 
-    template <bool is_gathered>
     __device__ void run(const Stretch& stretch) {
         const int64_t tiles = divide_rounding_up(stretch.windows.count(), tile);
         const int64_t steps = tiles * plan_.chunks;
-        WindowReader<T, Product, tile, is_gathered> reader(call_, plan_, stretch.sample,
-                                                           stretch.length);
+        const WindowReader<T, Product, tile> reader(shape_, plan_, rows_, stretch.sample,
+                                                    stretch.length);
         int64_t next_window = stretch.windows.begin;
         Chunk next;
         const auto begin_next = [&](char* stage) {
             reader.begin(stage, next_window, stretch.windows.end, next);
             begin_filters(stage + tile_bytes, stretch.filter_tile, next.index);
-            next.advance(shape_, plan_, elements_in_row<T>);
+            next.advance(shape_.kernel_size, plan_, elements_in_row<T>);
             if (next.index == plan_.chunks) {
                 next = {};
                 next_window += tile;
             }
         };
         for (int i = 0; i < stages - 1; ++i) {
-            if (i < steps) {
-                begin_next(stage_at(i));
-                reader.finish(stage_at(i));
-            }
+            if (i < steps) begin_next(stage_at(i));
             commit_copies();
         }
         clear(sums_);
@@ -133,13 +135,10 @@ class TiledForward {
         for (int64_t step = 0; step < steps; ++step) {
             wait_for_copies<stages - 2>();
             __syncthreads();
-            char* coming = stage_at(step + stages - 1);
-            const bool is_coming = step + stages - 1 < steps;
-            if (is_coming) begin_next(coming);
+            if (step + stages - 1 < steps) begin_next(stage_at(step + stages - 1));
             commit_copies();
             const char* here = stage_at(step);
             Product::multiply(here, here + tile_bytes, sums_);
-            if (is_coming) reader.finish(coming);
             if (++chunk == plan_.chunks) {
                 if (plan_.pools_in_tile == 0) challenge(window, stretch.windows.end);
                 chunk = 0;
@@ -171,7 +170,7 @@ class TiledForward {
 
     __device__ void begin_filters(char* target, int64_t filter_tile, int64_t chunk) const {
         const int64_t row = chunk * plan_.filters_padded() + filter_tile * tile;
-        const char* from = reinterpret_cast<const char*>(packed_) + row * row_bytes;
+        const char* from = reinterpret_cast<const char*>(filters_) + row * row_bytes;
 #pragma unroll
         for (int i = 0; i < tile * pieces_in_row / Product::threads; ++i) {
             const int vector = static_cast<int>(threadIdx.x) + i * Product::threads;
@@ -268,47 +267,63 @@ class TiledForward {
     const ConvolutionForward<T>& call_;
     const ConvolutionShape& shape_;
     const ConvolutionPlan& plan_;
-    const T* packed_;
+    const InputRows<T>& rows_;
+    const T* filters_;
     const PartialWinners& partial_;
     Sums sums_;
     Winner<float> winners_[Product::columns];
 };
 
-template <class T, class Product, int tile, bool is_gathered>
-__global__ __launch_bounds__(Product::threads,
-                             2) void tiled_forward(ConvolutionForward<T> call, ConvolutionPlan plan,
-                                                   const T* packed, PartialWinners partial) {
-    TiledForward<T, Product, tile> forward(call, plan, packed, partial);
+template <class T, class Product, int tile>
+__global__ __launch_bounds__(Product::threads, blocks_of_multiprocessor(tile)) void tiled_forward(
+    ConvolutionForward<T> call, ConvolutionPlan plan, InputRows<T> rows, const T* filters,
+    PartialWinners partial) {
+    TiledForward<T, Product, tile> forward(call, plan, rows, filters, partial);
     for (int64_t item = blockIdx.x; item < plan.items(call.shape); item += gridDim.x) {
-        forward.template run<is_gathered>(stretch_of(call.shape, plan, call.lengths, item));
+        forward.run(stretch_of(call.shape, plan, call.lengths, item));
     }
 }
 
-// Queues the kernels of a plan; packed and partial as the plan asks for.
+// Queues the kernels of a plan.
 template <class T, template <int, int> class Product>
-void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T* packed,
-               const PartialWinners& partial, void* stream) {
+void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
+               const TiledScratch<T>& scratch, void* stream) {
+    const ConvolutionShape& shape = call.shape;
     const int64_t filters = plan.chunks * plan.filters_padded() * elements_in_row<T>;
-    launch(one_thread_each(filters, stream), pack_filters<T>, call.shape, call.weight, plan,
-           packed);
+    launch(one_thread_each(filters, stream), pack_filters<T>, shape, call.weight, plan,
+           scratch.filters);
+    InputRows<T> rows{static_cast<const T*>(call.input.numbers.data), call.input.stride_batch,
+                      call.input.stride_length};
+    if (plan.is_repacked) {
+        const int64_t squares = shape.batch * divide_rounding_up(shape.length, warp_threads) *
+                                divide_rounding_up(plan.channels, warp_threads);
+        if (squares > 0) {
+            launch({squares, threads_per_block, 0, stream}, repack_input<T>, shape, call.input,
+                   plan.channels, scratch.repacked);
+        }
+        rows = {scratch.repacked, shape.length * plan.channels, plan.channels};
+    }
     const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
-        const LaunchShape shape{plan.items(call.shape), threads, shared_bytes, stream};
-        launch(shape, kernel, call, plan, packed, partial);
+        launch({plan.items(shape), threads, shared_bytes, stream}, kernel, call, plan, rows,
+               scratch.filters, scratch.partial);
     };
-    const bool is_gathered = plan.copy_bytes == 0;
     if (plan.tile == 128) {
         using P = Product<128, 128>;
-        start(is_gathered ? tiled_forward<T, P, 128, true> : tiled_forward<T, P, 128, false>,
-              TiledForward<T, P, 128>::shared_bytes, P::threads);
+        start(tiled_forward<T, P, 128>, TiledForward<T, P, 128>::shared_bytes, P::threads);
     } else {
         using P = Product<64, 64>;
-        start(is_gathered ? tiled_forward<T, P, 64, true> : tiled_forward<T, P, 64, false>,
-              TiledForward<T, P, 64>::shared_bytes, P::threads);
+        start(tiled_forward<T, P, 64>, TiledForward<T, P, 64>::shared_bytes, P::threads);
     }
     if (plan.splits > 1) {
-        const int64_t outputs = call.shape.batch * call.shape.pooled * call.shape.filters;
-        launch(one_thread_each(outputs, stream), merge_winners<T>, call, plan.splits, partial);
+        launch(one_thread_each(shape.batch * shape.pooled * shape.filters, stream),
+               merge_winners<T>, call, plan.splits, scratch.partial);
     }
 }
+
+template <class T>
+struct InMatrixUnits {
+    template <int rows, int columns>
+    using Product = MatrixUnitProduct<T, rows, columns>;
+};
 
 }  // namespace seqkernels::cuda

@@ -1,20 +1,14 @@
 #include "convolution_tiled.h"
 
 namespace seqkernels::cuda {
-namespace {
-
-template <int rows, int columns>
-using Tf32Product = MatrixUnitProduct<float, rows, columns>;
-
-}  // namespace
 
 template <>
 void convolution_in_tiles(const ConvolutionForward<float>& call, const ConvolutionPlan& plan,
-                          bool tf32, float* packed, const PartialWinners& partial, void* stream) {
+                          bool tf32, const TiledScratch<float>& scratch, void* stream) {
     if (tf32) {
-        run_tiled<float, Tf32Product>(call, plan, packed, partial, stream);
+        run_tiled<float, InMatrixUnits<float>::Product>(call, plan, scratch, stream);
     } else {
-        run_tiled<float, MultiplyAddProduct>(call, plan, packed, partial, stream);
+        run_tiled<float, MultiplyAddProduct>(call, plan, scratch, stream);
     }
 }
 

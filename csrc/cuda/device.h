@@ -162,24 +162,16 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     expect_success(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
 }
 
-// Makes a device current for as long as it lives.
-class DeviceGuard {
- public:
-    explicit DeviceGuard(int device) {
-        expect_success(cudaGetDevice(&before_), "current device");
-        if (device != before_) expect_success(cudaSetDevice(device), "choice of a device");
-        changed_ = device != before_;
+// Kernels start on the current device: raises std::runtime_error where that is another.
+inline void expect_current_device(int device) {
+    int current = 0;
+    expect_success(cudaGetDevice(&current), "current device");
+    if (current != device) {
+        throw std::runtime_error("CUDA: expected device " + std::to_string(device) +
+                                 ", that of the tensors, to be current, got " +
+                                 std::to_string(current));
     }
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(before_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-    int before_ = 0;
-    bool changed_ = false;
-};
+}
 
 // Streaming multiprocessors of a device.
 inline int multiprocessors(int device) {

@@ -1,5 +1,4 @@
 #include "recurrence.h"
-
 #include "recurrence_simple.h"
 
 namespace seqkernels::cuda {
@@ -8,7 +7,7 @@ template <class T>
 void recurrence_forward(const RecurrenceForward<T>& call, const Where& where) {
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
-    const DeviceGuard guard(where.device);
+    expect_current_device(where.device);
     const LaunchShape shape = one_thread_each(states, where.stream);
     launch(shape, begin_recurrence<T>, call);
     for (int64_t step = 0; step < call.shape.steps; ++step) {
@@ -20,7 +19,7 @@ template <class T>
 void recurrence_backward(const RecurrenceBackward<T>& call, const Where& where) {
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
-    const DeviceGuard guard(where.device);
+    expect_current_device(where.device);
     const LaunchShape shape = one_thread_each(states, where.stream);
     for (int64_t step = call.shape.steps - 1; step >= 0; --step) {
         launch(shape, simple_step_backward<T>, call, step);

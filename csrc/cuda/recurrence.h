@@ -1,5 +1,6 @@
-// The recurrence kernels for CUDA. Products outside of the recurrence are the caller's: the inputs come
-// projected, and the gradients of gates are what the weights' and inputs' gradients are made of.
+// The recurrence kernels for CUDA. Products outside of the recurrence are the caller's: the inputs
+// come projected, and the gradients of gates are what the weights' and inputs' gradients are made
+// of.
 //
 // All arrays are contiguous and on one device. Lengths beyond T count as T, below 0 as 0. Work is
 // queued in a stream and not waited for. Errors of the runtime are std::runtime_error.
@@ -13,28 +14,28 @@ namespace seqkernels::cuda {
 
 template <class T>
 struct RecurrenceForward {
-    RecurrenceShape shape;        // without `inputs`
+    RecurrenceShape shape;              // without `inputs`
     const Accumulator<T>* projections;  // (T, N, G H): weight_ih x
-    const T* bias_ih;             // (G H,), or null
-    const T* bias_hh;             // (G H,), or null
-    const T* initial_hidden;      // (N, H)
-    const T* initial_cell;        // (N, H); null without a cell state
-    const T* weight_transposed;   // (H, G H)
-    const int64_t* lengths;       // (N,), or null
-    T* output;                    // (T, N, H), written whole
-    T* final_hidden;              // (N, H)
-    T* final_cell;                // (N, H); null without a cell state
-    Accumulator<T>* cell;         // (N, H) scratch: the running cell state; null without
-    Accumulator<T>* gates;        // (T, N, G H): after their activations, for the backward; or null.
-                                  // Not written where lengths end.
-    Accumulator<T>* cells;        // (T, N, H): every cell state, given together with `gates`
+    const T* bias_ih;                   // (G H,), or null
+    const T* bias_hh;                   // (G H,), or null
+    const T* initial_hidden;            // (N, H)
+    const T* initial_cell;              // (N, H); null without a cell state
+    const T* weight_transposed;         // (H, G H)
+    const int64_t* lengths;             // (N,), or null
+    T* output;                          // (T, N, H), written whole
+    T* final_hidden;                    // (N, H)
+    T* final_cell;                      // (N, H); null without a cell state
+    Accumulator<T>* cell;               // (N, H) scratch: the running cell state; null without
+    Accumulator<T>* gates;  // (T, N, G H): after their activations, for the backward; or null.
+                            // Not written where lengths end.
+    Accumulator<T>* cells;  // (T, N, H): every cell state, given together with `gates`
 };
 
 template <class T>
 struct RecurrenceBackward {
     RecurrenceShape shape;
     const T* initial_cell;
-    const T* weight;              // (G H, H)
+    const T* weight;  // (G H, H)
     const int64_t* lengths;
     const T* output;
     const Accumulator<T>* gates;  // null without a cell state

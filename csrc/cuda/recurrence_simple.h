@@ -1,5 +1,5 @@
-// A step of an LSTM or RNN, a thread for each sample and hidden unit, launched once for each step: the
-// baseline, for every size, type and GPU.
+// A step of an LSTM or RNN, a thread for each sample and hidden unit, launched once for each step:
+// the baseline, for every size, type and GPU.
 //
 //   a = projections[t] + bias_ih + bias_hh + weight_hh h            (G H)
 //   i, f, o = sigmoid(a), g = tanh(a);  c = f c + i g;  h = o tanh(c)      or  h = tanh or relu(a)
@@ -9,15 +9,16 @@
 //
 // Backward, from the last step to the first, with da the gradients of a at the following step:
 //   dh = grad_output[t] + weight_hh^T da, or the final state's after the last step
-//   do = dh tanh(c);  dc += dh o (1 - tanh(c)^2);  di = dc g;  dg = dc i;  df = dc c before;  dc *= f
+//   do = dh tanh(c);  dc += dh o (1 - tanh(c)^2);  di = dc g;  dg = dc i;  df = dc c before;  dc *=
+//   f
 // each times the slope of its activation.
 //
-// Shapes and ownership: recurrence.h. No output aliases an input, but a step reads what earlier ones
-// wrote.
+// Shapes and ownership: recurrence.h. No output aliases an input, but a step reads what earlier
+// ones wrote.
 //
-// Cost of a step: 2 N G H^2 FLOPs by dot products whose weights come from L2, G H^2 numbers for every
-// 32 samples' worth of warps; and a launch. Limit: L2 and launches; far from the matrix units. Compiled
-// and verified by emulation; not timed.
+// Cost of a step: 2 N G H^2 FLOPs by dot products whose weights come from L2, G H^2 numbers for
+// every 32 samples' worth of warps; and a launch. Limit: L2 and launches; far from the matrix
+// units. Compiled and verified by emulation; not timed.
 #pragma once
 
 #include <cmath>
@@ -110,8 +111,8 @@ __global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
     }
 }
 
-// What comes back to the state after a step from the following one, or to the initial state from the
-// first (step -1): the final state's gradient where there is none.
+// What comes back to the state after a step from the following one, or to the initial state from
+// the first (step -1): the final state's gradient where there is none.
 template <class T>
 __device__ inline Accumulator<T> from_following_step(const RecurrenceBackward<T>& call,
                                                      int64_t length, int64_t step, int64_t index) {
@@ -186,8 +187,7 @@ __global__ void end_recurrence_backward(RecurrenceBackward<T> call) {
     const int64_t states = shape.batch * shape.hidden;
     for (int64_t index = thread_in_grid(); index < states; index += threads_in_grid()) {
         const int64_t length = sequence_length(shape, call.lengths, index / shape.hidden);
-        call.grad_initial_hidden[index] =
-            narrowed<T>(from_following_step(call, length, -1, index));
+        call.grad_initial_hidden[index] = narrowed<T>(from_following_step(call, length, -1, index));
         if (call.grad_initial_cell == nullptr) continue;
         Accumulator<T> gradient = 0;
         if (length > 0) {

@@ -19,10 +19,6 @@ namespace seqkernels::cuda {
 template <class T>
 constexpr int elements_in_row = row_bytes / static_cast<int>(sizeof(T));
 
-struct alignas(piece_bytes) Piece {
-    uint32_t words[4];
-};
-
 template <class Byte>
 __device__ inline Byte* piece_at(Byte* tile, int row, int piece) {
     return tile + row * row_bytes + ((piece ^ (row & 7)) * piece_bytes);

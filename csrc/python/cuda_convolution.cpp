@@ -86,4 +86,3 @@ void define_cuda_convolution(py::module_& module) {
 }
 
 }  // namespace seqkernels
-

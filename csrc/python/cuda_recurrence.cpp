@@ -29,10 +29,10 @@ RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
 void forward(const std::string& cell, bool reverse, const TensorView& projections,
              const TensorView& initial_hidden, const OptionalView& initial_cell,
              const TensorView& weight_transposed, const OptionalView& bias_ih,
-             const OptionalView& bias_hh, const OptionalView& lengths,
-             const TensorView& output, const TensorView& final_hidden,
-             const OptionalView& final_cell, const OptionalView& running_cell,
-             const OptionalView& gates, const OptionalView& cells, uint64_t stream) {
+             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
+             const TensorView& final_hidden, const OptionalView& final_cell,
+             const OptionalView& running_cell, const OptionalView& gates, const OptionalView& cells,
+             uint64_t stream) {
     expect_dimensions("weight_transposed", weight_transposed, 2);
     const RecurrenceShape shape =
         checked_shape(projections, weight_transposed.sizes[0], cell, reverse);
@@ -63,8 +63,8 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
         constexpr DataType accumulated = data_type_of<Number>();
         cuda::RecurrenceForward<T> call{};
         call.shape = shape;
-        call.projections = contiguous_data<Number>("projections", projections, accumulated,
-                                                   {steps, batch, rows});
+        call.projections =
+            contiguous_data<Number>("projections", projections, accumulated, {steps, batch, rows});
         call.initial_hidden =
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
         call.initial_cell =
@@ -83,17 +83,17 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
         call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
         call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
         const py::gil_scoped_release release;
-        cuda::recurrence_forward(
-            call, {projections.device, reinterpret_cast<void*>(stream), nullptr});
+        cuda::recurrence_forward(call,
+                                 {projections.device, reinterpret_cast<void*>(stream), nullptr});
     });
 }
 
-void backward(const std::string& cell, bool reverse, const OptionalView& initial_cell,
-              const TensorView& weight, const OptionalView& lengths, const TensorView& output,
-              const OptionalView& gates, const OptionalView& cells,
-              const OptionalView& grad_output, const OptionalView& grad_final_hidden,
-              const OptionalView& grad_final_cell, const OptionalView& running_grad_cell,
-              const TensorView& grad_gates, const TensorView& grad_initial_hidden,
+void backward(const std::string& cell, bool reverse, const TensorView& grad_gates,
+              const OptionalView& initial_cell, const TensorView& weight,
+              const OptionalView& lengths, const TensorView& output, const OptionalView& gates,
+              const OptionalView& cells, const OptionalView& grad_output,
+              const OptionalView& grad_final_hidden, const OptionalView& grad_final_cell,
+              const OptionalView& running_grad_cell, const TensorView& grad_initial_hidden,
               const OptionalView& grad_initial_cell, uint64_t stream) {
     expect_dimensions("weight", weight, 2);
     const RecurrenceShape shape = checked_shape(grad_gates, weight.sizes[1], cell, reverse);

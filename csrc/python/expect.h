@@ -106,9 +106,7 @@ inline void expect_device(int device,
     }
 }
 
-inline const TensorView* if_there(const OptionalView& view) {
-    return view ? &*view : nullptr;
-}
+inline const TensorView* if_there(const OptionalView& view) { return view ? &*view : nullptr; }
 
 // A tensor that is written with any strides must not hold one element twice.
 inline void expect_distinct_elements(const char* name, const TensorView& view) {
@@ -122,8 +120,7 @@ inline void expect_distinct_elements(const char* name, const TensorView& view) {
 }
 
 // The (N,) lengths of a batch, each within [0, longest]; null where there are none.
-inline const int64_t* expect_lengths(const OptionalView& lengths, int64_t batch,
-                                     int64_t longest) {
+inline const int64_t* expect_lengths(const OptionalView& lengths, int64_t batch, int64_t longest) {
     if (!lengths) return nullptr;
     expect_contiguous("lengths", *lengths, DataType::int64, {batch});
     const int64_t* values = static_cast<const int64_t*>(lengths->data);

@@ -163,6 +163,8 @@ def convolution(
         return None
     if input is None or input.dim() != 3:
         return None
+    if not (input.is_cpu or cuda.has_kernel("conv1d_max_pool", input)):
+        return None
     sequences = input if channels_last else input.transpose(1, 2)
     try:
         filters, _, kernel_size = weight.shape

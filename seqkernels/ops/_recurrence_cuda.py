@@ -1,4 +1,4 @@
-"""Recurrences on a CUDA device: the recurrence by the package's kernels, all else by torch's products.
+"""Recurrences on a CUDA device: their steps by the package's kernels, all else by torch's products.
 
 Nothing waits for the device, the lengths included.
 """
@@ -67,6 +67,7 @@ def backward(
     cuda.recurrence_backward(
         cell,
         reverse,
+        grad_gates,
         states[1].contiguous() if is_lstm else None,
         weight_hh.contiguous(),
         lengths,
@@ -74,7 +75,6 @@ def backward(
         *(kept if is_lstm else (None, None)),
         *(None if grad is None else grad.contiguous() for grad in grads),
         _running(states[0]) if is_lstm else None,
-        grad_gates,
         grad_hidden,
         grad_cell if is_lstm else None,
     )
@@ -113,10 +113,8 @@ def _runs(lengths: Tensor, sequence: Tensor) -> Tensor:
     return (positions[:, None] < lengths).unsqueeze(2)
 
 
-def _states_before(
-    hidden: Tensor, output: Tensor, reverse: bool, lengths: Tensor | None
-) -> Tensor:
-    """The hidden state that was read at each position, (T, N, H); beyond a sample anything finite."""
+def _states_before(hidden: Tensor, output: Tensor, reverse: bool, lengths: Tensor | None) -> Tensor:
+    """The hidden state read at each position, (T, N, H); beyond a sample anything finite."""
     steps = len(output)
     if not reverse:
         return torch.cat([hidden[None], output])[:steps]

@@ -198,10 +198,7 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     emulated::run(blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
 }
 
-class DeviceGuard {
- public:
-    explicit DeviceGuard(int) {}
-};
+inline void expect_current_device(int) {}
 
 // Few, so that kernels share the work of one sample out.
 inline int multiprocessors(int) { return 4; }

@@ -1,8 +1,8 @@
 """On a machine with a GPU: build the CUDA kernels, test them, look for memory errors, time them.
 
-It uses the Python that runs it, with its torch, pybind11, cmake, ninja, pytest, hypothesis and rich,
-and needs no network. ``--all-architectures`` builds for every GPU in place of this one's; ``--quick``
-leaves out the timings.
+It uses the Python that runs it, with its torch, pybind11, cmake, ninja, pytest, hypothesis and
+rich, and needs no network. ``--all-architectures`` builds for every GPU in place of this one's;
+``--quick`` leaves out the timings.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def sanitize() -> bool:
 
 
 def measure() -> bool:
-    """Time the suite and record it; of what is cut off after four minutes timings.json has the rows."""
+    """Time the suite and record it; what four minutes were enough for is in timings.json."""
     return run(
         "timings",
         *(sys.executable, "-m", "bench", "run", "--device", "cuda", "--record"),

@@ -13,7 +13,9 @@ import torch
 
 from bench import compare, memory, report, timing, verify
 from bench.cases import Case, UsageError, load_suite, parse_shapes, product, suite_names, values
+from bench.environment import machine_name
 from bench.operations import OPERATIONS
+from bench.providers import ours
 from bench.statistics import deviation, difference_by_chance, geometric_mean, median, noise
 from bench_rows import document, measured, row
 
@@ -260,3 +262,23 @@ def test_a_result_of_torchs_that_is_not_finite_excuses_nothing():
     assert not judged(1e-4, torch_error=math.inf).right
     assert not judged(1e-4, torch_error=math.nan).right
     assert not judged(0.0, dtype=torch.float64).right
+
+
+def test_a_record_is_named_by_what_was_measured():
+    described = {
+        "cpu": "Some CPU (R) 9",
+        "cores": 2,
+        "isa": "avx2",
+        "seqkernels": "0.1.0",
+        "cuda": {"device": "NVIDIA H100 80GB HBM3"},
+    }
+    assert machine_name(described, "cpu") == "some-cpu-r-9-2-cores-avx2-0.1.0"
+    assert machine_name(described, "cuda") == "nvidia-h100-80gb-hbm3-0.1.0"
+
+
+def test_float32_on_a_gpu_is_measured_at_the_precision_asked_for():
+    """torch's own default there is TF32."""
+    for precision, expected in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+        case = Case("conv1d_max_pool", {}, "inference", device="cuda", precision=precision)
+        with ours.Ours().settings(case):
+            assert torch.backends.cudnn.conv.fp32_precision == expected

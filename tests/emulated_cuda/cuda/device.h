@@ -34,6 +34,20 @@ namespace seqkernels::cuda {
 
 constexpr int warp_threads = 32;
 
+inline float widened(float number) { return number; }
+inline double widened(double number) { return number; }
+inline float widened(Bfloat16 number) { return widen(number); }
+inline float widened(Float16 number) {
+    static const std::vector<float> known = [] {
+        std::vector<float> numbers;
+        for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+            numbers.push_back(widen(Float16{static_cast<uint16_t>(bits)}));
+        }
+        return numbers;
+    }();
+    return known[number.bits];
+}
+
 namespace emulated {
 
 enum class Order { forwards, backwards };
@@ -53,25 +67,13 @@ inline float number_of(uint32_t word, int half, Bfloat16) {
     return widen(Bfloat16{static_cast<uint16_t>(word >> (16 * half))});
 }
 inline float number_of(uint32_t word, int half, Float16) {
-    static const std::vector<float> known = [] {
-        std::vector<float> numbers;
-        for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
-            numbers.push_back(widen(Float16{static_cast<uint16_t>(bits)}));
-        }
-        return numbers;
-    }();
-    return known[word >> (16 * half) & 0xFFFFu];
+    return widened(Float16{static_cast<uint16_t>(word >> (16 * half))});
 }
 inline float number_of(uint32_t word, int, float) {
     return float_of_bits(word & 0xFFFFE000u);  // the bits that the matrix units read
 }
 
 }  // namespace emulated
-
-inline float widened(float number) { return number; }
-inline double widened(double number) { return number; }
-inline float widened(Bfloat16 number) { return widen(number); }
-inline float widened(Float16 number) { return widen(number); }
 
 template <class T>
 inline T narrowed(Accumulator<T> number) {

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-KERNELS = ("simple", "tiled")
+KERNELS = ("simple", "fast")
 OPERATIONS = frozenset(("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell"))
 LEAST_CAPABILITY = 8
 
 _IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
 _switching = threading.RLock()
-_kernels = "tiled"
+_kernels = "fast"
 
 
 def is_built() -> bool:
@@ -47,9 +47,10 @@ def architectures() -> list[str]:
 def use_kernels(name: str) -> Iterator[None]:
     """Use another set of CUDA kernels within a ``with`` block.
 
-    "tiled", the default, computes in tiles, on the matrix units where the dtype allows it; "simple"
-    as the definition reads. float64 is always "simple". The choice is the whole process's, as
-    ``seqkernels.cpu.use_isa``'s is.
+    "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
+    it, and 16-bit recurrences in a kernel that stays for the whole sequence where its weights fit;
+    "simple" as the definitions read. float64 is always "simple", and so are float32 recurrences.
+    The choice is the whole process's, as ``seqkernels.cpu.use_isa``'s is.
 
     Raises:
         ValueError: an unknown name.
@@ -93,16 +94,17 @@ def conv1d_max_pool_backward(*arguments) -> None:
     _call("conv1d_max_pool_backward", tensor, *arguments, _where(tensor, 0))
 
 
-def recurrence_forward(cell: str, reverse: bool, projections: Tensor, *tensors) -> None:
+def recurrence_forward(cell, reverse, projections, initial_hidden, *tensors) -> None:
     """The native forward over projected inputs, (T, N, G H)."""
-    arguments = (cell, reverse, projections, *tensors, _stream(projections))
-    _call("recurrence_forward", projections, *arguments)
+    count = _native().recurrence_forward_scratch(cell, len(projections), initial_hidden, _kernels)
+    arguments = (cell, reverse, projections, initial_hidden, *tensors)
+    _call("recurrence_forward", projections, *arguments, _where(projections, count))
 
 
 def recurrence_backward(cell: str, reverse: bool, grad_gates: Tensor, *tensors) -> None:
     """The native backward, up to the gates' gradients, which it fills."""
-    arguments = (cell, reverse, grad_gates, *tensors, _stream(grad_gates))
-    _call("recurrence_backward", grad_gates, *arguments)
+    arguments = (cell, reverse, grad_gates, *tensors)
+    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, 0))
 
 
 def _call(name: str, tensor: Tensor, *arguments) -> None:

@@ -73,14 +73,6 @@ def kernels(request, emulated_gpu_folder):
         yield request.param
 
 
-# Recurrences have one set for CUDA.
-@pytest.fixture(params=(*KNOWN_ISAS, "cuda-simple"))
-def recurrence_kernels(request, emulated_gpu_folder):
-    """The same for recurrences."""
-    with anywhere(request.param, emulated_gpu_folder):
-        yield request.param
-
-
 @pytest.fixture(params=functional.NATIVE_DTYPES, ids=str)
 def dtype(request):
     return request.param

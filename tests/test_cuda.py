@@ -147,16 +147,16 @@ def test_the_configuration_says_whether_there_are_cuda_kernels():
 
 
 def test_kernels_are_chosen_by_name():
-    message = "name: expected one of simple, tiled, got 'fast'"
-    with pytest.raises(ValueError, match=message), cuda.use_kernels("fast"):
+    message = "name: expected one of simple, fast, got 'best'"
+    with pytest.raises(ValueError, match=message), cuda.use_kernels("best"):
         pass
-    assert cuda._kernels == "tiled"
+    assert cuda._kernels == "fast"
     with cuda.use_kernels("simple"):
         assert cuda._kernels == "simple"
-        with cuda.use_kernels("tiled"):
-            assert cuda._kernels == "tiled"
+        with cuda.use_kernels("fast"):
+            assert cuda._kernels == "fast"
         assert cuda._kernels == "simple"
-    assert cuda._kernels == "tiled"
+    assert cuda._kernels == "fast"
 
 
 def test_without_cuda_kernels_nothing_is_said_to_be_there():
@@ -182,13 +182,13 @@ def forward_arguments(**changes) -> dict:
         "argmax": torch.full((2, 3, 5), 7, dtype=torch.int32),
         "geometry": (1, 0, 0, 1, 2, 2),
         "activation": "relu",
-        "where": (0, torch.empty(1 << 16, dtype=torch.int64), "tiled", False),
+        "where": (0, torch.empty(1 << 16, dtype=torch.int64), "fast", False),
     } | changes
 
 
 def scratch_elements(emulated, arguments: dict) -> int:
     names = ("input", "weight", "geometry")
-    bytes_needed = emulated.conv1d_max_pool_forward_scratch(*map(arguments.get, names), "tiled")
+    bytes_needed = emulated.conv1d_max_pool_forward_scratch(*map(arguments.get, names), "fast")
     assert bytes_needed > 0 and bytes_needed % 256 == 0
     return bytes_needed // 8
 
@@ -196,7 +196,7 @@ def scratch_elements(emulated, arguments: dict) -> int:
 def test_the_face_takes_what_is_right(emulated):
     arguments = forward_arguments()
     count = scratch_elements(emulated, arguments)
-    arguments["where"] = (0, torch.empty(count, dtype=torch.int64), "tiled", False)
+    arguments["where"] = (0, torch.empty(count, dtype=torch.int64), "fast", False)
     emulated.conv1d_max_pool_forward(*arguments.values())
     assert not torch.any(arguments["output"] == 7) and not torch.any(arguments["argmax"] == 7)
 
@@ -205,10 +205,10 @@ def test_the_face_refuses_what_does_not_fit(emulated):
     count = scratch_elements(emulated, forward_arguments())
     right = torch.empty(count, dtype=torch.int64)
     mistakes = [
-        ({"where": (0, None, "tiled", False)}, "^scratch: expected .* bytes, got none"),
-        ({"where": (0, right[1:], "tiled", False)}, "^scratch: expected int64 of shape"),
-        ({"where": (0, right.double(), "tiled", False)}, "^scratch: expected int64 of shape"),
-        ({"where": (0, right, "fast", False)}, "^kernels: expected simple or tiled, got 'fast'"),
+        ({"where": (0, None, "fast", False)}, "^scratch: expected .* bytes, got none"),
+        ({"where": (0, right[1:], "fast", False)}, "^scratch: expected int64 of shape"),
+        ({"where": (0, right.double(), "fast", False)}, "^scratch: expected int64 of shape"),
+        ({"where": (0, right, "best", False)}, "^kernels: expected simple or fast, got 'best'"),
         ({"lengths": torch.tensor([9])}, "^lengths: expected int64 of shape"),
         ({"lengths": torch.tensor([9, 4], dtype=torch.int32)}, "^lengths: expected int64"),
         ({"weight": torch.randn(5, 7, 3)}, "^weight: expected float32 of shape"),
@@ -216,7 +216,7 @@ def test_the_face_refuses_what_does_not_fit(emulated):
         ({"input": torch.randn(2, 9, 8).long()}, "^weight: expected int64 of shape"),
     ]
     for mistake, message in mistakes:
-        changed = {"where": (0, right, "tiled", False)} | mistake
+        changed = {"where": (0, right, "fast", False)} | mistake
         arguments = forward_arguments(**changed)
         with pytest.raises(ValueError, match=message):
             emulated.conv1d_max_pool_forward(*arguments.values())
@@ -254,7 +254,7 @@ def test_float32_is_rounded_to_tf32_only_by_torchs_leave(cuda_kernels):
             output = functional.conv1d_max_pool(**arguments)
         errors[precision] = ((output - exact).abs().max() / exact.abs().max()).item()
     assert errors["ieee"] < 2.0**-20
-    if cuda_kernels == "tiled":
+    if cuda_kernels == "fast":
         assert 2.0**-16 < errors["tf32"] < 2.0**-9
     else:
         assert errors["tf32"] == errors["ieee"]

@@ -31,14 +31,14 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hidden_units_and_inputs_around_vector_widths(recurrence_kernels, dtype, kind):
+def test_hidden_units_and_inputs_around_vector_widths(kernels, dtype, kind):
     for width in WIDTHS:
         for sizes in ((3, 2, 5, width), (2, 3, width, 5), (2, 1, width, width)):
             assert_right(kind, tensors(kind, sizes), dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_around_tiles_of_rows(recurrence_kernels, dtype, kind):
+def test_batches_around_tiles_of_rows(kernels, dtype, kind):
     for batch in BATCHES:
         assert_right(kind, tensors(kind, (3, batch, 4, 9)), dtype)
 
@@ -46,20 +46,20 @@ def test_batches_around_tiles_of_rows(recurrence_kernels, dtype, kind):
 @pytest.mark.parametrize(("bias", "reverse"), [(True, False), (False, True)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes(recurrence_kernels, dtype, kind, size, bias, reverse):
+def test_sizes(kernels, dtype, kind, size, bias, reverse):
     assert_right(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
 
 
 @given(any_sizes_and_lengths())
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_shape(recurrence_kernels, dtype, kind, case):
+def test_any_shape(kernels, dtype, kind, case):
     sizes, more = case
     assert_right(kind, tensors(kind, sizes) | more, dtype)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_steps_or_samples(recurrence_kernels, dtype, kind, reverse):
+def test_without_steps_or_samples(kernels, dtype, kind, reverse):
     for sizes in ((0, 3, 4, 5), (6, 0, 4, 5), (0, 0, 4, 5)):
         arguments = converted(tensors(kind, sizes), dtype) | {"reverse": reverse}
         results = run(kind, arguments)
@@ -73,7 +73,7 @@ def test_without_steps_or_samples(recurrence_kernels, dtype, kind, reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_absent_states_and_biases_are_zeros(recurrence_kernels, dtype, kind, reverse):
+def test_absent_states_and_biases_are_zeros(kernels, dtype, kind, reverse):
     arguments = converted(tensors(kind, (5, 4, 6, 9)), dtype) | {"reverse": reverse}
     for name in ("hx", "b_ih", "b_hh"):
         zeros = mapped(torch.zeros_like, arguments[name])
@@ -107,7 +107,7 @@ def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes
 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])
-def test_cells(recurrence_kernels, dtype, name):
+def test_cells(kernels, dtype, name):
     kind = name.removesuffix("_cell")
     keywords = {} if kind == "lstm" else {"nonlinearity": kind[4:]}
     ours, exact = (
@@ -125,7 +125,7 @@ def test_cells(recurrence_kernels, dtype, name):
             assert_no_worse_than_of_one(results, torchs, expected, terms=hidden + 9, what=name)
             first = given | {"input": given["input"][0], "hx": mapped(lambda h: h[0], given["hx"])}
             alone = flatten(ours(**first, **keywords))
-            if not recurrence_kernels.startswith("cuda"):  # there the inputs' product is torch's
+            if not kernels.startswith("cuda"):  # there the inputs' product is torch's
                 assert all(torch.equal(a, b[0]) for a, b in zip(alone, results, strict=True))
             none = flatten(ours(**first | {"hx": None}, **keywords))
             zeros = first | {"hx": mapped(torch.zeros_like, first["hx"])}
@@ -182,7 +182,7 @@ def test_strides_do_not_change_a_bit(isa, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_expanded_tensors(recurrence_kernels, dtype, kind):
+def test_expanded_tensors(kernels, dtype, kind):
     arguments = tensors(kind, (5, 4, 6, 9))
     narrow = tensors(kind, (1, 1, 1, 1))
     for name, value in {
@@ -259,7 +259,7 @@ def test_a_graph_changes_no_bit(isa, dtype, kind, reverse):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saturated_gates(recurrence_kernels, dtype, kind):
+def test_saturated_gates(kernels, dtype, kind):
     """Of each gate's sum a large part, or none, comes from the input: exactly, in any dtype."""
     for scale in (30.0, 100.0, 1e4, 2.0**100):
         arguments = tensors(kind, (6, 4, 1, 9))
@@ -272,7 +272,7 @@ def test_saturated_gates(recurrence_kernels, dtype, kind):
 
 @pytest.mark.parametrize("special", [NAN, float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_and_infinities(recurrence_kernels, dtype, kind, special):
+def test_nan_and_infinities(kernels, dtype, kind, special):
     for step in (0, 2, 5):
         arguments = tensors(kind, (6, 4, 5, 9))
         arguments["input"][step, 1, 3] = special
@@ -286,7 +286,7 @@ def test_nan_and_infinities(recurrence_kernels, dtype, kind, special):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arguments_are_left_as_they_were(recurrence_kernels, kind):
+def test_arguments_are_left_as_they_were(kernels, kind):
     arguments = tensors(kind, (6, 3, 5, 9)) | {"lengths": torch.tensor([6, 0, 2])}
     before = {name: mapped(torch.clone, value) for name, value in arguments.items()}
     results = run(kind, arguments)
@@ -296,7 +296,7 @@ def test_arguments_are_left_as_they_were(recurrence_kernels, kind):
     assert len(places) == len(results)
 
 
-def test_many_steps_do_not_drift(recurrence_kernels):
+def test_many_steps_do_not_drift(kernels):
     arguments = tensors("lstm", (2000, 1, 2, 3))
     ours = run("lstm", converted(arguments, torch.float32))
     exact = run_reference("lstm", arguments)

@@ -34,14 +34,14 @@ RAGGED = torch.tensor([7, 3, 0, 5, 7, 1, 0, 2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hidden_units_and_inputs_around_vector_widths(recurrence_kernels, dtype, kind):
+def test_hidden_units_and_inputs_around_vector_widths(kernels, dtype, kind):
     for width in WIDTHS:
         for sizes in ((3, 2, 5, width), (2, 3, width, 5), (2, 2, width, width)):
             assert_right_gradients(kind, tensors(kind, sizes), dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_around_tiles_of_rows(recurrence_kernels, dtype, kind):
+def test_batches_around_tiles_of_rows(kernels, dtype, kind):
     for batch in BATCHES:
         assert_right_gradients(kind, tensors(kind, (3, batch, 4, 9)), dtype)
 
@@ -49,13 +49,13 @@ def test_batches_around_tiles_of_rows(recurrence_kernels, dtype, kind):
 @pytest.mark.parametrize(("bias", "reverse"), [(True, False), (False, True)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes(recurrence_kernels, dtype, kind, size, bias, reverse):
+def test_sizes(kernels, dtype, kind, size, bias, reverse):
     assert_right_gradients(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
 
 
 @given(any_sizes_and_lengths())
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_shape(recurrence_kernels, dtype, kind, case):
+def test_any_shape(kernels, dtype, kind, case):
     sizes, more = case
     assert_right_gradients(kind, tensors(kind, sizes) | more, dtype)
 
@@ -65,7 +65,7 @@ USED += [("lstm", "c_n"), ("lstm", "output and c_n")]
 
 
 @pytest.mark.parametrize(("kind", "used"), USED)
-def test_results_used_in_part(recurrence_kernels, dtype, kind, used):
+def test_results_used_in_part(kernels, dtype, kind, used):
     def only_used(run):
         def results(kind, arguments):
             output, h_n, *c_n = run(kind, arguments)
@@ -110,7 +110,7 @@ def zeros_but(used: str, kind: str, arguments: dict) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_steps_or_samples(recurrence_kernels, dtype, kind, reverse):
+def test_without_steps_or_samples(kernels, dtype, kind, reverse):
     for sizes in ((0, 3, 4, 5), (6, 0, 4, 5)):
         arguments = converted(tensors(kind, sizes), dtype) | {"reverse": reverse}
         input, *rest = gradients(run, kind, arguments)
@@ -197,7 +197,7 @@ def test_strides_do_not_change_a_bit(isa, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_gradient_may_be_asked_for_alone(recurrence_kernels, kind):
+def test_each_gradient_may_be_asked_for_alone(kernels, kind):
     arguments = tensors(kind, (5, 4, 6, 9))
     cotangents = cotangents_of(run(kind, arguments))
     expected = gradients(run, kind, arguments)
@@ -209,7 +209,7 @@ def test_each_gradient_may_be_asked_for_alone(recurrence_kernels, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_graph_may_be_used_twice(recurrence_kernels, kind):
+def test_a_graph_may_be_used_twice(kernels, kind):
     arguments = tensors(kind, (5, 4, 6, 9))
     before = [tensor.clone() for tensor in floating(arguments)]
     leaves = leaves_of(arguments)
@@ -245,7 +245,7 @@ def test_a_saved_tensor_changed_in_place_is_an_error(kind):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn_tanh"])
-def test_saturated_gates_pass_no_nan(recurrence_kernels, dtype, kind):
+def test_saturated_gates_pass_no_nan(kernels, dtype, kind):
     for scale in (100.0, 1e4, 1e30):
         if 9 * scale > torch.finfo(dtype).max:
             continue
@@ -259,7 +259,7 @@ def test_saturated_gates_pass_no_nan(recurrence_kernels, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_goes_where_torchs_goes(recurrence_kernels, dtype, kind):
+def test_nan_goes_where_torchs_goes(kernels, dtype, kind):
     arguments = converted(tensors(kind, (6, 4, 5, 9)), dtype)
     for step in (0, 2, 5):
         input = arguments["input"].clone()
@@ -312,7 +312,7 @@ def test_recomputed_gradients_can_be_differentiated(module):
 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])
-def test_cells(recurrence_kernels, dtype, name):
+def test_cells(kernels, dtype, name):
     kind = name.removesuffix("_cell")
 
     def sequence(kind, arguments):
@@ -360,7 +360,7 @@ ARGUMENTS = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
 
 @pytest.mark.parametrize("keywords", CHECKED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(recurrence_kernels, kind, keywords):
+def test_gradcheck(kernels, kind, keywords):
     assert gradcheck(*function_of_tensors(kind, keywords), fast_mode=False)
 
 

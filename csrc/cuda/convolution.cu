@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 bool is_tiled(const How& how) {
-    return how.kernels == Kernels::tiled && !std::is_same_v<T, double>;
+    return how.kernels == Kernels::fast && !std::is_same_v<T, double>;
 }
 
 template <class T>

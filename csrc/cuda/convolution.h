@@ -12,12 +12,8 @@
 
 namespace seqkernels::cuda {
 
-// simple: as the definition reads, for every type; the oracle of the others.
-// tiled: float32 and the 16-bit types through tiles in shared memory; float64 as simple.
-enum class Kernels { simple, tiled };
-
 struct How {
-    Kernels kernels = Kernels::tiled;
+    Kernels kernels = Kernels::fast;
     bool tf32 = false;  // products of float32 in the matrix units, their operands rounded to TF32
 };
 

@@ -128,6 +128,26 @@ __device__ inline void multiply_add(float& sum0, float& sum1, float& sum2, float
     }
 }
 
+// What another block may have written, from the cache that all share.
+__device__ inline uint32_t load_from_others(const uint32_t* word) { return __ldcg(word); }
+
+// One thread of a block, after a barrier of it: what the block has written is there for blocks that
+// have waited for this arrival.
+__device__ inline void arrive(uint32_t* arrivals) {
+    __threadfence();
+    atomicAdd(arrivals, 1u);
+}
+
+__device__ inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
+    uint32_t found;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n"
+                     : "=r"(found)
+                     : "l"(arrivals)
+                     : "memory");
+    } while (found < count);
+}
+
 // Raises std::runtime_error where a call of the runtime failed.
 inline void expect_success(cudaError_t status, const char* what) {
     if (status != cudaSuccess) {
@@ -140,18 +160,25 @@ struct LaunchShape {
     int threads;
     int64_t shared_bytes;
     void* stream;
+    bool cooperating = false;
 };
 
+// Lets a kernel have that much shared memory.
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, int64_t bytes) {
+    if (bytes <= 48 * 1024) return;
+    expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)),
+                   "shared memory of a kernel");
+}
+
 // Starts kernel(arguments...) on the current device, in the stream; raises std::runtime_error where
-// that fails. Blocks beyond 2^31 - 1 are left to the kernel's own loop.
+// that fails. Blocks beyond 2^31 - 1 are left to the kernel's own loop. Cooperating blocks all run
+// at once, or the launch fails.
 template <class... Parameters>
 void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
             std::common_type_t<Parameters>... arguments) {
-    if (shape.shared_bytes > 48 * 1024) {
-        expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(shape.shared_bytes)),
-                       "shared memory of a kernel");
-    }
+    allow_shared_memory(kernel, shape.shared_bytes);
     constexpr int64_t most_blocks = 0x7FFFFFFF;
     cudaLaunchConfig_t config{};
     config.gridDim =
@@ -159,7 +186,23 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
     config.stream = static_cast<cudaStream_t>(shape.stream);
+    cudaLaunchAttribute cooperative{};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    config.attrs = &cooperative;
+    config.numAttrs = shape.cooperating ? 1 : 0;
     expect_success(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
+}
+
+// Blocks of a kernel that one multiprocessor holds at once.
+template <class Kernel>
+int blocks_at_once(Kernel* kernel, int threads, int64_t shared_bytes) {
+    allow_shared_memory(kernel, shared_bytes);
+    int blocks = 0;
+    expect_success(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads,
+                                                                 static_cast<size_t>(shared_bytes)),
+                   "occupancy of a kernel");
+    return blocks;
 }
 
 // Kernels start on the current device: raises std::runtime_error where that is another.
@@ -171,6 +214,14 @@ inline void expect_current_device(int device) {
                                  ", that of the tensors, to be current, got " +
                                  std::to_string(current));
     }
+}
+
+// Shared memory that a block of a device may have.
+inline int64_t shared_bytes_of_block(int device) {
+    int bytes = 0;
+    expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                   "attributes of a device");
+    return bytes;
 }
 
 // Streaming multiprocessors of a device.

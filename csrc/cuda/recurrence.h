@@ -49,8 +49,11 @@ struct RecurrenceBackward {
     T* grad_initial_cell;         // (N, H); null without a cell state
 };
 
+// Of a forward.
 template <class T>
-void recurrence_forward(const RecurrenceForward<T>& call, const Where& where);
+int64_t scratch_bytes(const RecurrenceShape& shape, Kernels kernels, int device);
+template <class T>
+void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const Where& where);
 template <class T>
 void recurrence_backward(const RecurrenceBackward<T>& call, const Where& where);
 

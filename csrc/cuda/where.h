@@ -1,7 +1,12 @@
-// Where the kernels of a call run.
+// Which kernels of a call run, and where.
 #pragma once
 
 namespace seqkernels::cuda {
+
+// simple: as the definition reads, for every type; the oracle of the others.
+// fast: the convolution of float32 and the 16-bit types in tiles; recurrences of 16-bit types by a
+// kernel that stays for the whole sequence, where it fits. The rest as simple.
+enum class Kernels { simple, fast };
 
 struct Where {
     int device;

@@ -2,21 +2,15 @@
 #include "convolution_face.h"
 #include "cuda/convolution.h"
 #include "cuda_module.h"
+#include "cuda_where.h"
 
 namespace seqkernels {
 namespace {
 
 namespace py = pybind11;
 
-cuda::Kernels kernels_named(const std::string& name) {
-    if (name == "simple") return cuda::Kernels::simple;
-    if (name == "tiled") return cuda::Kernels::tiled;
-    throw std::invalid_argument("kernels: expected simple or tiled, got '" + name + "'");
-}
-
 struct Cuda {
-    // The stream's address; scratch, of int64; which kernels; whether float32 may become TF32.
-    using Where = std::tuple<uint64_t, OptionalView, std::string, bool>;
+    using Where = CudaWhere;
 
     // Lengths stay on the device: the kernels bring them into [0, L].
     static const int64_t* lengths(const OptionalView& view, int64_t batch, int64_t) {
@@ -42,24 +36,6 @@ struct Cuda {
 
     static cuda::How how_of(const Where& where) {
         return {kernels_named(std::get<2>(where)), std::get<3>(where)};
-    }
-
-    static cuda::Where place_of(const Where& where, int64_t bytes, int device) {
-        void* memory = nullptr;
-        if (bytes > 0) {
-            const OptionalView& scratch = std::get<1>(where);
-            if (!scratch) {
-                throw std::invalid_argument("scratch: expected " + std::to_string(bytes) +
-                                            " bytes, got none");
-            }
-            expect_device(device, {{"scratch", &*scratch}});
-            expect_contiguous("scratch", *scratch, DataType::int64, {bytes / 8});
-            memory = scratch->data;
-            if (reinterpret_cast<uintptr_t>(memory) % 16 != 0) {
-                throw std::invalid_argument("scratch: expected an address aligned to 16 bytes");
-            }
-        }
-        return {device, reinterpret_cast<void*>(std::get<0>(where)), memory};
     }
 };
 

@@ -2,6 +2,7 @@
 #include "core/checked.h"
 #include "cuda/recurrence.h"
 #include "cuda_module.h"
+#include "cuda_where.h"
 #include "recurrence_face.h"
 #include "tensor_caster.h"
 
@@ -32,7 +33,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
              const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
              const TensorView& final_hidden, const OptionalView& final_cell,
              const OptionalView& running_cell, const OptionalView& gates, const OptionalView& cells,
-             uint64_t stream) {
+             const CudaWhere& where) {
     expect_dimensions("weight_transposed", weight_transposed, 2);
     const RecurrenceShape shape =
         checked_shape(projections, weight_transposed.sizes[0], cell, reverse);
@@ -82,9 +83,11 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
             contiguous_data<Number>("running_cell", running_cell, accumulated, {batch, hidden});
         call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
         call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
+        const cuda::Kernels kernels = kernels_named(std::get<2>(where));
+        const int64_t bytes = cuda::scratch_bytes<T>(shape, kernels, projections.device);
+        const cuda::Where place = place_of(where, bytes, projections.device);
         const py::gil_scoped_release release;
-        cuda::recurrence_forward(call,
-                                 {projections.device, reinterpret_cast<void*>(stream), nullptr});
+        cuda::recurrence_forward(call, kernels, place);
     });
 }
 
@@ -94,7 +97,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
               const OptionalView& cells, const OptionalView& grad_output,
               const OptionalView& grad_final_hidden, const OptionalView& grad_final_cell,
               const OptionalView& running_grad_cell, const TensorView& grad_initial_hidden,
-              const OptionalView& grad_initial_cell, uint64_t stream) {
+              const OptionalView& grad_initial_cell, const CudaWhere& where) {
     expect_dimensions("weight", weight, 2);
     const RecurrenceShape shape = checked_shape(grad_gates, weight.sizes[1], cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
@@ -145,15 +148,33 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
             contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
         call.grad_initial_cell =
             contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
+        const cuda::Where place = place_of(where, 0, grad_gates.device);
         const py::gil_scoped_release release;
-        cuda::recurrence_backward(call,
-                                  {grad_gates.device, reinterpret_cast<void*>(stream), nullptr});
+        cuda::recurrence_backward(call, place);
     });
+}
+
+// Bytes of scratch that a forward with initial_hidden (N, H) needs, a multiple of 256.
+int64_t forward_scratch(const std::string& cell, int64_t steps, const TensorView& initial_hidden,
+                        const std::string& kernels) {
+    expect_dimensions("initial_hidden", initial_hidden, 2);
+    RecurrenceShape shape{};
+    shape.steps = steps;
+    shape.batch = initial_hidden.sizes[0];
+    shape.hidden = initial_hidden.sizes[1];
+    shape.cell = cell_named(cell);
+    int64_t bytes = 0;
+    with_element_type("initial_hidden", initial_hidden, [&](auto element) {
+        bytes = cuda::scratch_bytes<decltype(element)>(shape, kernels_named(kernels),
+                                                       initial_hidden.device);
+    });
+    return bytes;
 }
 
 }  // namespace
 
 void define_cuda_recurrence(py::module_& module) {
+    module.def("recurrence_forward_scratch", &forward_scratch);
     module.def("recurrence_forward", &forward);
     module.def("recurrence_backward", &backward);
 }

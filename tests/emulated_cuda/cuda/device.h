@@ -55,8 +55,12 @@ inline Order order = Order::forwards;
 // Of a grid: kernels are to loop over what is beyond.
 inline int64_t most_blocks = 0x7FFFFFFF;
 
-void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+// Runs a grid, `at_once` of its blocks at a time.
+void run(int64_t blocks, int64_t at_once, int threads, int64_t shared_bytes,
+         const std::function<void()>& kernel);
 char* shared_memory();
+// Lets other threads go on.
+void give_way();
 // Waits for all lanes of the warp, of which the last to come calls compute with what each brought.
 void meet(void* brought, void (*compute)(void* const (&all)[warp_threads]));
 void copy(void* target, const void* source, int bytes, int valid);
@@ -186,23 +190,45 @@ struct LaunchShape {
     int threads;
     int64_t shared_bytes;
     void* stream;
+    bool cooperating = false;
 };
+
+constexpr int64_t most_shared_bytes = 227 * 1024;
 
 template <class... Parameters>
 void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
             std::common_type_t<Parameters>... arguments) {
     if (shape.blocks < 1 || shape.threads < 1 || shape.threads > 1024 ||
-        shape.shared_bytes > 227 * 1024) {
+        shape.shared_bytes > most_shared_bytes) {
         throw std::runtime_error("CUDA: launch of a kernel: invalid configuration argument");
     }
-    const int64_t blocks =
-        shape.blocks < emulated::most_blocks ? shape.blocks : emulated::most_blocks;
-    emulated::run(blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
+    const int64_t blocks = shape.cooperating || shape.blocks < emulated::most_blocks
+                               ? shape.blocks
+                               : emulated::most_blocks;
+    emulated::run(blocks, shape.cooperating ? blocks : 1, shape.threads, shape.shared_bytes,
+                  [&] { kernel(arguments...); });
 }
+
+template <class Kernel>
+int blocks_at_once(Kernel*, int, int64_t) {
+    return 1;
+}
+
+inline uint32_t load_from_others(const uint32_t* word) { return *word; }
+inline void arrive(uint32_t* arrivals) { ++*arrivals; }
+inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
+    int turns = 0;
+    while (*arrivals < count) {
+        if (++turns > 1'000'000) throw std::logic_error("a block waits for others in vain");
+        emulated::give_way();
+    }
+}
+
+inline int64_t shared_bytes_of_block(int) { return most_shared_bytes; }
 
 inline void expect_current_device(int) {}
 
 // Few, so that kernels share the work of one sample out.
-inline int multiprocessors(int) { return 4; }
+inline int multiprocessors(int) { return 8; }
 
 }  // namespace seqkernels::cuda

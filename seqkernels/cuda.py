@@ -96,15 +96,18 @@ def conv1d_max_pool_backward(*arguments) -> None:
 
 def recurrence_forward(cell, reverse, projections, initial_hidden, *tensors) -> None:
     """The native forward over projected inputs, (T, N, G H)."""
-    count = _native().recurrence_forward_scratch(cell, len(projections), initial_hidden, _kernels)
+    steps = len(projections)
+    count = _native().recurrence_scratch(cell, steps, initial_hidden, True, _kernels)
     arguments = (cell, reverse, projections, initial_hidden, *tensors)
     _call("recurrence_forward", projections, *arguments, _where(projections, count))
 
 
-def recurrence_backward(cell: str, reverse: bool, grad_gates: Tensor, *tensors) -> None:
-    """The native backward, up to the gates' gradients, which it fills."""
+def recurrence_backward(cell, reverse, grad_gates, *tensors) -> None:
+    """The native backward, up to the gates' gradients, which it fills; last an LSTM's cell's."""
+    grad_hidden = tensors[-2]
+    count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, _kernels)
     arguments = (cell, reverse, grad_gates, *tensors)
-    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, 0))
+    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count))
 
 
 def _call(name: str, tensor: Tensor, *arguments) -> None:

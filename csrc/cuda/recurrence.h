@@ -8,6 +8,7 @@
 
 #include "../core/data_type.h"
 #include "../core/recurrence.h"
+#include "recurrence_plan.h"
 #include "where.h"
 
 namespace seqkernels::cuda {
@@ -49,12 +50,11 @@ struct RecurrenceBackward {
     T* grad_initial_cell;         // (N, H); null without a cell state
 };
 
-// Of a forward.
 template <class T>
-int64_t scratch_bytes(const RecurrenceShape& shape, Kernels kernels, int device);
+int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device);
 template <class T>
 void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const Where& where);
 template <class T>
-void recurrence_backward(const RecurrenceBackward<T>& call, const Where& where);
+void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, const Where& where);
 
 }  // namespace seqkernels::cuda

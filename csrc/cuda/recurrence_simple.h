@@ -25,23 +25,9 @@
 
 #include "grid.h"
 #include "recurrence.h"
+#include "recurrence_rules.h"
 
 namespace seqkernels::cuda {
-
-__device__ inline int64_t sequence_length(const RecurrenceShape& shape, const int64_t* lengths,
-                                          int64_t sample) {
-    if (lengths == nullptr) return shape.steps;
-    return larger(0, smaller(shape.steps, lengths[sample]));
-}
-
-__device__ inline int64_t position_of(const RecurrenceShape& shape, int64_t length, int64_t step) {
-    return shape.reverse ? length - 1 - step : step;
-}
-
-template <class Number>
-__device__ inline Number sigmoid(Number x) {
-    return 1 / (1 + std::exp(-x));
-}
 
 // The states before the first step; they are the final ones of samples without steps.
 template <class T>

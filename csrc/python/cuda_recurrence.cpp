@@ -84,7 +84,8 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
         call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
         call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
         const cuda::Kernels kernels = kernels_named(std::get<2>(where));
-        const int64_t bytes = cuda::scratch_bytes<T>(shape, kernels, projections.device);
+        const int64_t bytes =
+            cuda::scratch_bytes<T>(shape, cuda::Pass::forward, kernels, projections.device);
         const cuda::Where place = place_of(where, bytes, projections.device);
         const py::gil_scoped_release release;
         cuda::recurrence_forward(call, kernels, place);
@@ -148,24 +149,28 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
             contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
         call.grad_initial_cell =
             contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
-        const cuda::Where place = place_of(where, 0, grad_gates.device);
+        const cuda::Kernels kernels = kernels_named(std::get<2>(where));
+        const int64_t bytes =
+            cuda::scratch_bytes<T>(shape, cuda::Pass::backward, kernels, grad_gates.device);
+        const cuda::Where place = place_of(where, bytes, grad_gates.device);
         const py::gil_scoped_release release;
-        cuda::recurrence_backward(call, place);
+        cuda::recurrence_backward(call, kernels, place);
     });
 }
 
-// Bytes of scratch that a forward with initial_hidden (N, H) needs, a multiple of 256.
-int64_t forward_scratch(const std::string& cell, int64_t steps, const TensorView& initial_hidden,
-                        const std::string& kernels) {
+// Bytes of scratch that a pass over states like `initial_hidden`, (N, H), needs, a multiple of 256.
+int64_t scratch(const std::string& cell, int64_t steps, const TensorView& initial_hidden,
+                bool is_forward, const std::string& kernels) {
     expect_dimensions("initial_hidden", initial_hidden, 2);
     RecurrenceShape shape{};
     shape.steps = steps;
     shape.batch = initial_hidden.sizes[0];
     shape.hidden = initial_hidden.sizes[1];
     shape.cell = cell_named(cell);
+    const cuda::Pass pass = is_forward ? cuda::Pass::forward : cuda::Pass::backward;
     int64_t bytes = 0;
     with_element_type("initial_hidden", initial_hidden, [&](auto element) {
-        bytes = cuda::scratch_bytes<decltype(element)>(shape, kernels_named(kernels),
+        bytes = cuda::scratch_bytes<decltype(element)>(shape, pass, kernels_named(kernels),
                                                        initial_hidden.device);
     });
     return bytes;
@@ -174,7 +179,7 @@ int64_t forward_scratch(const std::string& cell, int64_t steps, const TensorView
 }  // namespace
 
 void define_cuda_recurrence(py::module_& module) {
-    module.def("recurrence_forward_scratch", &forward_scratch);
+    module.def("recurrence_scratch", &scratch);
     module.def("recurrence_forward", &forward);
     module.def("recurrence_backward", &backward);
 }

@@ -18,83 +18,146 @@ struct Case {
     RecurrentCell cell;
     bool reverse;
     bool ragged;
-    bool training;
 };
 
 std::vector<Case> cases() {
     using C = RecurrentCell;
     return {
-        {5, 3, 7, C::lstm, false, false, true},     // one block, part of its units
-        {4, 17, 20, C::lstm, true, true, true},     // three blocks, two slices
-        {3, 70, 40, C::lstm, false, true, false},   // 8 units: all multiprocessors, two row tiles
-        {3, 20, 100, C::lstm, false, false, true},  // 16 units, rows for which 8 have no room
-        {6, 2, 33, C::rnn_tanh, false, true, false}, {4, 40, 50, C::rnn_relu, true, false, false},
-        {3, 4, 110, C::rnn_tanh, true, true, false},  // fewer steps of depth than warps
+        {5, 3, 7, C::lstm, false, false},     // one block, part of its units
+        {4, 17, 20, C::lstm, true, true},     // three blocks, two slices
+        {3, 70, 40, C::lstm, false, true},    // 8 units: all multiprocessors, two row tiles
+        {3, 20, 100, C::lstm, false, false},  // 16 units, rows for which 8 have no room
+        {6, 2, 33, C::rnn_tanh, false, true}, {4, 40, 50, C::rnn_relu, true, false},
+        {3, 4, 110, C::rnn_tanh, true, true},  // fewer steps of depth than warps
     };
 }
-
-template <class T>
-struct Results {
-    std::vector<T> output, final_hidden, final_cell;
-    std::vector<float> gates, cells;
-};
 
 template <class T>
 std::vector<T> vector_of(int64_t count) {
     return std::vector<T>(static_cast<std::size_t>(count));
 }
 
+// A case's arguments, and what the kernels make of them.
 template <class T>
-Results<T> run(const Case& test, Kernels kernels) {
-    cuda::RecurrenceForward<T> call{};
-    RecurrenceShape& shape = call.shape;
-    shape.steps = test.steps;
-    shape.batch = test.batch;
-    shape.hidden = test.hidden;
-    shape.cell = test.cell;
-    shape.reverse = test.reverse;
-    const int64_t rows = shape.gates() * test.hidden, states = test.batch * test.hidden;
-    const bool has_cell = test.cell == RecurrentCell::lstm;
-
-    const std::vector<float> projections = random_numbers<float>(test.steps * test.batch * rows, 1);
-    const std::vector<T> hidden = random_numbers<T>(states, 2), cell = random_numbers<T>(states, 3);
-    std::vector<T> weight = random_numbers<T>(test.hidden * rows, 4);
-    for (T& number : weight) number = rounded_to<T>(double(widen(number)) / 4);
-    const std::vector<T> bias_ih = random_numbers<T>(rows, 5), bias_hh = random_numbers<T>(rows, 6);
+struct Problem {
+    RecurrenceShape shape{};
+    int64_t states;
+    bool has_cell;
     std::vector<int64_t> lengths;
-    for (int64_t n = 0; n < test.batch; ++n) lengths.push_back(n * 3 % (test.steps + 1));
+    std::vector<float> projections;
+    std::vector<T> hidden, cell, weight, transposed, bias_ih, bias_hh;
+    std::vector<T> grad_output, grad_hidden, grad_cell;
 
-    Results<T> results{vector_of<T>(test.steps * states),
-                       vector_of<T>(states),
-                       vector_of<T>(has_cell ? states : 0),
-                       {},
-                       {}};
-    std::vector<float> running = vector_of<float>(states);
-    call.projections = projections.data();
-    call.bias_ih = bias_ih.data();
-    call.bias_hh = bias_hh.data();
-    call.initial_hidden = hidden.data();
-    call.weight_transposed = weight.data();
-    call.lengths = test.ragged ? lengths.data() : nullptr;
-    call.output = results.output.data();
-    call.final_hidden = results.final_hidden.data();
-    if (has_cell) {
-        call.initial_cell = cell.data();
-        call.final_cell = results.final_cell.data();
-        call.cell = running.data();
-        if (test.training) {
-            results.gates = vector_of<float>(test.steps * test.batch * rows);
-            results.cells = vector_of<float>(test.steps * states);
+    struct Forward {
+        std::vector<T> output, final_hidden, final_cell;
+        std::vector<float> gates, cells;
+    };
+    struct Backward {
+        std::vector<T> grad_gates, grad_hidden, grad_cell;
+    };
+
+    explicit Problem(const Case& test) : has_cell(test.cell == RecurrentCell::lstm) {
+        shape.steps = test.steps;
+        shape.batch = test.batch;
+        shape.hidden = test.hidden;
+        shape.cell = test.cell;
+        shape.reverse = test.reverse;
+        states = test.batch * test.hidden;
+        const int64_t rows = shape.gates() * test.hidden;
+        for (int64_t n = 0; test.ragged && n < test.batch; ++n) {
+            lengths.push_back(n * 3 % (test.steps + 1));
+        }
+        projections = random_numbers<float>(test.steps * test.batch * rows, 1);
+        hidden = random_numbers<T>(states, 2);
+        cell = random_numbers<T>(states, 3);
+        transposed = random_numbers<T>(test.hidden * rows, 4);
+        for (T& number : transposed) number = rounded_to<T>(double(widen(number)) / 4);
+        weight.resize(transposed.size());
+        for (int64_t k = 0; k < test.hidden; ++k) {
+            for (int64_t row = 0; row < rows; ++row) {
+                weight[static_cast<std::size_t>(row * test.hidden + k)] =
+                    transposed[static_cast<std::size_t>(k * rows + row)];
+            }
+        }
+        bias_ih = random_numbers<T>(rows, 5);
+        bias_hh = random_numbers<T>(rows, 6);
+        grad_output = random_numbers<T>(test.steps * states, 7);
+        grad_hidden = random_numbers<T>(states, 8);
+        grad_cell = random_numbers<T>(states, 9);
+    }
+
+    Forward forward(Kernels kernels, bool training) const {
+        const int64_t rows = shape.gates() * shape.hidden;
+        Forward results{vector_of<T>(shape.steps * states),
+                        vector_of<T>(states),
+                        vector_of<T>(has_cell ? states : 0),
+                        {},
+                        {}};
+        std::vector<float> running = vector_of<float>(states);
+        cuda::RecurrenceForward<T> call{};
+        call.shape = shape;
+        call.projections = projections.data();
+        call.bias_ih = bias_ih.data();
+        call.bias_hh = bias_hh.data();
+        call.initial_hidden = hidden.data();
+        call.weight_transposed = transposed.data();
+        call.lengths = lengths.empty() ? nullptr : lengths.data();
+        call.output = results.output.data();
+        call.final_hidden = results.final_hidden.data();
+        if (has_cell) {
+            call.initial_cell = cell.data();
+            call.final_cell = results.final_cell.data();
+            call.cell = running.data();
+        }
+        if (has_cell && training) {
+            results.gates = vector_of<float>(shape.steps * shape.batch * rows);
+            results.cells = vector_of<float>(shape.steps * states);
             call.gates = results.gates.data();
             call.cells = results.cells.data();
         }
+        with_scratch(cuda::Pass::forward, kernels, [&](const cuda::Where& where) {
+            cuda::recurrence_forward(call, kernels, where);
+        });
+        return results;
     }
-    const int64_t bytes = cuda::scratch_bytes<T>(shape, kernels, 0);
-    CHECK((bytes > 0) == (kernels == Kernels::fast));
-    std::vector<char> scratch(static_cast<std::size_t>(bytes), 0x7F);
-    cuda::recurrence_forward(call, kernels, cuda::Where{0, nullptr, scratch.data()});
-    return results;
-}
+
+    Backward backward(Kernels kernels, const Forward& before) const {
+        const int64_t rows = shape.gates() * shape.hidden;
+        Backward results{vector_of<T>(shape.steps * shape.batch * rows), vector_of<T>(states),
+                         vector_of<T>(has_cell ? states : 0)};
+        std::vector<float> running = vector_of<float>(states);
+        cuda::RecurrenceBackward<T> call{};
+        call.shape = shape;
+        call.weight = weight.data();
+        call.lengths = lengths.empty() ? nullptr : lengths.data();
+        call.output = before.output.data();
+        call.grad_output = grad_output.data();
+        call.grad_final_hidden = grad_hidden.data();
+        call.grad_gates = results.grad_gates.data();
+        call.grad_initial_hidden = results.grad_hidden.data();
+        if (has_cell) {
+            call.initial_cell = cell.data();
+            call.gates = before.gates.data();
+            call.cells = before.cells.data();
+            call.grad_final_cell = grad_cell.data();
+            call.grad_cell = running.data();
+            call.grad_initial_cell = results.grad_cell.data();
+        }
+        with_scratch(cuda::Pass::backward, kernels, [&](const cuda::Where& where) {
+            cuda::recurrence_backward(call, kernels, where);
+        });
+        return results;
+    }
+
+ private:
+    template <class Run>
+    void with_scratch(cuda::Pass pass, Kernels kernels, Run&& run) const {
+        const int64_t bytes = cuda::scratch_bytes<T>(shape, pass, kernels, 0);
+        CHECK((bytes > 0) == (kernels == Kernels::fast));
+        std::vector<char> scratch(static_cast<std::size_t>(bytes), 0x7F);
+        run(cuda::Where{0, nullptr, scratch.data()});
+    }
+};
 
 template <class A>
 bool is_near(const std::vector<A>& found, const std::vector<A>& expected, double tolerance) {
@@ -105,15 +168,25 @@ bool is_near(const std::vector<A>& found, const std::vector<A>& expected, double
 
 template <class T>
 void compare(const Case& test) {
-    const Results<T> expected = run<T>(test, Kernels::simple);
-    const Results<T> found = run<T>(test, Kernels::fast);
-    // The sums differ by their order, which may round a state the other way.
+    const Problem<T> problem(test);
+    // The sums differ by their order, which may round a state or gradient the other way.
     const double tolerance = 4 * epsilon<T>();
-    CHECK(is_near(found.output, expected.output, tolerance));
-    CHECK(is_near(found.final_hidden, expected.final_hidden, tolerance));
-    CHECK(is_near(found.final_cell, expected.final_cell, tolerance));
-    CHECK(is_near(found.gates, expected.gates, tolerance));
-    CHECK(is_near(found.cells, expected.cells, tolerance));
+    const auto expected = problem.forward(Kernels::simple, true);
+    for (const bool training : {false, true}) {
+        const auto found = problem.forward(Kernels::fast, training);
+        CHECK(is_near(found.output, expected.output, tolerance));
+        CHECK(is_near(found.final_hidden, expected.final_hidden, tolerance));
+        CHECK(is_near(found.final_cell, expected.final_cell, tolerance));
+        if (training) {
+            CHECK(is_near(found.gates, expected.gates, tolerance));
+            CHECK(is_near(found.cells, expected.cells, tolerance));
+        }
+    }
+    const auto exact = problem.backward(Kernels::simple, expected);
+    const auto found = problem.backward(Kernels::fast, expected);
+    CHECK(is_near(found.grad_gates, exact.grad_gates, tolerance));
+    CHECK(is_near(found.grad_hidden, exact.grad_hidden, tolerance));
+    CHECK(is_near(found.grad_cell, exact.grad_cell, tolerance));
 }
 
 TEST(emulated_cuda_recurrence_that_stays_agrees_with_one_step_after_another) {
@@ -136,23 +209,28 @@ TEST(recurrence_plans_fit_the_gpu) {
                 shape.batch = batch;
                 shape.hidden = hidden;
                 shape.cell = cell;
-                const cuda::RecurrencePlan plan = cuda::plan_recurrence(shape, 132, h100_shared);
-                if (!plan.fits) continue;
-                const int columns = static_cast<int>(shape.gates()) * plan.units;
-                CHECK(plan.blocks(hidden) <= 132);
-                CHECK(plan.row_tiles <= cuda::most_row_tiles);
-                CHECK(plan.slices * plan.rows() >= batch);
-                CHECK(plan.unit_blocks(hidden) * plan.units >= hidden);
-                CHECK(cuda::persistent_shared_bytes(hidden, columns) <= h100_shared);
+                for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
+                    const cuda::RecurrencePlan plan =
+                        cuda::plan_recurrence(shape, pass, 132, h100_shared);
+                    if (!plan.fits) continue;
+                    CHECK(plan.blocks() <= 132);
+                    CHECK(plan.row_tiles <= cuda::most_row_tiles);
+                    CHECK(plan.slices * plan.rows() >= batch);
+                    CHECK(plan.unit_blocks * plan.units >= hidden);
+                    CHECK(cuda::persistent_shared_bytes(plan) <= h100_shared);
+                }
             }
         }
     }
     RecurrenceShape shape{};
+    shape.steps = 1024;
     shape.batch = 16;
-    shape.hidden = 768;
-    CHECK(cuda::plan_recurrence(shape, 132, h100_shared).fits);
-    shape.hidden = 4096;
-    CHECK(!cuda::plan_recurrence(shape, 132, h100_shared).fits);
+    for (const auto& [hidden, fits] : {std::pair{768, true}, {1536, true}, {4096, false}}) {
+        shape.hidden = hidden;
+        for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
+            CHECK(cuda::plan_recurrence(shape, pass, 132, h100_shared).fits == fits);
+        }
+    }
 }
 
 }  // namespace

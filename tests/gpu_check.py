@@ -105,8 +105,8 @@ def measure() -> bool:
     return run(
         "timings",
         *(sys.executable, "-m", "bench", "run", "--device", "cuda", "--record"),
-        *("--suite", "gpu-convolution", "--precision", "highest,high"),
-        *("--provider", "seqkernels,cudnn,cudnn-graph,torch-compile:conv1d+amax"),
+        *("--suite", "gpu-convolution,gpu-recurrence", "--precision", "highest,high"),
+        *("--provider", "seqkernels,cudnn,cudnn-graph,torch:cell,torch-compile:conv1d+amax"),
         *("--min-time", "0.02", "--max-time", "0.06", "--save", BUILD / "timings.json"),
         limit=240,
     )

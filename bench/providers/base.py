@@ -64,11 +64,18 @@ class Provider:
         return results
 
 
+def require_one_layer(case: Case) -> None:
+    """Refuse a recurrence of several layers or directions."""
+    sizes = OPERATIONS[case.operation].sizes(case)
+    if sizes["layers"] != 1 or sizes["directions"] != 1:
+        raise Refusal("one layer in one direction only")
+
+
 def require_plain_layer(case: Case) -> None:
     """Refuse a recurrence of several layers or directions, or over sequences of unlike length."""
-    sizes = OPERATIONS[case.operation].sizes(case)
-    if sizes["lengths"] != "full" or sizes["layers"] != 1 or sizes["directions"] != 1:
-        raise Refusal("one layer in one direction over whole sequences only")
+    require_one_layer(case)
+    if OPERATIONS[case.operation].sizes(case)["lengths"] != "full":
+        raise Refusal("whole sequences only")
 
 
 def require_whole_pass(case: Case) -> None:

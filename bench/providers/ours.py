@@ -12,7 +12,16 @@ from seqkernels import cpu, cuda, functional
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
-from .base import Provider, Refusal, Run, captured, passes, require_whole_pass, torch_precision
+from .base import (
+    Provider,
+    Refusal,
+    Run,
+    captured,
+    passes,
+    require_one_layer,
+    require_whole_pass,
+    torch_precision,
+)
 
 OPERATION_NAMES = ("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell")
 
@@ -39,14 +48,15 @@ class Ours(Provider):
 
     def refuse(self, case: Case) -> None:
         dtype = getattr(torch, case.dtype)
-        # Whole recurrent layers are cuDNN's on a GPU, from this package too.
         is_there = case.device == "cpu" or (
-            cuda.is_available() and case.operation in cuda.OPERATIONS - {"lstm", "rnn"}
+            cuda.is_available() and case.operation in cuda.OPERATIONS
         )
         if not is_there or dtype not in functional.NATIVE_DTYPES:
             raise Refusal(f"no {case.operation} kernel for {case.dtype} on {case.device}")
         if self.isa and case.device != "cpu":
             raise Refusal("measured on the CPU only")
+        if case.device == "cuda" and case.operation in ("lstm", "rnn"):
+            require_one_layer(case)  # by the function: the layers are cuDNN's there
         if self.graph:
             if case.device != "cuda":
                 raise Refusal("measured on CUDA only")
@@ -85,6 +95,8 @@ class Ours(Provider):
         return passes(case, data, lambda: {"output": layer(data.input, lengths)}, leaves)
 
     def _layers(self, case: Case, data: Data) -> Run:
+        if case.device == "cuda":
+            return self._sequence(case, data)
         layer = recurrent_layer(seqkernels.nn, case)
         if self.recompute:
             layer.recompute = True
@@ -92,6 +104,22 @@ class Ours(Provider):
         return passes(
             case, data, lambda: named_states(*layer(data.input, lengths=data.lengths)), leaves
         )
+
+    def _sequence(self, case: Case, data: Data) -> Run:
+        """One layer in one direction by ``functional``, its lengths on the device."""
+        nonlinearity = OPERATIONS[case.operation].sizes(case).get("nonlinearity")
+        lengths = None if data.lengths is None else data.lengths.to(case.device)
+        leaves = {"input": data.input, **data.parameters}
+
+        def forward() -> dict[str, Tensor]:
+            arguments = (data.input, None, *data.parameters.values())
+            if nonlinearity is None:
+                output, states = functional.lstm(*arguments, lengths=lengths)
+                return named_states(output, tuple(state.unsqueeze(0) for state in states))
+            output, state = functional.rnn(*arguments, nonlinearity=nonlinearity, lengths=lengths)
+            return named_states(output, state.unsqueeze(0))
+
+        return passes(case, data, forward, leaves)
 
     def _cell(self, case: Case, data: Data) -> Run:
         layer = recurrent_cell(seqkernels.nn, case)

@@ -48,9 +48,10 @@ def use_kernels(name: str) -> Iterator[None]:
     """Use another set of CUDA kernels within a ``with`` block.
 
     "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
-    it, and 16-bit recurrences in a kernel that stays for the whole sequence where its weights fit;
-    "simple" as the definitions read. float64 is always "simple", and so are float32 recurrences.
-    The choice is the whole process's, as ``seqkernels.cpu.use_isa``'s is.
+    it, and 16-bit recurrences of 2 steps and more in a kernel that stays for the whole sequence,
+    where weights and batch fit the GPU; "simple" as the definitions read. float64 is always
+    "simple", and so are float32 recurrences. The choice is the whole process's, as
+    ``seqkernels.cpu.use_isa``'s is.
 
     Raises:
         ValueError: an unknown name.
@@ -84,30 +85,32 @@ def is_on_device(input: Tensor) -> bool:
 def conv1d_max_pool_forward(input, weight, *arguments) -> None:
     """The native forward; arguments up to the activation as the CPU module's."""
     geometry = arguments[-2]
-    count = _native().conv1d_max_pool_forward_scratch(input, weight, geometry, _kernels)
-    _call("conv1d_max_pool_forward", input, input, weight, *arguments, _where(input, count))
+    kernels = _kernels
+    count = _native().conv1d_max_pool_forward_scratch(input, weight, geometry, kernels)
+    where = _where(input, count, kernels)
+    _call("conv1d_max_pool_forward", input, input, weight, *arguments, where)
 
 
 def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
     tensor = arguments[0]
-    _call("conv1d_max_pool_backward", tensor, *arguments, _where(tensor, 0))
+    _call("conv1d_max_pool_backward", tensor, *arguments, _where(tensor, 0, _kernels))
 
 
 def recurrence_forward(cell, reverse, projections, initial_hidden, *tensors) -> None:
     """The native forward over projected inputs, (T, N, G H)."""
-    steps = len(projections)
-    count = _native().recurrence_scratch(cell, steps, initial_hidden, True, _kernels)
+    kernels = _kernels
+    count = _native().recurrence_scratch(cell, len(projections), initial_hidden, True, kernels)
     arguments = (cell, reverse, projections, initial_hidden, *tensors)
-    _call("recurrence_forward", projections, *arguments, _where(projections, count))
+    _call("recurrence_forward", projections, *arguments, _where(projections, count, kernels))
 
 
 def recurrence_backward(cell, reverse, grad_gates, *tensors) -> None:
     """The native backward, up to the gates' gradients, which it fills; last an LSTM's cell's."""
-    grad_hidden = tensors[-2]
-    count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, _kernels)
+    kernels, grad_hidden = _kernels, tensors[-2]
+    count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, kernels)
     arguments = (cell, reverse, grad_gates, *tensors)
-    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count))
+    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count, kernels))
 
 
 def _call(name: str, tensor: Tensor, *arguments) -> None:
@@ -127,11 +130,11 @@ def _native():
     return importlib.import_module("seqkernels._cuda")
 
 
-def _where(tensor: Tensor, scratch_bytes: int) -> tuple:
+def _where(tensor: Tensor, scratch_bytes: int, kernels: str) -> tuple:
     """Stream, scratch memory, which kernels, and whether float32 may be rounded to TF32."""
     scratch = tensor.new_empty(scratch_bytes // 8, dtype=torch.int64) if scratch_bytes else None
     tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return _stream(tensor), scratch, _kernels, tf32
+    return _stream(tensor), scratch, kernels, tf32
 
 
 def _stream(tensor: Tensor) -> int:

@@ -16,6 +16,7 @@ import torch  # noqa: E402
 
 import convolutions  # noqa: E402
 import gpu  # noqa: E402
+import recurrences  # noqa: E402
 from seqkernels import cuda, functional  # noqa: E402
 
 SHAPES = (
@@ -28,9 +29,25 @@ SHAPES = (
 )
 
 
+# Kinds, T, N, I, H.
+RECURRENCES = (("lstm", (4, 5, 6, 20)), ("lstm", (3, 40, 6, 33)), ("rnn_tanh", (4, 20, 6, 50)))
+
+
+def run_recurrences(name: str) -> None:
+    for kind, sizes in RECURRENCES:
+        for dtype in functional.NATIVE_DTYPES:
+            for reverse in (False, True):
+                arguments = recurrences.converted(recurrences.tensors(kind, sizes), dtype)
+                arguments["lengths"] = torch.arange(sizes[1]) % (sizes[0] + 1)
+                with gpu.kernels(name, None):
+                    more = {"reverse": reverse}
+                    recurrences.gradients(recurrences.run, kind, arguments | more)
+
+
 def main() -> None:
     assert cuda.is_available(), "no GPU"
     for name in cuda.KERNELS:
+        run_recurrences(name)
         for precision in ("ieee", "tf32"):
             for sizes, keywords in SHAPES:
                 for dtype in functional.NATIVE_DTYPES:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import gpu
+import recurrences
 import seqkernels
 from convolutions import converted, gradients, laid_out, tensors
 from seqkernels import cuda, functional
@@ -312,6 +313,73 @@ def test_a_cuda_graph_replays_forward_and_backward(dtype):
     graph.replay()
     torch.cuda.synchronize()
     assert all(map(torch.equal, results, expected))
+
+
+def recurrence_on_device(sizes=(20, 32, 48, 256), dtype=torch.bfloat16) -> dict:
+    arguments = recurrences.converted(recurrences.tensors("lstm", sizes), dtype)
+    lengths = torch.arange(sizes[1]) % (sizes[0] + 1)
+    return {
+        name: recurrences.mapped(lambda tensor: tensor.cuda(), value)
+        for name, value in (arguments | {"lengths": lengths}).items()
+    }
+
+
+def lstm_and_gradients(arguments: dict) -> list[torch.Tensor]:
+    leaves = recurrences.leaves_of(arguments)
+    output, states = functional.lstm(**leaves)
+    results = [output, *states]
+    ones = [torch.ones_like(result) for result in results]
+    return [*results, *torch.autograd.grad(results, recurrences.floating(leaves), ones)]
+
+
+@needs_gpu
+def test_a_cuda_graph_replays_a_recurrence():
+    """Twice: what its blocks count of each other begins anew."""
+    arguments = recurrence_on_device()
+    expected = lstm_and_gradients(arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        lstm_and_gradients(arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = lstm_and_gradients(arguments)
+    for _ in range(2):
+        for result in results:
+            result.detach().zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, results, expected))
+
+
+@needs_gpu
+def test_blocks_on_cuda_find_what_others_wrote_time_and_again():
+    arguments = recurrence_on_device((200, 64, 48, 768))
+    with cuda.use_kernels("simple"):
+        expected = lstm_and_gradients(arguments)
+    first = lstm_and_gradients(arguments)
+    for found, exact in zip(first, expected, strict=True):
+        scale = exact.abs().max().clamp(min=1)
+        assert (found - exact).abs().max() <= 2.0**-4 * scale
+    for _ in range(20):
+        assert all(map(torch.equal, lstm_and_gradients(arguments), first))
+
+
+@needs_gpu
+def test_recurrences_in_two_cuda_streams_at_once_do_not_wait_for_each_other():
+    arguments = recurrence_on_device((100, 16, 48, 768))
+    expected = lstm_and_gradients(arguments)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    torch.cuda.synchronize()
+    for _ in range(5):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(lstm_and_gradients(arguments))
+    torch.cuda.synchronize()
+    for found in results:
+        assert all(map(torch.equal, found, expected))
 
 
 @needs_gpu

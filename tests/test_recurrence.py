@@ -302,3 +302,12 @@ def test_many_steps_do_not_drift(kernels):
     exact = run_reference("lstm", arguments)
     rounded = [tensor.float() for tensor in exact]
     assert_no_worse(ours, rounded, exact, terms=terms_of(arguments) // 2000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_autocast_tensors_of_one_dtype_keep_it(kernels, kind):
+    arguments = converted(tensors(kind, (3, 4, 6, 9)), torch.float32)
+    expected = run(kind, arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(kind, arguments)
+    assert all(map(torch.equal, found, expected))

@@ -368,3 +368,15 @@ def test_gradcheck(kernels, kind, keywords):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradgradcheck(kind, keywords):
     assert gradgradcheck(*function_of_tensors(kind, keywords), fast_mode=True)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_are_not_read_pass_no_nan(kernels, dtype, kind, reverse):
+    arguments = converted(tensors(kind, (4, 3, 5, 6)), dtype)
+    arguments |= {"lengths": torch.tensor([4, 0, 2]), "reverse": reverse}
+    for state in flatten(arguments["hx"]):
+        state[1] = torch.nan
+    _, *rest = gradients(run, kind, arguments)
+    weights = rest[2 if kind == "lstm" else 1 :]
+    assert not any(gradient.isnan().any() for gradient in weights)

@@ -128,8 +128,13 @@ __device__ inline void multiply_add(float& sum0, float& sum1, float& sum2, float
     }
 }
 
-// What another block may have written, from the cache that all share.
-__device__ inline uint32_t load_from_others(const uint32_t* word) { return __ldcg(word); }
+// Two words, at 8 bytes, that another block may have written, from the cache that all share.
+__device__ inline void load_from_others(const uint32_t* words, uint32_t& first, uint32_t& second) {
+    asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];\n"
+                 : "=r"(first), "=r"(second)
+                 : "l"(words)
+                 : "memory");
+}
 
 // One thread of a block, after a barrier of it: what the block has written is there for blocks that
 // have waited for this arrival.
@@ -214,6 +219,14 @@ inline void expect_current_device(int device) {
                                  ", that of the tensors, to be current, got " +
                                  std::to_string(current));
     }
+}
+
+// Whether a device's blocks can all be made to run at once.
+inline bool blocks_can_cooperate(int device) {
+    int can = 0;
+    expect_success(cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device),
+                   "attributes of a device");
+    return can != 0;
 }
 
 // Shared memory that a block of a device may have.

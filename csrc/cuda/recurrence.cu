@@ -11,6 +11,7 @@ template <class T>
 RecurrencePlan plan_of(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
     const bool is_empty = shape.batch == 0 || shape.hidden == 0;
     if (kernels == Kernels::simple || !is_sixteen_bit<T> || is_empty || shape.steps < 2) return {};
+    if (!blocks_can_cooperate(device)) return {};
     return plan_recurrence(shape, pass, multiprocessors(device), shared_bytes_of_block(device));
 }
 

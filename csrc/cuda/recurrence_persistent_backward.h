@@ -49,6 +49,12 @@ class PersistentBackward {
         // Turn t is of step T - 1 - t; the last one, of no step, is the initial states'.
         for (int64_t turn = 0; turn <= shape_.steps; ++turn) {
             const int64_t step = shape_.steps - 1 - turn;
+            Kept kept[most_row_tiles];
+            for_each([&](int tile, const Place& place) {
+                if (place.is_real && step >= 0 && step < place.length) {
+                    kept[tile] = kept_of(place, step);
+                }
+            });
             product_.wait(turn);
             for_each([&](int tile, const Place& place) {
                 product_.multiply(turn, tile);
@@ -58,7 +64,7 @@ class PersistentBackward {
                             ? of(call_.grad_final_hidden, index_of(place))
                             : product_.total(place.row % rows_of_matrix, place.column);
                     if (step >= 0) {
-                        finish(step, tile, place, from_following);
+                        finish(step, tile, place, kept[tile], from_following);
                     } else {
                         end(tile, place, from_following);
                     }
@@ -70,6 +76,33 @@ class PersistentBackward {
     }
 
  private:
+    // What the forward kept of a sample's step, and its output's gradient: read before the wait.
+    struct Kept {
+        float activated[gates];  // the gates; of an RNN its state
+        float cell;
+        float cell_before;
+        float grad_output;
+    };
+
+    __device__ Kept kept_of(const Place& place, int64_t step) const {
+        const int64_t row = position_at(place, step);
+        const int64_t at = row * shape_.hidden + place.unit;
+        Kept kept{};
+        kept.grad_output = of(call_.grad_output, at);
+        if constexpr (gates == 1) {
+            kept.activated[0] = widened(call_.output[at]);
+        } else {
+            const float* from = call_.gates + row * 4 * shape_.hidden + place.unit;
+#pragma unroll
+            for (int gate = 0; gate < 4; ++gate) kept.activated[gate] = from[gate * shape_.hidden];
+            kept.cell = call_.cells[at];
+            kept.cell_before =
+                step == 0 ? widened(call_.initial_cell[index_of(place)])
+                          : call_.cells[position_at(place, step - 1) * shape_.hidden + place.unit];
+        }
+        return kept;
+    }
+
     template <class Function>
     __device__ void for_each(Function&& function) {
         for_each_tile<units>(shape_, plan_, call_.lengths, function);
@@ -91,7 +124,8 @@ class PersistentBackward {
         product_.row_for(turn, place.row)[column] = rounded;
     }
 
-    __device__ void finish(int64_t step, int tile, const Place& place, float from_following) {
+    __device__ void finish(int64_t step, int tile, const Place& place, const Kept& kept,
+                           float from_following) {
         const int64_t next_turn = shape_.steps - step;
         if (step >= place.length) {
             const int64_t row = step * shape_.batch + place.sample;
@@ -100,27 +134,22 @@ class PersistentBackward {
             return;
         }
         const int64_t row = position_at(place, step);
-        const int64_t at = row * shape_.hidden + place.unit;
-        const float dh = from_following + of(call_.grad_output, at);
+        const float dh = from_following + kept.grad_output;
         if constexpr (gates == 1) {
-            const float h = widened(call_.output[at]);
+            const float h = kept.activated[0];
             const float slope = shape_.cell == RecurrentCell::rnn_tanh ? 1 - h * h : 1.0f;
             const bool is_cut = shape_.cell == RecurrentCell::rnn_relu && h <= 0;
             store(place, row, next_turn, 0, is_cut ? 0 : dh * slope);
         } else {
-            const float* kept = call_.gates + row * 4 * shape_.hidden + place.unit;
-            const float i = kept[0], f = kept[shape_.hidden];
-            const float g = kept[2 * shape_.hidden], o = kept[3 * shape_.hidden];
-            const float before =
-                step == 0 ? widened(call_.initial_cell[index_of(place)])
-                          : call_.cells[position_at(place, step - 1) * shape_.hidden + place.unit];
-            const float tanh_c = std::tanh(call_.cells[at]);
+            const float i = kept.activated[0], f = kept.activated[1], g = kept.activated[2],
+                        o = kept.activated[3];
+            const float tanh_c = std::tanh(kept.cell);
             float dc = dh * o * (1 - tanh_c * tanh_c);
             dc += step == place.length - 1 ? of(call_.grad_final_cell, index_of(place))
                                            : grad_cells_[tile];
             grad_cells_[tile] = dc * f;
             store(place, row, next_turn, 0, dc * g * (i * (1 - i)));
-            store(place, row, next_turn, 1, dc * before * (f * (1 - f)));
+            store(place, row, next_turn, 1, dc * kept.cell_before * (f * (1 - f)));
             store(place, row, next_turn, 2, dc * i * (1 - g * g));
             store(place, row, next_turn, 3, dh * tanh_c * (o * (1 - o)));
         }

@@ -47,9 +47,11 @@ class RecurrentProduct {
         for (int64_t i = threadIdx.x; i < count; i += threads) {
             const int column = static_cast<int>(i % columns);
             const int64_t k = i / columns;
-            T* piece =
-                reinterpret_cast<T*>(weights_at(k / 16, column, static_cast<int>(k / 8 % 2)));
-            piece[k % 8] = k < plan_.depth ? weight(k, column) : T{};
+            // A lane reads four numbers of 16 that lie side by side, and multiplies the first two
+            // as numbers 2 l and 2 l + 1, the others as those 8 further on.
+            const int lane = static_cast<int>(k % 16) / 4, number = static_cast<int>(k % 4);
+            T* piece = reinterpret_cast<T*>(weights_at(k / 16, column, number / 2));
+            piece[2 * lane + number % 2] = k < plan_.depth ? weight(k, column) : T{};
         }
     }
 
@@ -102,22 +104,32 @@ class RecurrentProduct {
         float sums[2][column_tiles][2] = {};
         const int64_t row_words = steps_ * 8;
         const uint32_t* words =
-            reinterpret_cast<const uint32_t*>(rows) + lane / 4 * row_words + lane % 4;
-#pragma unroll 4
-        for (int64_t step = warp; step < steps_; step += persistent_warps) {
-            const uint32_t* from = words + step * 8;
-            const uint32_t a[4] = {load_from_others(from), load_from_others(from + 8 * row_words),
-                                   load_from_others(from + 4),
-                                   load_from_others(from + 8 * row_words + 4)};
+            reinterpret_cast<const uint32_t*>(rows) + lane / 4 * row_words + lane % 4 * 2;
+        // So many steps' rows are on their way from L2 at once.
+        constexpr int at_once = 4;
+        for (int64_t first = warp; first < steps_; first += at_once * persistent_warps) {
+            uint32_t a[at_once][4];
 #pragma unroll
-            for (int pair = 0; pair < column_tiles / 2; ++pair) {
-                uint32_t b[4];
-                load_matrices(b, weights_at(step, pair * 16 + column_in_pair, piece));
+            for (int i = 0; i < at_once; ++i) {
+                const int64_t step = first + i * persistent_warps;
+                if (step >= steps_) break;
+                load_from_others(words + step * 8, a[i][0], a[i][2]);
+                load_from_others(words + step * 8 + 8 * row_words, a[i][1], a[i][3]);
+            }
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int j = 2 * pair + half;
-                    multiply_add<T>(sums[0][j][0], sums[0][j][1], sums[1][j][0], sums[1][j][1], a,
-                                    b[2 * half], b[2 * half + 1]);
+            for (int i = 0; i < at_once; ++i) {
+                const int64_t step = first + i * persistent_warps;
+                if (step >= steps_) break;
+#pragma unroll
+                for (int pair = 0; pair < column_tiles / 2; ++pair) {
+                    uint32_t b[4];
+                    load_matrices(b, weights_at(step, pair * 16 + column_in_pair, piece));
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const int j = 2 * pair + half;
+                        multiply_add<T>(sums[0][j][0], sums[0][j][1], sums[1][j][0], sums[1][j][1],
+                                        a[i], b[2 * half], b[2 * half + 1]);
+                    }
                 }
             }
         }

@@ -234,7 +234,7 @@ class RecurrentLayers(nn.Module):
         if self.proj_size:
             functional.say_once(f"nn.{type(self).__name__} with proj_size", input)
             return False
-        # On a GPU whole layers are cuDNN's: ours launches a kernel for each step. Under autocast
+        # On a GPU whole layers are cuDNN's, until ours have been timed beside it. Under autocast
         # the functions bring input and weights to one dtype themselves.
         name = type(self).__name__.lower()
         if input.is_cpu and (functional.is_autocast(input) or functional.has_kernel(name, input)):

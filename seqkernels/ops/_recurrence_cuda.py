@@ -5,12 +5,28 @@ Nothing waits for the device, the lengths included.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .. import cuda
 
 
+def without_autocast(function):
+    """The function with autocast off: its tensors have one dtype, and so have its products."""
+
+    @functools.wraps(function)
+    def call(cell: str, reverse: bool, input: Tensor, *arguments) -> None:
+        if not torch.is_autocast_enabled(input.device.type):
+            return function(cell, reverse, input, *arguments)
+        with torch.autocast(input.device.type, enabled=False):
+            return function(cell, reverse, input, *arguments)
+
+    return call
+
+
+@without_autocast
 def forward(
     cell: str,
     reverse: bool,
@@ -43,6 +59,7 @@ def forward(
     )
 
 
+@without_autocast
 def backward(
     cell: str,
     reverse: bool,
@@ -116,12 +133,14 @@ def _runs(lengths: Tensor, sequence: Tensor) -> Tensor:
 def _states_before(hidden: Tensor, output: Tensor, reverse: bool, lengths: Tensor | None) -> Tensor:
     """The hidden state read at each position, (T, N, H); beyond a sample anything finite."""
     steps = len(output)
-    if not reverse:
-        return torch.cat([hidden[None], output])[:steps]
-    before = torch.cat([output, hidden[None]])[1:]
+    if reverse:
+        before = torch.cat([output, hidden[None]])[1:]
+    else:
+        before = torch.cat([hidden[None], output])[:steps]
     if lengths is None or steps == 0:
         return before
-    positions = torch.arange(steps, device=output.device)
-    is_first = (positions[:, None] == lengths.clamp(max=steps) - 1).unsqueeze(2)
-    before = torch.where(_runs(lengths, before), before, 0)
-    return torch.where(is_first, hidden, before)
+    if reverse:
+        positions = torch.arange(steps, device=output.device)
+        is_first = (positions[:, None] == lengths.clamp(max=steps) - 1).unsqueeze(2)
+        before = torch.where(is_first, hidden, before)
+    return torch.where(_runs(lengths, before), before, 0)

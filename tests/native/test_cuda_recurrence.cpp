@@ -25,8 +25,10 @@ std::vector<Case> cases() {
     return {
         {5, 3, 7, C::lstm, false, false},     // one block, part of its units
         {4, 17, 20, C::lstm, true, true},     // three blocks, two slices
-        {3, 70, 40, C::lstm, false, true},    // 8 units: all multiprocessors, two row tiles
+        {3, 70, 40, C::lstm, false, true},    // 16 units, three tiles of rows, two slices
         {3, 20, 100, C::lstm, false, false},  // 16 units, rows for which 8 have no room
+        {4, 40, 20, C::lstm, true, true},     // 8 units, two tiles of rows, two slices
+        {3, 60, 110, C::lstm, false, true},   // 16 units, four tiles of rows
         {6, 2, 33, C::rnn_tanh, false, true}, {4, 40, 50, C::rnn_relu, true, false},
         {3, 4, 110, C::rnn_tanh, true, true},  // fewer steps of depth than warps
     };

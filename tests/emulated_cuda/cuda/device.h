@@ -1,5 +1,6 @@
 // csrc/cuda/device.h for a processor without a GPU: a block's threads are fibers of one thread, one
-// block runs after another. What the instructions do is computed as NVIDIA's PTX ISA describes it.
+// block runs after another, cooperating ones by turns. What the instructions do is computed as
+// NVIDIA's PTX ISA describes it.
 //
 // It finds what a GPU may hide: asynchronous copies arrive as late as they may, shared memory
 // begins as noise, threads run forwards or backwards (`order`), and arrays are plain memory, for
@@ -214,7 +215,11 @@ int blocks_at_once(Kernel*, int, int64_t) {
     return 1;
 }
 
-inline uint32_t load_from_others(const uint32_t* word) { return *word; }
+inline void load_from_others(const uint32_t* words, uint32_t& first, uint32_t& second) {
+    if (reinterpret_cast<uintptr_t>(words) % 8 != 0) throw std::logic_error("ld.v2: misaligned");
+    first = words[0];
+    second = words[1];
+}
 inline void arrive(uint32_t* arrivals) { ++*arrivals; }
 inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
     int turns = 0;
@@ -223,6 +228,8 @@ inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
         emulated::give_way();
     }
 }
+
+inline bool blocks_can_cooperate(int) { return true; }
 
 inline int64_t shared_bytes_of_block(int) { return most_shared_bytes; }
 

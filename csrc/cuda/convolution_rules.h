@@ -8,14 +8,13 @@
 #include "../core/convolution.h"
 #include "cuda/device.h"
 #include "grid.h"
+#include "sequence.h"
 
 namespace seqkernels::cuda {
 
-// Real positions of a sample: what a wrong length asks for is not read.
 __device__ inline int64_t sample_length(const ConvolutionShape& shape, const int64_t* lengths,
                                         int64_t sample) {
-    if (lengths == nullptr) return shape.length;
-    return larger(0, smaller(shape.length, lengths[sample]));
+    return length_of(lengths, shape.length, sample);
 }
 
 // A maximum so far and the window it was found in, -1 before the first.
@@ -56,7 +55,7 @@ __device__ inline Number activate(Activation activation, Number x) {
         case Activation::tanh:
             return std::tanh(x);
         case Activation::sigmoid:
-            return 1 / (1 + std::exp(-x));
+            return sigmoid(x);
     }
     return x;
 }

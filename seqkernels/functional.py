@@ -264,7 +264,8 @@ def lstm(
         lengths: (N,) integers, each from 0 to T (without a batch: 0 dimensions), on the CPU or on
             input's device. Sequence n is treated as if it had been run alone, cut to
             ``lengths[n]``: what stands behind it in ``input``, even NaN, changes no bit of any
-            result or gradient.
+            result or gradient. Values on a CUDA device are not waited for to be checked: there one
+            beyond T counts as T, below 0 as 0.
         reverse: read from the last element (of each sequence) to the first.
         recompute: keep no gates and cell states (5 T N H numbers) for the backward pass, which
             runs the forward pass once more to get them. The results are the same to the bit. No

@@ -5,7 +5,7 @@
 namespace seqkernels::cuda {
 namespace {
 
-// The widest copies of which rows of `row_bytes` are made up.
+// The widest copies that a row of so many bytes is made up of.
 int widest_copy(int64_t bytes_of_row) {
     return bytes_of_row % 16 == 0 ? 16 : bytes_of_row % 8 == 0 ? 8 : 4;
 }

@@ -136,22 +136,17 @@ class PersistentBackward {
         const int64_t row = position_at(place, step);
         const float dh = from_following + kept.grad_output;
         if constexpr (gates == 1) {
-            const float h = kept.activated[0];
-            const float slope = shape_.cell == RecurrentCell::rnn_tanh ? 1 - h * h : 1.0f;
-            const bool is_cut = shape_.cell == RecurrentCell::rnn_relu && h <= 0;
-            store(place, row, next_turn, 0, is_cut ? 0 : dh * slope);
+            store(place, row, next_turn, 0, rnn_gradient(shape_.cell, kept.activated[0], dh));
         } else {
-            const float i = kept.activated[0], f = kept.activated[1], g = kept.activated[2],
-                        o = kept.activated[3];
-            const float tanh_c = std::tanh(kept.cell);
-            float dc = dh * o * (1 - tanh_c * tanh_c);
-            dc += step == place.length - 1 ? of(call_.grad_final_cell, index_of(place))
-                                           : grad_cells_[tile];
-            grad_cells_[tile] = dc * f;
-            store(place, row, next_turn, 0, dc * g * (i * (1 - i)));
-            store(place, row, next_turn, 1, dc * kept.cell_before * (f * (1 - f)));
-            store(place, row, next_turn, 2, dc * i * (1 - g * g));
-            store(place, row, next_turn, 3, dh * tanh_c * (o * (1 - o)));
+            float& grad_cell = grad_cells_[tile];
+            if (step == place.length - 1) grad_cell = of(call_.grad_final_cell, index_of(place));
+            const float (&a)[gates] = kept.activated;
+            float gradients[4];
+            lstm_gradients<float>({a[0], a[1], a[2], a[3]}, kept.cell, kept.cell_before, dh,
+                                  grad_cell, gradients);
+#pragma unroll
+            for (int gate = 0; gate < 4; ++gate)
+                store(place, row, next_turn, gate, gradients[gate]);
         }
     }
 

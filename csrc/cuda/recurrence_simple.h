@@ -9,8 +9,8 @@
 //
 // Backward, from the last step to the first, with da the gradients of a at the following step:
 //   dh = grad_output[t] + weight_hh^T da, or the final state's after the last step
-//   do = dh tanh(c);  dc += dh o (1 - tanh(c)^2);  di = dc g;  dg = dc i;  df = dc c before;  dc *=
-//   f
+//   do = dh tanh(c);  dc += dh o (1 - tanh(c)^2);  di = dc g;  dg = dc i;  df = dc c before;
+//   dc *= f
 // each times the slope of its activation.
 //
 // Shapes and ownership: recurrence.h. No output aliases an input, but a step reads what earlier
@@ -20,8 +20,6 @@
 // every sample; and a launch. Limit: L2 and launches; far from the matrix units. Compiled and
 // verified by emulation; not timed.
 #pragma once
-
-#include <cmath>
 
 #include "grid.h"
 #include "recurrence.h"
@@ -74,23 +72,19 @@ __global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
         }
         Number state;
         if (shape.cell == RecurrentCell::lstm) {
-            const Number i = sigmoid(sums[0]), f = sigmoid(sums[1]);
-            const Number g = std::tanh(sums[2]), o = sigmoid(sums[3]);
-            const Number c = f * call.cell[index] + i * g;
-            state = o * std::tanh(c);
-            call.cell[index] = c;
+            const auto gates = LstmGates<Number>::of_sums(sums);
+            Number& cell = call.cell[index];
+            state = gates.step(cell);
             if (call.gates != nullptr) {
-                const Number activated[4] = {i, f, g, o};
+                const Number activated[4] = {gates.i, gates.f, gates.g, gates.o};
                 for (int gate = 0; gate < 4; ++gate) {
                     call.gates[place + gate * hidden] = activated[gate];
                 }
-                call.cells[position * states + index] = c;
+                call.cells[position * states + index] = cell;
             }
-            if (step == length - 1) call.final_cell[index] = narrowed<T>(c);
-        } else if (shape.cell == RecurrentCell::rnn_tanh) {
-            state = std::tanh(sums[0]);
+            if (step == length - 1) call.final_cell[index] = narrowed<T>(cell);
         } else {
-            state = sums[0] <= 0 ? Number(0) : sums[0];  // NaN stays
+            state = rnn_state(shape.cell, sums[0]);
         }
         call.output[position * states + index] = narrowed<T>(state);
         if (step == length - 1) call.final_hidden[index] = narrowed<T>(state);
@@ -140,29 +134,26 @@ __global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
         if (call.grad_output != nullptr) dh += widened(call.grad_output[at]);
         if (shape.cell != RecurrentCell::lstm) {
             const Number h = widened(call.output[at]);
-            const Number slope = shape.cell == RecurrentCell::rnn_tanh ? 1 - h * h : Number(1);
-            const bool is_cut = shape.cell == RecurrentCell::rnn_relu && h <= 0;
-            call.grad_gates[place] = narrowed<T>(is_cut ? Number(0) : dh * slope);
+            call.grad_gates[place] = narrowed<T>(rnn_gradient(shape.cell, h, dh));
             continue;
         }
         const Accumulator<T>* gates = call.gates + place;
-        const Number i = gates[0], f = gates[hidden], g = gates[2 * hidden], o = gates[3 * hidden];
         const Number before =
             step == 0 ? widened(call.initial_cell[index])
                       : call.cells[position_of(shape, length, step - 1) * states + index];
-        const Number tanh_c = std::tanh(call.cells[at]);
-        Number dc = dh * o * (1 - tanh_c * tanh_c);
+        Number grad_cell = 0;
         if (step < length - 1) {
-            dc += call.grad_cell[index];
+            grad_cell = call.grad_cell[index];
         } else if (call.grad_final_cell != nullptr) {
-            dc += widened(call.grad_final_cell[index]);
+            grad_cell = widened(call.grad_final_cell[index]);
         }
-        call.grad_cell[index] = dc * f;
-        T* gradients = call.grad_gates + place;
-        gradients[0] = narrowed<T>(dc * g * (i * (1 - i)));
-        gradients[hidden] = narrowed<T>(dc * before * (f * (1 - f)));
-        gradients[2 * hidden] = narrowed<T>(dc * i * (1 - g * g));
-        gradients[3 * hidden] = narrowed<T>(dh * tanh_c * (o * (1 - o)));
+        Number gradients[4];
+        lstm_gradients<Number>({gates[0], gates[hidden], gates[2 * hidden], gates[3 * hidden]},
+                               call.cells[at], before, dh, grad_cell, gradients);
+        call.grad_cell[index] = grad_cell;
+        for (int gate = 0; gate < 4; ++gate) {
+            call.grad_gates[place + gate * hidden] = narrowed<T>(gradients[gate]);
+        }
     }
 }
 

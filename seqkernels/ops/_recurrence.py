@@ -39,6 +39,13 @@ def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
     return output, final, input.new_empty(batch, hidden), gates, cells
 
 
+def _running(cell: str, hidden: Tensor) -> Tensor | None:
+    """Room for an LSTM's cell state, or its gradient, between the steps."""
+    if cell != "lstm":
+        return None
+    return hidden.new_empty(hidden.shape, dtype=_accumulator(hidden.dtype))
+
+
 def _with_unit_stride(input: Tensor) -> Tensor:
     return input if input.stride(-1) == 1 or input.shape[-1] <= 1 else input.contiguous()
 
@@ -66,7 +73,8 @@ def _recurrence(
         weights = (weight_ih, weight_hh, bias_ih, bias_hh)
         kept = (gates, cells) if keeps_gates else (None, None)
         results = outputs[: 3 if is_lstm else 2]
-        _recurrence_cuda.forward(cell, reverse, input, states, weights, lengths, results, kept)
+        tensors = (input, states, weights, lengths, results, kept)
+        _recurrence_cuda.forward(cell, reverse, *tensors, _running(cell, hidden))
         return outputs
     _cpu.recurrence_forward(
         cell,
@@ -159,6 +167,7 @@ def _recurrence_backward(
             (grad_output, grad_hidden, grad_cell_state),
             needs,
             gradients,
+            _running(cell, hidden),
         )
         return gradients
     if is_lstm and not kept:  # nobody else has these: the gradients may take their place

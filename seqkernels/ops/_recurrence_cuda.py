@@ -36,8 +36,12 @@ def forward(
     lengths: Tensor | None,
     results: tuple[Tensor, ...],
     kept: tuple[Tensor | None, Tensor | None],
+    running: Tensor | None,
 ) -> None:
-    """Fill ``results``, output and final states, and ``kept``, gates and cell states or None."""
+    """Fill ``results``, output and final states, and ``kept``, gates and cell states or None.
+
+    ``running`` is room for an LSTM's cell state between the steps.
+    """
     weight_ih, weight_hh, *biases = weights
     projections = _product(input.flatten(0, 1), weight_ih.t())
     is_lstm = cell == "lstm"
@@ -54,7 +58,7 @@ def forward(
         output,
         final[0],
         final[1] if is_lstm else None,
-        _running(states[0]) if is_lstm else None,
+        running,
         *kept,
     )
 
@@ -72,10 +76,12 @@ def backward(
     grads: tuple[Tensor | None, ...],
     needs: list[bool],
     gradients: tuple[Tensor, ...],
+    running: Tensor | None,
 ) -> None:
     """Fill the gradients of input, states, weights and bias, those that are needed.
 
-    ``grads`` are those of output, final hidden and final cell state.
+    ``grads`` are those of output, final hidden and final cell state; ``running`` is room for that
+    of an LSTM's cell state between the steps.
     """
     weight_ih, weight_hh = weights
     grad_input, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh, grad_bias = gradients
@@ -91,7 +97,7 @@ def backward(
         output,
         *(kept if is_lstm else (None, None)),
         *(None if grad is None else grad.contiguous() for grad in grads),
-        _running(states[0]) if is_lstm else None,
+        running,
         grad_hidden,
         grad_cell if is_lstm else None,
     )
@@ -116,12 +122,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
-
-
-def _running(state: Tensor) -> Tensor:
-    """Room for a cell state, or its gradient, between the steps."""
-    dtype = torch.float32 if state.dtype.itemsize == 2 else state.dtype
-    return torch.empty(state.shape, dtype=dtype, device=state.device)
 
 
 def _runs(lengths: Tensor, sequence: Tensor) -> Tensor:

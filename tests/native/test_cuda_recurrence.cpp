@@ -224,10 +224,20 @@ TEST(recurrence_plans_fit_the_gpu) {
             }
         }
     }
-    RecurrenceShape shape{};
-    shape.steps = 1024;
-    shape.batch = 16;
-    for (const auto& [hidden, fits] : {std::pair{768, true}, {1536, true}, {4096, false}}) {
+    // What README says of an H100.
+    struct Limit {
+        int64_t hidden, batch;
+        bool fits;
+    };
+    for (const auto& [hidden, batch, fits] : {Limit{768, 16, true},
+                                              {1536, 64, true},
+                                              {1536, 65, false},
+                                              {768, 128, true},
+                                              {768, 129, false},
+                                              {4096, 1, false}}) {
+        RecurrenceShape shape{};
+        shape.steps = 1024;
+        shape.batch = batch;
         shape.hidden = hidden;
         for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
             CHECK(cuda::plan_recurrence(shape, pass, 132, h100_shared).fits == fits);

@@ -377,7 +377,7 @@ def test_mistakes_in_a_file_of_shapes_are_named(capsys, tmp_path, cases, message
             ["run", *TINY[:2], "--shapes", "N=2", "T=50", "H=8", "lengths=reviews"],
             "T: expected at most 32",
         ),
-        (["run", *TINY, "--isa", "amx"], "--isa: expected some of scalar"),
+        (["run", *TINY, "--isa", "sse9"], "--isa: expected some of scalar"),
         (["run", *TINY, "--provider", "torch:conv1d+amax"], "none of them has lstm"),
         (["run", *TINY, "--save", "/proc/nowhere/run.json"], "run.json: cannot be written"),
         (["run", *TINY, "--save", "."], "cannot be written: Is a directory"),

@@ -105,12 +105,16 @@ def test_another_thread_waits_for_the_block_to_end():
     assert seen == [last]
 
 
-def results_of_everything(dtype: torch.dtype) -> list[torch.Tensor]:
+def results_of_everything(dtype: torch.dtype, *, with_blocks: bool = True) -> list[torch.Tensor]:
+    """Outputs and gradients of every operation; `with_blocks`, also those that are summed in
+    blocks of as many numbers as the vectors of an ISA hold."""
     results = []
     for sizes, keywords in CASES.values():
         arguments = converted(tensors(sizes), dtype) | keywords
         results.append(functional.conv1d_max_pool(**arguments))
-        results += gradients(functional.conv1d_max_pool, arguments)
+        grad_input, *others = gradients(functional.conv1d_max_pool, arguments)
+        results += [grad_input] if with_blocks or "pool_size" not in keywords else []
+        results += others
     for kind in recurrences.KINDS:
         for sizes in ((5, 7, 13, 33), (3, 2, 5, 8)):
             arguments = recurrences.converted(recurrences.tensors(kind, sizes), dtype)
@@ -125,9 +129,9 @@ def test_avx2_and_avx512_agree_to_the_last_bit(dtype):
     if missing:
         pytest.skip(f"no {' and no '.join(sorted(missing))} here")
     with cpu.use_isa("avx2"):
-        narrow = results_of_everything(dtype)
+        narrow = results_of_everything(dtype, with_blocks=False)
     with cpu.use_isa("avx512"):
-        wide = results_of_everything(dtype)
+        wide = results_of_everything(dtype, with_blocks=False)
     assert all(map(torch.equal, narrow, wide))
 
 
@@ -141,4 +145,7 @@ def test_the_scalar_kernels_are_others(dtype):
     with cpu.use_isa(available[-1]):
         fast = results_of_everything(dtype)
     assert not all(map(torch.equal, scalar, fast))
-    torch.testing.assert_close(scalar, fast)
+    for one, other in zip(scalar, fast, strict=True):
+        # Matrix tiles round the states that are multiplied: errors are of the largest number.
+        rounding = 4 * torch.finfo(dtype).eps * float(one.detach().abs().amax())
+        torch.testing.assert_close(one, other, atol=max(rounding, 1e-5), rtol=1e-5)

@@ -60,6 +60,7 @@ class ConvolutionForwardKernel {
     using Left = typename Product::Left;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
+    static constexpr int64_t tile_depth = 32;  // depths that matrix tiles take at once
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
@@ -67,7 +68,8 @@ class ConvolutionForwardKernel {
         : call_(arguments),
           shape_(arguments.shape),
           layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
-          direct_(is_read_in_place<Left>(shape_, arguments.input)),
+          direct_(is_read_in_place<Left>(shape_, arguments.input) &&
+                  (!Product::in_tiles || windows_are_whole_blocks(arguments.input))),
           windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
@@ -88,6 +90,9 @@ class ConvolutionForwardKernel {
         const int64_t private_count = private_elements();
         const Scratch<T> privates(checked_product({private_count, threads}));
         const Scratch<int64_t> depths(layout_.depth);
+        const int64_t marks = Product::is_partial ? shape_.batch : 0;
+        const Scratch<uint8_t> left_out(marks);
+        for (int64_t n = 0; n < marks; ++n) left_out.data()[n] = 0;
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             for (int64_t channel = 0; channel < shape_.channels; ++channel) {
                 depths.data()[channel * shape_.kernel_size + tap] = tap * shape_.channels + channel;
@@ -96,27 +101,53 @@ class ConvolutionForwardKernel {
         packed_ = packed.data();
         zeros_ = zeros.data();
         depths_ = depths.data();
+        left_out_ = left_out.data();
 
         std::atomic<int64_t> next{0};
+        std::atomic<bool> all_left_out{false};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
             const Private mine = private_of(privates.data() + thread * private_count);
-            pack_weight(part_of(panels, 1, thread, granted), mine.panel);
+            if (!pack_weight(part_of(panels, 1, thread, granted), mine.panel)) all_left_out = true;
             barrier.wait(granted);
+            if (all_left_out) return;
             for (int64_t item = next++; item < items; item = next++) {
                 sample(item / groups, part_of(panels, 1, item % groups, groups), mine);
             }
         });
+        if constexpr (Product::is_partial) run_left_out(all_left_out, threads);
     }
 
  private:
+    // The samples that cannot be multiplied by Product, or all, by vectors.
+    void run_left_out(bool all, int threads) const {
+        for (int64_t begin = 0, end = 0; begin < shape_.batch; begin = end) {
+            const bool is_left_out = all || left_out_[begin] != 0;
+            for (++end; end < shape_.batch && (all || left_out_[end] != 0) == is_left_out;) ++end;
+            if (!is_left_out) continue;
+            ConvolutionForward<T> part = call_;
+            part.shape.batch = end - begin;
+            part.input.numbers = call_.input.numbers.from(begin * call_.input.stride_batch);
+            if (call_.lengths != nullptr) part.lengths += begin;
+            part.output += begin * call_.output_stride_batch;
+            if (call_.argmax != nullptr) part.argmax += begin * shape_.pooled * shape_.filters;
+            ConvolutionForwardKernel<Vector, VectorProduct<Vector>>(part).run(threads);
+        }
+    }
+
+    // Matrix tiles read the windows of a sample in place where each fills blocks of depths.
+    bool windows_are_whole_blocks(const SequenceView& input) const {
+        return shape_.padding_left == 0 && shape_.padding_right == 0 && shape_.dilation == 1 &&
+               input.stride_length == shape_.channels && layout_.depth % tile_depth == 0;
+    }
+
     // The depth of the product runs over a window's numbers as they lie: tap after tap, of each its
     // channels.
-    void pack_weight(Range panels, T* scratch) const {
+    bool pack_weight(Range panels, T* scratch) const {
         const ConvolutionWeight& weight = call_.weight;
         const int64_t taps = shape_.kernel_size, channels = shape_.channels;
-        Product::pack(packed_, layout_, panels, scratch, [&](T* target, int64_t panel) {
+        return Product::pack(packed_, layout_, panels, scratch, [&](T* target, int64_t panel) {
             if (weight.stride_tap == 1 && weight.stride_channel == taps) {
                 // A filter lies without gaps, channel after channel, and is read as it lies.
                 pack_panel(target, layout_, panel, taps * channels,
@@ -141,7 +172,7 @@ class ConvolutionForwardKernel {
 
     int64_t positions_in_stretch() const {
         const int64_t spread = checked_product({windows_in_stretch() - 1, shape_.stride});
-        return smaller(shape_.length, spread + shape_.dilation * (shape_.kernel_size - 1) + 1);
+        return spread + shape_.dilation * (shape_.kernel_size - 1) + 1;
     }
 
     // A thread's own scratch.
@@ -157,17 +188,26 @@ class ConvolutionForwardKernel {
     int64_t convolution_elements() const {
         return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
     }
-    int64_t input_elements() const {
-        return direct_ ? 0 : checked_product({positions_in_stretch(), shape_.channels});
+    // Numbers of one plane of a stretch, and of a tile of windows. Matrix tiles read whole blocks
+    // of depths, and as many rows as a tile holds.
+    int64_t input_plane() const {
+        if (direct_) return 0;
+        const int64_t positions = checked_product({positions_in_stretch(), shape_.channels});
+        if (!Product::in_tiles) return positions;
+        const int64_t beyond = checked_product({Product::rows, shape_.stride, shape_.channels});
+        return positions + beyond + tile_depth;
     }
     int64_t window_elements() const {
-        return Product::takes_whole_rows ? checked_product({Product::rows, layout_.depth}) : 0;
+        return Product::in_tiles ? divide_rounding_up(layout_.depth, tile_depth) * tile_depth : 0;
     }
-    // In elements of T, which are no smaller than Left's.
+    int64_t windows_plane() const { return Product::rows * window_elements(); }
     int64_t private_elements() const {
+        constexpr int64_t lefts = sizeof(T) / sizeof(Left);
+        const int64_t left =
+            checked_product({Product::left_planes, input_plane() + windows_plane()});
         const int64_t count = 2 * maxima_elements() + convolution_elements() +
-                              Product::pack_scratch_elements(layout_) + input_elements() +
-                              window_elements();
+                              Product::pack_scratch_elements(layout_) +
+                              divide_rounding_up(left, lefts);
         return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
     }
     Private private_of(T* memory) const {
@@ -178,7 +218,7 @@ class ConvolutionForwardKernel {
         mine.panel = mine.convolution + convolution_elements();
         void* rest = mine.panel + Product::pack_scratch_elements(layout_);
         mine.input = static_cast<Left*>(rest);
-        mine.windows = mine.input + input_elements();
+        mine.windows = mine.input + Product::left_planes * input_plane();
         return mine;
     }
 
@@ -199,7 +239,8 @@ class ConvolutionForwardKernel {
         T *maxima = mine.maxima, *winners = mine.winners;
         for (int64_t begin = 0; begin < windows; begin += windows_per_stretch_) {
             const int64_t end = smaller(windows, begin + windows_per_stretch_);
-            const SampleRows<Left> rows = reach(n, length, begin, end, mine.input);
+            SampleRows<Left> rows{};
+            if (!reach(n, length, begin, end, mine.input, rows)) return;
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t first = layout_.first_column(panel);
                 convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
@@ -221,7 +262,8 @@ class ConvolutionForwardKernel {
             const int64_t end = smaller(pools, begin + pools_per_stretch_);
             const int64_t first_window = begin * shape_.pool_stride;
             const int64_t last_window = (end - 1) * shape_.pool_stride + shape_.pool_size;
-            const SampleRows<Left> rows = reach(n, length, first_window, last_window, mine.input);
+            SampleRows<Left> rows{};
+            if (!reach(n, length, first_window, last_window, mine.input, rows)) return;
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 convolve_into_memory(rows, first_window, last_window, panel, mine.convolution,
                                      mine.windows);
@@ -232,23 +274,46 @@ class ConvolutionForwardKernel {
         }
     }
 
-    // The rows that windows [begin, end) of a sample read: in place, or packed into `scratch`.
-    SampleRows<Left> reach(int64_t n, int64_t length, int64_t begin, int64_t end,
-                           Left* scratch) const {
+    // The rows that windows [begin, end) of a sample read: in place, or as they are multiplied in
+    // `scratch`, with zeros where the windows reach beyond the sample. Whether they can be; else
+    // the sample is marked.
+    bool reach(int64_t n, int64_t length, int64_t begin, int64_t end, Left* scratch,
+               SampleRows<Left>& rows) const {
         const SequenceView& input = call_.input;
         if (direct_) {
             const Left* numbers = static_cast<const Left*>(input.numbers.data);
-            return {numbers + n * input.stride_batch, input.stride_length, length};
+            rows = {numbers + n * input.stride_batch, input.stride_length, {0, length}};
+            return true;
         }
-        const int64_t first = larger(0, window_start(shape_, begin));
-        const int64_t last = smaller(
-            length, window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1);
-        if (first < last) pack_positions<Vector>(shape_, input, n, first, last, scratch);
-        return {scratch - first * shape_.channels, shape_.channels, length};
+        const int64_t channels = shape_.channels, plane = input_plane();
+        const int64_t first = window_start(shape_, begin);
+        const int64_t last =
+            window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1;
+        const int64_t from = smaller(last, larger(first, 0));
+        const int64_t to = larger(from, smaller(last, length));
+        Left* const positions = scratch + (from - first) * channels;
+        typename Product::Magnitude magnitude;
+        read_positions<Vector>(
+            shape_, input, n, from, to, [&](Vector numbers, int64_t offset, int64_t count) {
+                Product::store_left(numbers, positions + offset, plane, count, magnitude);
+            });
+        const int64_t beyond = (last - to) * channels + (Product::in_tiles ? tile_depth : 0);
+        for (int p = 0; p < Product::left_planes; ++p) {
+            clear(scratch + p * plane, (from - first) * channels);
+            clear(positions + p * plane + (to - from) * channels, beyond);
+        }
+        rows = {scratch - first * channels, channels, {first, last}};
+        if (magnitude.is_plain()) return true;
+        __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
+        return false;
+    }
+
+    static void clear(Left* numbers, int64_t count) {
+        std::memset(static_cast<void*>(numbers), 0, static_cast<std::size_t>(count) * sizeof(Left));
     }
 
     // The convolution of `tile` windows from `window` on with one panel of filters, without bias.
-    // copies: room for them, where the product takes whole rows.
+    // copies: room for them, where the product is in tiles.
     void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<Left>& rows,
                   int64_t window, const typename Product::Packed* panel, Left* copies) const {
         const int64_t channels = shape_.channels;
@@ -256,31 +321,52 @@ class ConvolutionForwardKernel {
         const int64_t start = window_start(shape_, window);
         const int64_t last_start = start + (tile - 1) * shape_.stride;
         const int64_t span = shape_.dilation * (taps - 1);
-        for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
         const Left* pointers[Product::rows] = {};
-        const bool whole = start >= 0 && last_start + span < rows.length;
-        if (whole && shape_.dilation == 1 && rows.dense(channels)) {
+        const bool whole = rows.has(start) && rows.has(last_start + span) && shape_.dilation == 1 &&
+                           rows.dense(channels);
+        if (whole) {
             for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
-            Product::multiply(sums, tile, vectors, pointers, panel, taps * channels);
-            return;
         }
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            for (int m = 0; m < tile; ++m) {
-                const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
-                pointers[m] = rows.has(position) ? rows.at(position) : zeros_;
-                if constexpr (Product::takes_whole_rows) {
-                    std::memcpy(copies + m * layout_.depth + tap * channels, pointers[m],
-                                static_cast<std::size_t>(channels) * sizeof(Left));
-                }
+        if constexpr (Product::in_tiles) {
+            int64_t plane = input_plane();
+            // In place, rows beyond the last one may not be there.
+            if (!whole || (direct_ && tile % Product::tile_rows != 0)) {
+                plane = windows_plane();
+                gather(tile, start, rows, copies);
+                for (int m = 0; m < tile; ++m) pointers[m] = copies + m * window_elements();
             }
-            if constexpr (!Product::takes_whole_rows) {
+            Product::multiply(sums, tile, vectors, pointers, plane, panel, layout_.depth);
+            return;
+        } else {
+            for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
+            if (whole) {
+                Product::multiply(sums, tile, vectors, pointers, panel, taps * channels);
+                return;
+            }
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                for (int m = 0; m < tile; ++m) {
+                    const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
+                    pointers[m] = rows.has(position) ? rows.at(position) : zeros_;
+                }
                 const auto* of_tap = panel + tap * channels * vectors * Vector::width;
                 Product::multiply(sums, tile, vectors, pointers, of_tap, channels);
             }
         }
-        if constexpr (Product::takes_whole_rows) {
-            for (int m = 0; m < tile; ++m) pointers[m] = copies + m * layout_.depth;
-            Product::multiply(sums, tile, vectors, pointers, panel, layout_.depth);
+    }
+
+    // Copies the windows of a tile, one after another, plane after plane.
+    void gather(int tile, int64_t start, const SampleRows<Left>& rows, Left* copies) const {
+        const int64_t channels = shape_.channels;
+        for (int p = 0; p < Product::left_planes; ++p) {
+            Left* target = copies + p * windows_plane();
+            for (int m = 0; m < tile; ++m, target += window_elements()) {
+                for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+                    const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
+                    std::memcpy(target + tap * channels, rows.at(position) + p * input_plane(),
+                                static_cast<std::size_t>(channels) * sizeof(Left));
+                }
+                clear(target + layout_.depth, window_elements() - layout_.depth);
+            }
         }
     }
 
@@ -404,6 +490,7 @@ class ConvolutionForwardKernel {
     typename Product::Packed* packed_ = nullptr;
     const Left* zeros_ = nullptr;
     const int64_t* depths_ = nullptr;  // where a filter's numbers, as they lie, go when packed
+    uint8_t* left_out_ = nullptr;      // by sample: whether Product cannot multiply it
 };
 
 template <class Vector, class Product = VectorProduct<Vector>>

@@ -17,14 +17,14 @@ static inline int64_t sample_length(const ConvolutionShape& shape, const int64_t
 }
 
 // A stretch of one sample, positions with their channels side by side.
-//   rows + position * stride is position's row of C channels, for positions in [0, length).
+//   rows + position * stride is position's row of C channels, for the positions that are there.
 template <class T>
 struct SampleRows {
     const T* rows;
     int64_t stride;
-    int64_t length;
+    Range positions;
 
-    bool has(int64_t position) const { return position >= 0 && position < length; }
+    bool has(int64_t position) const { return positions.has(position); }
     const T* at(int64_t position) const { return rows + position * stride; }
     // Whether consecutive positions follow each other without a gap.
     bool dense(int64_t channels) const { return stride == channels; }
@@ -41,43 +41,60 @@ static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64
     return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;
 }
 
-// Copies `count` positions that begin at `source` to target, (count, C) contiguous.
-template <class Vector, class Number, class Left>
-inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input,
-                           const Number* source, int64_t count, Left* target) {
+// Calls store(vector, offset, count) for the numbers of `positions` positions that begin at
+// `source`, a vector's worth or less of channels at a time: they go to `offset` of a (positions, C)
+// contiguous target.
+template <class Vector, class Number, class Store>
+inline void read_positions(const ConvolutionShape& shape, const SequenceView& input,
+                           const Number* source, int64_t positions, Store&& store) {
+    const int64_t channels = shape.channels;
     if (input.stride_channel == 1) {
-        for (int64_t position = 0; position < count; ++position) {
+        for (int64_t position = 0; position < positions; ++position) {
             const Number* from = source + position * input.stride_length;
-            Left* to = target + position * shape.channels;
-            for (int64_t channel = 0; channel < shape.channels; channel += Vector::width) {
-                const int64_t left = shape.channels - channel;
-                store_up_to(load_up_to<Vector>(from + channel, left), to + channel, left);
+            for (int64_t channel = 0; channel < channels; channel += Vector::width) {
+                const int64_t left = smaller(Vector::width, channels - channel);
+                store(load_up_to<Vector>(from + channel, left), position * channels + channel,
+                      left);
             }
         }
         return;
     }
-    // Blocks of positions keep the target's lines in cache while channel after channel is read
-    // along the sequence, the direction in which (N, C, L) lies.
-    constexpr int64_t block = 16;
-    for (int64_t first = 0; first < count; first += block) {
-        const int64_t last = smaller(first + block, count);
-        for (int64_t channel = 0; channel < shape.channels; ++channel) {
-            const Number* line = source + channel * input.stride_channel;
-            for (int64_t position = first; position < last; ++position) {
-                narrow(widen(line[position * input.stride_length]),
-                       target[position * shape.channels + channel]);
+    // Positions by the handful, in which direction (N, C, L) lies: transposed in registers.
+    constexpr int at_once = transposed_columns<Number>;
+    using T = typename Vector::Element;
+    for (int64_t position = 0; position < positions; position += at_once) {
+        const int64_t here = smaller(at_once, positions - position);
+        for (int64_t channel = 0; channel < channels; channel += Vector::width) {
+            const int64_t left = smaller(Vector::width, channels - channel);
+            const Number* from =
+                source + position * input.stride_length + channel * input.stride_channel;
+            Vector columns[at_once];
+            if (left == Vector::width && here == at_once && input.stride_length == 1) {
+                Vector::load_transposed(from, input.stride_channel, columns);
+            } else {
+                T numbers[at_once][Vector::width] = {};
+                for (int64_t lane = 0; lane < left; ++lane) {
+                    for (int64_t i = 0; i < here; ++i) {
+                        numbers[i][lane] =
+                            widen(from[lane * input.stride_channel + i * input.stride_length]);
+                    }
+                }
+                for (int64_t i = 0; i < at_once; ++i) columns[i] = Vector::load(numbers[i]);
+            }
+            for (int64_t i = 0; i < here; ++i) {
+                store(columns[i], (position + i) * channels + channel, left);
             }
         }
     }
 }
 
-// Copies positions [begin, end) of a sample to target, (end - begin, C) contiguous.
-template <class Vector, class Left>
-inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
-                           int64_t begin, int64_t end, Left* target) {
+// The same for positions [begin, end) of a sample.
+template <class Vector, class Store>
+inline void read_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
+                           int64_t begin, int64_t end, Store&& store) {
     const int64_t offset = sample * input.stride_batch + begin * input.stride_length;
     with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
-        pack_positions<Vector>(shape, input, numbers + offset, end - begin, target);
+        read_positions<Vector>(shape, input, numbers + offset, end - begin, store);
     });
 }
 

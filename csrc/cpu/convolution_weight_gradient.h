@@ -102,9 +102,12 @@ class ConvolutionWeightGradient {
         const Range mine = part_of(samples.end - samples.begin, 1, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; ++i) {
             const int64_t n = samples.begin + i;
-            pack_positions<Vector>(shape_, call_.input, n, 0,
+            T* target = packed_.data() + i * stride_batch_;
+            read_positions<Vector>(shape_, call_.input, n, 0,
                                    sample_length(shape_, call_.lengths, n),
-                                   packed_.data() + i * stride_batch_);
+                                   [&](Vector numbers, int64_t offset, int64_t count) {
+                                       store_up_to(numbers, target + offset, count);
+                                   });
         }
     }
 

@@ -244,8 +244,8 @@ class RecurrenceBackwardKernel {
         const int64_t panels = hidden_layout_.panels();
         const Grid grid = product_grid(ran, tile_rows, panels, threads);
         multiply_rows(
-            hidden_layout_, hidden_weights_, grid.columns(panels, thread),
-            grid.rows(ran, tile_rows, thread), nullptr,
+            hidden_layout_, hidden_weights_, call_.weight_hh.transposed(),
+            grid.columns(panels, thread), grid.rows(ran, tile_rows, thread), nullptr,
             [&](int64_t position) {
                 const int64_t row = schedule_.row(schedule_.sample(position), 0);
                 return call_.grad_gates + row * gates * hidden;
@@ -265,8 +265,8 @@ class RecurrenceBackwardKernel {
         const int64_t panels = input_layout_.panels();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
         multiply_rows(
-            input_layout_, input_weights_, grid.columns(panels, thread),
-            grid.rows(rows, tile_rows, thread), nullptr,
+            input_layout_, input_weights_, call_.weight_ih.transposed(),
+            grid.columns(panels, thread), grid.rows(rows, tile_rows, thread), nullptr,
             [&](int64_t index) {
                 return call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
             },

@@ -60,7 +60,7 @@ class RecurrenceForwardKernel {
     // Rows whose sums are kept while a panel passes: whole tiles.
     static constexpr int64_t block_rows = 96;
     // Weights are then packed before they are multiplied.
-    static constexpr bool always_packs = Product::takes_whole_rows;
+    static constexpr bool always_packs = Product::in_tiles;
     // A single step with fewer weights is over before other threads are awake.
     static constexpr int64_t single_thread_weights = 1 << 16;
     // So few rows are multiplied by the input weights as these are packed, block by block.
@@ -103,7 +103,7 @@ class RecurrenceForwardKernel {
         Row* rows;
         const T** states;
         Left* copies;  // of the states, as they are multiplied, if that is otherwise
-        const Left** copied;
+        T* scales;
     };
 
     // How a step reads the recurrent weights.
@@ -129,10 +129,9 @@ class RecurrenceForwardKernel {
         const Scratch<const T*> states(checked_product({most_rows, threads}));
         const int64_t most_copies =
             larger(Product::left_elements(most_rows, shape_.hidden),
-                   Product::left_elements(most_rows_together, shape_.inputs));
+                   Product::left_elements(rows_together<Product>(shape_.inputs), shape_.inputs));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
-        const int64_t most_copied = Product::left_rows(most_rows);
-        const Scratch<const Left*> copied(checked_product({most_copied, threads}));
+        const Scratch<T> scales(checked_product({most_rows, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
@@ -168,7 +167,7 @@ class RecurrenceForwardKernel {
             barrier.wait(granted);
             const Samples mine{rows.data() + thread * most_rows, states.data() + thread * most_rows,
                                copies.data() + thread * most_copies,
-                               copied.data() + thread * most_copied};
+                               scales.data() + thread * most_rows};
             for (int64_t step = 0; step < schedule_.longest(); ++step) {
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
                 run_step(step, grid, thread, mine,
@@ -213,7 +212,7 @@ class RecurrenceForwardKernel {
         const int64_t rows = schedule_.row_count();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
         multiply_rows<Vector, Product>(
-            input_layout_, input_weights_, grid.columns(panels, thread),
+            input_layout_, input_weights_, call_.weight_ih, grid.columns(panels, thread),
             grid.rows(rows, tile_rows, thread), bias_,
             [&](int64_t index) { return input_row(schedule_.row_at(index)); },
             [&](int64_t index) { return projection_row(schedule_.row_at(index)); }, copies);
@@ -287,8 +286,8 @@ class RecurrenceForwardKernel {
             mine.states[i] = mine.rows[i].hidden_before;
         }
         const bool multiplies = weights != Weights::not_at_all;
-        const Left* const* states = Product::prepare(mine.states, multiplies ? count : 0,
-                                                     shape_.hidden, mine.copies, mine.copied);
+        const auto states = Product::prepare(mine.states, multiplies ? count : 0, shape_.hidden,
+                                             mine.copies, mine.scales);
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             for (int64_t i = 0; i < count; i += block_rows) {
@@ -300,25 +299,27 @@ class RecurrenceForwardKernel {
                                                   shape_.hidden - unit);
                     },
                     [&](Vector* sums) {
-                        add_hidden_part(sums, states + i, block, panel, weights);
+                        add_hidden_part(sums, states.from(i), block, panel, weights);
                     });
             }
         }
     }
 
     // sums += the recurrent weights' part of `count` samples for one panel.
-    void add_hidden_part(Vector* sums, const Left* const* states, int64_t count, int64_t panel,
-                         Weights weights) const {
+    void add_hidden_part(Vector* sums, const typename Product::Rows& states, int64_t count,
+                         int64_t panel, Weights weights) const {
         if (weights == Weights::packed) {
-            Product::multiply_panel(sums, states, count, hidden_layout_, panel, hidden_weights_);
+            Product::multiply_panel(sums, states, count, hidden_layout_, panel, hidden_weights_,
+                                    call_.weight_hh);
         }
         if constexpr (!always_packs) {
             if (weights == Weights::packed_on_the_way) {
-                multiply_and_pack(sums, states, count, hidden_layout_, panel, hidden_weights_,
+                multiply_and_pack(sums, states.given, count, hidden_layout_, panel, hidden_weights_,
                                   call_.weight_hh);
             }
             if (weights == Weights::as_they_lie) {
-                multiply_unpacked(sums, states, count, hidden_layout_, panel, call_.weight_hh);
+                multiply_unpacked(sums, states.given, count, hidden_layout_, panel,
+                                  call_.weight_hh);
             }
         }
     }

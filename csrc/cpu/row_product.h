@@ -4,7 +4,8 @@
 //   left(r):   depth contiguous elements          target(r): columns contiguous elements
 //   bias:      columns elements, or null
 // Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from
-// L2 once for every block of rows whose left operand takes 128 KiB, 192 rows at most.
+// L2, or where it does not fit there from beyond, once for every block of rows: those whose left
+// operand takes 128 KiB, or in matrix tiles, where cores have 2 MiB of L2, 1 MiB.
 #pragma once
 
 #include <cstdint>
@@ -14,26 +15,33 @@
 namespace seqkernels {
 
 // Rows of the left operand worked on together.
-constexpr int64_t most_rows_together = 192;
+constexpr int64_t most_rows_together = 512;
 
-// copies: Product::left_elements of most_rows_together rows.
+template <class Product>
+inline int64_t rows_together(int64_t depth) {
+    constexpr int64_t block_bytes = Product::in_tiles ? 1 << 20 : 128 * 1024;
+    constexpr int64_t least_tiles = Product::in_tiles ? 2 : 8;
+    constexpr int64_t number_bytes = Product::left_planes * int64_t{sizeof(typename Product::Left)};
+    const int64_t tiles = block_bytes / larger(1, depth * number_bytes) / Product::rows;
+    return smaller(most_rows_together, larger(least_tiles, tiles) * Product::rows);
+}
+
+// Adds the product of rows with `matrix`, whose panels are packed.
+//   copies: Product::left_elements of rows_together(layout.depth) rows
 template <class Vector, class Product = VectorProduct<Vector>, class Left, class Target>
 inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Product::Packed* packed,
-                          Range panels, Range rows, const typename Vector::Element* bias,
-                          Left&& left, Target&& target, typename Product::Left* copies = nullptr) {
+                          const Matrix& matrix, Range panels, Range rows,
+                          const typename Vector::Element* bias, Left&& left, Target&& target,
+                          typename Product::Left* copies = nullptr) {
     using T = typename Vector::Element;
-    constexpr int64_t block_bytes = 128 * 1024;
-    const int64_t row_bytes = larger(1, layout.depth * static_cast<int64_t>(sizeof(T)));
-    const int64_t block = smaller(
-        most_rows_together, larger(8, block_bytes / row_bytes / Product::rows) * Product::rows);
+    const int64_t block = rows_together<Product>(layout.depth);
     const T* given[most_rows_together];
-    const typename Product::Left* copied[most_rows_together];
+    T scales[most_rows_together];
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
         const int64_t count = smaller(block, rows.end - begin);
         for (int64_t m = 0; m < count; ++m) given[m] = left(begin + m);
-        const auto* lefts = Product::prepare(given, count, layout.depth, copies, copied);
+        const auto prepared = Product::prepare(given, count, layout.depth, copies, scales);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const auto* weights = Product::panel(packed, layout, panel);
             const int64_t column = layout.first_column(panel);
             const int64_t units = layout.units_of(panel);
             Product::for_each_tile(count, [&](int64_t first, int tile) {
@@ -45,7 +53,8 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
                                              : load_up_to<Vector>(bias + i, layout.columns - i);
                     for (int m = 0; m < tile; ++m) sums[m * units + u] = start;
                 }
-                Product::multiply_prepared(sums, tile, units, lefts + first, weights, layout.depth);
+                Product::multiply_tile(sums, prepared.from(first), tile, layout, panel, packed,
+                                       matrix);
                 for (int m = 0; m < tile; ++m) {
                     T* row = target(begin + first + m);
                     for (int64_t u = 0; u < units; ++u) {

@@ -1,20 +1,32 @@
-// How a kernel multiplies bfloat16 in matrix tiles (Intel AMX), sums in float32.
+// How a kernel multiplies in matrix tiles (Intel AMX): bfloat16 factors, float32 sums.
 //
 // A tile holds 16 rows of 64 bytes. TDPBF16PS adds to 16 x 16 sums the product of 16 rows of 32
 // bfloat16 with 32 x 16 of the right operand, of which each row holds a pair of depths for 16
-// columns. Two tiles of rows times two of columns fill the eight tile registers: for each 32 depths
-// four loads feed four products.
+// columns. Two tiles of rows times two of columns fill the eight tile registers.
 //
-// The left operand is read where it lies, if 16 rows lie equally far apart, as windows of a
-// sequence do; the last depths, and rows that do not, are copied, and what is missing is zero. The
-// sums pass through memory: on them vectors go to work.
+// float32 is multiplied as a sum of bfloat16 numbers, its planes: x = x0 + x1 + x2, each the rest
+// rounded to nearest (Henry, Tang & Heinecke, "Leveraging the bfloat16 Artificial Intelligence
+// Datatype For Higher-Precision Computations", 2019). Of the products of planes those are added
+// whose weight is at least that of the last plane, small ones first:
+//   planes  products                                      relative error of a dot product of 512
+//     1     x0 y0                                         5e-3   (bfloat16)
+//     2     x0 y1 + x1 y0 + x0 y0                         4e-6
+//     3     x0 y2 + x0 y1 + x1 y1 + x1 y0 + x2 y0 + x0 y0 1.8e-7 (multiply-adds one by one: 4.0e-7)
+// Three planes hold a float32 number whole, but for what lies below 2^-126, which the instruction
+// takes for zero. So where the largest number of a row is very small or large, the row is scaled
+// by a power of two, exactly; and rows that are not finite, and panels of the right operand that
+// are neither, are multiplied by vectors (multiply_unpacked). Which, depends on that row or panel
+// alone. With one plane there is no such care: the numbers are bfloat16 then, denormals zero.
 //
-// Every sum is made in the same order of depths, whatever rows stand beside it; the instruction
-// takes denormal numbers for zero.
+// The sums pass through memory: on them vectors go to work. Every sum is made in the same order,
+// whatever rows stand beside it.
 //
-// Cost of 32 x 32 sums and 32 depths: four products of 16 cycles, four tile loads of 8. Limit: the
-// one tile unit, 1024 multiply-adds a cycle, if weights and rows come from L2 at 64 bytes a cycle.
-// Not measured: verified by emulation only.
+// Cost of 32 x 32 sums and 32 depths: 4, 12 or 24 products of 16 cycles, 4, 8 or 14 tile loads of
+// 8. Limit: the one tile unit, 1024 multiply-adds a cycle. Measured, GFLOP/s of one core (family 6,
+// model 167, 3.8 GHz; tiles alone 3840, vectors 246, tile_rate and machine_rates.h), 480 rows by
+// 128 columns of 384 depths, weights from L2: one plane 1730, two 600, three 410 to 470.
+// Tried without gain: prefetching the next block of the panel (1 to 4 % slower); to round by
+// cutting off (two planes then err by 2.3e-5).
 #pragma once
 
 #include <cstdint>
@@ -22,6 +34,7 @@
 
 #include "amx.h"
 #include "product.h"
+#include "unpacked_product.h"
 #include "vector_avx512.h"
 
 namespace seqkernels {
@@ -46,15 +59,61 @@ inline void multiply_tile_pairs() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(left), "i"(right));
 }
 
+// Numbers rounded to bfloat16; denormal ones become zero. Written out, so that the file needs no
+// more instructions of its compiler than the vectors do, whose code it shares.
+inline __m256i rounded_to_bfloat16(__m512 numbers) {
+    __m256i rounded;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(numbers));
+    return rounded;
+}
+inline __m512i rounded_to_bfloat16(__m512 low, __m512 high) {
+    __m512i rounded;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(high), "v"(low));
+    return rounded;
+}
+
+// The largest magnitude among numbers, as bits: those of Inf and NaN are larger than any.
+class LargestMagnitude {
+ public:
+    void take(Avx512Vector<float> numbers) {
+        const __m512i magnitude =
+            _mm512_and_si512(_mm512_castps_si512(numbers.value), _mm512_set1_epi32(0x7FFFFFFF));
+        largest_ = _mm512_max_epu32(largest_, magnitude);
+    }
+    uint32_t bits() const { return _mm512_reduce_max_epu32(largest_); }
+
+    static constexpr uint32_t exponent_one = 127u << 23;
+    // Whether numbers none of which is larger can be cut into planes as they are.
+    static bool is_plain(uint32_t largest) {
+        constexpr uint32_t least = exponent_one - (60u << 23), most = exponent_one + (120u << 23);
+        return largest == 0 || (largest >= least && largest <= most);
+    }
+    static bool is_finite(uint32_t largest) { return largest < (255u << 23); }
+
+ private:
+    __m512i largest_ = _mm512_setzero_si512();
+};
+
+template <int planes>
 struct TileProduct {
     using Vector = Avx512Vector<float>;
     using T = float;
     using Left = Bfloat16;
     using Packed = Bfloat16;
+    // Of numbers that multiply() shall read.
+    struct Magnitude : LargestMagnitude {
+        bool is_plain() const { return cuts ? is_plain(bits()) : is_finite(bits()); }
+        using LargestMagnitude::is_plain;
+    };
     static constexpr int tile_rows = 16;
     static constexpr int rows = 2 * tile_rows;
     static constexpr int vectors = 2;
-    static constexpr bool takes_whole_rows = true;
+    static constexpr int left_planes = planes;
+    static constexpr bool in_tiles = true;
+    // Whether there are numbers that it cannot multiply: see above. With one plane, those that are
+    // not finite, where rows are read beyond their end (multiply).
+    static constexpr bool is_partial = true;
+    static constexpr bool cuts = planes > 1;
 
     class Session {
      public:
@@ -67,42 +126,51 @@ struct TileProduct {
         Session& operator=(const Session&) = delete;
     };
 
-    // packed[panel][depth / 32][vector][depth % 32 / 2][lane][depth % 2], zero beyond the last
-    // depth.
+    // A panel: a line of which the first number tells whether it is plain, then
+    // [depth / 32][vector][plane][depth % 32 / 2][lane][depth % 2], zero beyond the last depth.
     static int64_t blocks(int64_t depth) { return divide_rounding_up(depth, block_depth); }
     static int64_t packed_elements(const PanelLayout<Vector>& layout) {
-        return checked_product(
-            {layout.vectors(), layout.groups, blocks(layout.depth), tile_numbers});
+        return checked_product({layout.panels(), panel_elements(layout)});
     }
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
-        return packed + offset(layout, panel);
+        return packed + panel * panel_elements(layout);
     }
 
     // Packs panels: fill(target, panel) leaves the columns of a panel of `layout` in float32, as
-    // pack_panel does, in scratch.
+    // pack_panel does, in scratch. Returns whether all are plain.
     static int64_t pack_scratch_elements(const PanelLayout<Vector>& layout) {
         return checked_product({layout.units, layout.groups, Vector::width, layout.depth});
     }
     template <class Fill>
-    static void pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T* scratch,
+    static bool pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T* scratch,
                      Fill&& fill) {
+        bool all_plain = true;
         for (int64_t p = panels.begin; p < panels.end; ++p) {
             fill(scratch, p);
             const int64_t count = layout.units_of(p) * layout.groups;
-            Packed* target = packed + offset(layout, p);
+            Packed* target = packed + p * panel_elements(layout);
+            Magnitude magnitude;
             const auto column = [&](int64_t k, int64_t v) {
                 return k < layout.depth ? Vector::load(scratch + (k * count + v) * Vector::width)
                                         : Vector::broadcast(0);
             };
             for (int64_t k = 0; k < blocks(layout.depth) * block_depth; k += 2) {
                 for (int64_t v = 0; v < count; ++v) {
-                    store_pairs(column(k, v), column(k + 1, v),
-                                target + (k / block_depth * count + v) * tile_numbers +
+                    const Vector first = column(k, v), second = column(k + 1, v);
+                    magnitude.take(first);
+                    magnitude.take(second);
+                    store_pairs(first, second,
+                                target + header +
+                                    (k / block_depth * count + v) * planes * tile_numbers +
                                     k % block_depth * Vector::width);
                 }
             }
+            const bool is_plain = !cuts || magnitude.is_plain();
+            target[0].bits = is_plain;
+            all_plain = all_plain && is_plain;
         }
+        return all_plain;
     }
 
     // Whole tiles, and one of what is left: rows that are missing cost as much.
@@ -113,191 +181,277 @@ struct TileProduct {
         }
     }
 
-    // sums[m * vectors + v] += the product of up to `rows` rows with a panel of up to 4 vectors.
-    // sums has room for whole tiles of 16 rows.
-    static void multiply(Vector* sums, int count, int64_t vectors, const Left* const* left,
-                         const Packed* panel, int64_t depth) {
-        const int64_t whole = depth / block_depth;
-        const int tiles = (count + tile_rows - 1) / tile_rows;
-        alignas(64) Left copied[2][tile_rows * longest_copy];
-        TileRows tile[2];
-        for (int t = 0; t < tiles; ++t) {
-            const Left* const* of_tile = left + t * tile_rows;
-            const int present = count - t * tile_rows;
-            tile[t] = {of_tile, present, is_even(of_tile, present)};
+    // Rows of a left operand as they are multiplied, tile after tile:
+    // [row / 16][depth / 32][plane][row % 16][depth % 32], zero beyond the last depth, and
+    // anything in place of rows that are missing.
+    class Rows {
+     public:
+        // From row `first` on, the first of a tile.
+        Rows from(int64_t first) const {
+            return {given + first, scales == nullptr ? nullptr : scales + first,
+                    tiles + first / tile_rows * tile_elements, tile_elements};
         }
-        const char* source[2] = {};
-        int64_t stride[2] = {};
-        const auto copy = [&](int t, int64_t first, int64_t last) {
-            const int64_t line = (last - first) * block_depth;
-            copy_rows(tile[t], first * block_depth, smaller(depth, last * block_depth), line,
-                      copied[t]);
-            source[t] = reinterpret_cast<const char*>(copied[t]);
-            stride[t] = line * int64_t{sizeof(Left)};
-        };
-        for (int64_t first = 0; first < whole; first += blocks_at_once) {
-            const int64_t last = smaller(first + blocks_at_once, whole);
-            for (int t = 0; t < tiles; ++t) {
-                if (tile[t].is_even) {
-                    const Left* const* of_tile = tile[t].rows;
-                    source[t] = reinterpret_cast<const char*>(of_tile[0] + first * block_depth);
-                    stride[t] = (of_tile[1] - of_tile[0]) * int64_t{sizeof(Left)};
-                } else {
-                    copy(t, first, last);
-                }
-            }
-            multiply_blocks(sums, tiles, vectors, source, stride,
-                            panel + first * vectors * tile_numbers, last - first);
-        }
-        if (whole == blocks(depth)) return;
-        for (int t = 0; t < tiles; ++t) copy(t, whole, whole + 1);
-        multiply_blocks(sums, tiles, vectors, source, stride,
-                        panel + whole * vectors * tile_numbers, 1);
-    }
-
-    // Rows as they are multiplied: rounded to bfloat16, one after another in `copies`, with rows
-    // and depths of zeros up to whole tiles; their addresses in `copied`, which is returned.
-    //   copies: left_elements(count, depth)    copied: left_rows(count)
+        const T* const* given;
+        // What each row was multiplied with, zero where it is not finite; null if that is one for
+        // all.
+        const T* scales;
+        const Left* tiles;
+        int64_t tile_elements;
+    };
     static int64_t left_rows(int64_t count) {
         return divide_rounding_up(count, tile_rows) * tile_rows;
     }
     static int64_t left_elements(int64_t count, int64_t depth) {
-        return checked_product({left_rows(count), blocks(depth), block_depth});
+        return checked_product({left_rows(count), blocks(depth), block_depth, planes});
     }
-    static const Left* const* prepare(const T* const* rows, int64_t count, int64_t depth,
-                                      Left* copies, const Left** copied) {
-        const int64_t line = blocks(depth) * block_depth;
-        for (int64_t m = 0; m < left_rows(count); ++m, copies += line) {
-            copied[m] = copies;
-            const int64_t present = m < count ? depth : 0;
-            for (int64_t k = 0; k < line; k += Vector::width) {
-                const int64_t left = larger(0, present - k);
-                const Vector numbers =
-                    left > 0 ? load_up_to<Vector>(rows[m] + k, left) : Vector::broadcast(0);
-                numbers.store_narrowed(copies + k);
+
+    // copies: left_elements(count, depth)    scales: count
+    static Rows prepare(const T* const* given, int64_t count, int64_t depth, Left* copies,
+                        T* scales) {
+        const int64_t tile_elements = blocks(depth) * planes * tile_numbers;
+        bool all_plain = true;
+        for (int64_t m = 0; m < count; ++m) {
+            Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+            scales[m] = cuts ? scale_of(given[m], depth) : T(1);
+            all_plain = all_plain && scales[m] == T(1);
+            const Vector scale = Vector::broadcast(scales[m]);
+            for (int64_t k = 0; k < depth; k += block_depth, target += planes * tile_numbers) {
+                Vector low = load_up_to<Vector>(given[m] + k, depth - k), high;
+                high = depth - k > Vector::width ? load_up_to<Vector>(given[m] + k + Vector::width,
+                                                                      depth - k - Vector::width)
+                                                 : Vector::broadcast(0);
+                if (cuts && scales[m] != T(1)) low = low * scale, high = high * scale;
+                store_planes(low, high, target, tile_numbers);
             }
         }
-        return copied;
+        return {given, all_plain ? nullptr : scales, copies, tile_elements};
     }
 
-    // The product with rows that were prepared: of whole tiles, all in place.
-    static void multiply_prepared(Vector* sums, int count, int64_t vectors, const Left* const* left,
-                                  const Packed* panel, int64_t depth) {
-        multiply(sums, static_cast<int>(left_rows(count)), vectors, left, panel,
-                 blocks(depth) * block_depth);
+    // sums[m * vectors + v] += the product of `count` rows with panel p of a layout of `matrix`.
+    // sums has room for whole tiles of 16 rows.
+    static void multiply_tile(Vector* sums, const Rows& rows_given, int count,
+                              const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                              const Matrix& matrix) {
+        multiply_panel(sums, rows_given, count, layout, p, packed, matrix);
     }
-
-    // The same of any number of rows with a whole panel.
-    static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
-                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
+    static void multiply_panel(Vector* sums, const Rows& rows_given, int64_t count,
+                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                               const Matrix& matrix) {
         const int64_t columns = layout.units_of(p) * layout.groups;
+        const Packed* weights = panel(packed, layout, p);
+        if (cuts && weights[0].bits == 0) {
+            multiply_unpacked(sums, rows_given.given, count, layout, p, matrix);
+            return;
+        }
         for_each_tile(count, [&](int64_t first, int tile) {
-            multiply_prepared(sums + first * columns, tile, columns, left + first,
-                              panel(packed, layout, p), layout.depth);
+            const Rows of_tile = rows_given.from(first);
+            Vector* at = sums + first * columns;
+            const char* source[2] = {
+                reinterpret_cast<const char*>(of_tile.tiles),
+                reinterpret_cast<const char*>(of_tile.tiles + of_tile.tile_elements)};
+            const Place place{planes * tile_bytes, tile_bytes, row_bytes};
+            if (of_tile.scales == nullptr) {
+                multiply_tiles<false>(at, tile, columns, source, place, weights, layout.depth);
+                return;
+            }
+            Vector start[rows * most_columns];
+            for (int m = 0; m < tile; ++m) {
+                if (of_tile.scales[m] == T(1)) continue;
+                for (int64_t v = m * columns; v < (m + 1) * columns; ++v) {
+                    start[v] = at[v];
+                    at[v] = Vector::broadcast(0);
+                }
+            }
+            multiply_tiles<false>(at, tile, columns, source, place, weights, layout.depth);
+            for (int m = 0; m < tile; ++m) {
+                const T scale = of_tile.scales[m];
+                if (scale == T(1)) continue;
+                const Vector inverse = Vector::broadcast(T(1) / scale);
+                for (int64_t v = m * columns; v < (m + 1) * columns; ++v) {
+                    at[v] = scale == T(0) ? start[v] : multiply_add(at[v], inverse, start[v]);
+                }
+                if (scale == T(0)) {
+                    multiply_unpacked(at + m * columns, of_tile.given + m, 1, layout, p, matrix);
+                }
+            }
         });
+    }
+
+    // sums[m * vectors + v] = the product of up to `rows` rows, equally far apart, with a panel
+    // of plain numbers. The rows hold planes, plane p of each `plane` numbers behind plane p - 1,
+    // and can be read, plain numbers, up to a whole block of depths; whole tiles of rows can be
+    // read, and sums has room for them.
+    static void multiply(Vector* sums, int count, int64_t vectors, const Left* const* left,
+                         int64_t plane, const Packed* panel, int64_t depth) {
+        const int64_t stride = count > 1 ? left[1] - left[0] : 0;
+        const char* source[2] = {reinterpret_cast<const char*>(left[0]),
+                                 reinterpret_cast<const char*>(left[0] + tile_rows * stride)};
+        const int64_t bytes = sizeof(Left);
+        multiply_tiles<true>(sums, count, vectors, source,
+                             {row_bytes, plane * bytes, stride * bytes}, panel, depth);
+    }
+
+    // Stores up to a vector of numbers of a left operand as planes, `plane` numbers apart.
+    static void store_left(Vector numbers, Left* target, int64_t plane, int64_t count,
+                           Magnitude& magnitude) {
+        const __mmask16 mask = Vector::first(count);
+        magnitude.take({_mm512_maskz_mov_ps(mask, numbers.value)});
+        for (int p = 0; p < planes; ++p, target += plane) {
+            const __m256i rounded = rounded_to_bfloat16(numbers.value);
+            _mm256_mask_storeu_epi16(target, mask, rounded);
+            if (p + 1 < planes) numbers = numbers - widened(rounded);
+        }
     }
 
  private:
     static constexpr int64_t block_depth = 32;
-    static constexpr int64_t tile_numbers = 16 * block_depth;
-    static constexpr int64_t blocks_at_once = 16;
-    static constexpr int64_t longest_copy = blocks_at_once * block_depth;
+    static constexpr int64_t tile_numbers = tile_rows * block_depth;
+    static constexpr int64_t row_bytes = 64;
+    static constexpr int64_t tile_bytes = tile_rows * row_bytes;
+    static constexpr int64_t header = 32;
+    static constexpr int64_t most_columns = 4;
 
-    static int64_t offset(const PanelLayout<Vector>& layout, int64_t panel) {
-        return panel * layout.units * layout.groups * blocks(layout.depth) * tile_numbers;
+    static int64_t panel_elements(const PanelLayout<Vector>& layout) {
+        return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
+                                         tile_numbers});
     }
 
-    struct TileRows {
-        const Left* const* rows = nullptr;
-        int present = 0;
-        bool is_even = false;
+    // A power of two that makes the largest number of a row 1 to 2, if it is neither plain nor
+    // zero: 1 if it is, 0 if some number is not finite.
+    static T scale_of(const T* row, int64_t depth) {
+        Magnitude magnitude;
+        for (int64_t k = 0; k < depth; k += Vector::width) {
+            magnitude.take(load_up_to<Vector>(row + k, depth - k));
+        }
+        const uint32_t largest = magnitude.bits();
+        if (Magnitude::is_plain(largest)) return 1;
+        if (!Magnitude::is_finite(largest)) return 0;
+        // Of denormal numbers 2^126 makes normal ones, small but plain enough.
+        const uint32_t exponent = larger(1u, largest >> 23);
+        const uint32_t bits = smaller(253u, 254u - exponent) << 23;
+        T scale;
+        std::memcpy(&scale, &bits, sizeof scale);
+        return scale;
+    }
+
+    static Vector widened(__m256i numbers) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16))};
+    }
+
+    // 32 numbers of a row, plane after plane.
+    static void store_planes(Vector low, Vector high, Left* target, int64_t plane) {
+        for (int p = 0; p < planes; ++p, target += plane) {
+            const __m512i rounded = rounded_to_bfloat16(low.value, high.value);
+            _mm512_storeu_si512(target, rounded);
+            if (p + 1 == planes) break;
+            low = low - widened(_mm512_castsi512_si256(rounded));
+            high = high - widened(_mm512_extracti64x4_epi64(rounded, 1));
+        }
+    }
+
+    // Two depths of 16 columns as pairs, plane after plane.
+    static void store_pairs(Vector first, Vector second, Packed* target) {
+        for (int p = 0; p < planes; ++p, target += tile_numbers) {
+            const __m512i low = _mm512_cvtepu16_epi32(rounded_to_bfloat16(first.value));
+            const __m512i high =
+                _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded_to_bfloat16(second.value)), 16);
+            _mm512_storeu_si512(target, _mm512_or_si512(low, high));
+            if (p + 1 == planes) break;
+            first = first - Vector{_mm512_castsi512_ps(_mm512_slli_epi32(low, 16))};
+            second = second - Vector{_mm512_castsi512_ps(high)};
+        }
+    }
+
+    // Where the left operand's tiles lie: bytes from a block of depths to the next, from a plane to
+    // the next, and from a row to the next.
+    struct Place {
+        int64_t block;
+        int64_t plane;
+        int64_t row;
     };
 
-    // Whether all 16 rows are there, equally far apart.
-    static bool is_even(const Left* const* rows, int present) {
-        if (present < tile_rows) return false;
-        bool even = true;
-        for (int m = 2; m < tile_rows; ++m) {
-            even = even && rows[m] - rows[m - 1] == rows[1] - rows[0];
-        }
-        return even;
-    }
-
-    // Depths [begin, end) of a tile's rows to rows of `line` numbers; zeros beyond, and in place of
-    // rows that are not there.
-    static void copy_rows(const TileRows& tile, int64_t begin, int64_t end, int64_t line,
-                          Left* target) {
-        for (int m = 0; m < tile_rows; ++m, target += line) {
-            const int64_t here = m < tile.present ? end - begin : 0;
-            if (here > 0) {
-                std::memcpy(target, tile.rows[m] + begin,
-                            static_cast<std::size_t>(here) * sizeof(Left));
-            }
-            std::memset(target + here, 0, static_cast<std::size_t>(line - here) * sizeof(Left));
-        }
-    }
-
-    static void multiply_blocks(Vector* sums, int tiles, int64_t vectors, const char* const* source,
-                                const int64_t* stride, const Packed* packed, int64_t count) {
+    template <bool from_zero>
+    static void multiply_tiles(Vector* sums, int count, int64_t vectors, const char* const* source,
+                               const Place& place, const Packed* panel, int64_t depth) {
+        const bool two_tiles = count > tile_rows;
         for (int64_t v = 0; v < vectors; v += 2) {
-            const bool two = v + 1 < vectors;
-            Vector* at = sums + v;
-            const Packed* columns = packed + v * tile_numbers;
-            if (tiles == 2 && two) {
-                multiply_in_registers<2, 2>(at, vectors, source, stride, columns, count);
-            } else if (tiles == 2) {
-                multiply_in_registers<2, 1>(at, vectors, source, stride, columns, count);
-            } else if (two) {
-                multiply_in_registers<1, 2>(at, vectors, source, stride, columns, count);
-            } else {
-                multiply_in_registers<1, 1>(at, vectors, source, stride, columns, count);
-            }
+            const Packed* columns = panel + header + v * planes * tile_numbers;
+            const auto run = [&](auto rows_of_tiles, auto vectors_at_once) {
+                multiply_in_registers<rows_of_tiles, vectors_at_once, from_zero>(
+                    sums + v, vectors, source, place, columns, blocks(depth));
+            };
+            with_constant<2>(two_tiles ? 2 : 1, [&](auto r) {
+                with_constant<2>(smaller(2, vectors - v), [&](auto w) { run(r, w); });
+            });
         }
     }
 
     // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V>
+    template <int R, int V, bool from_zero>
     [[gnu::noinline]] static void multiply_in_registers(Vector* sums, int64_t vectors,
                                                         const char* const* source,
-                                                        const int64_t* stride, const Packed* packed,
+                                                        const Place& place, const Packed* packed,
                                                         int64_t count) {
         const int64_t line = vectors * int64_t{sizeof(Vector)};
         Vector* const lower = sums + tile_rows * vectors;
-        load_tile<0>(sums, line);
-        if constexpr (V > 1) load_tile<1>(sums + 1, line);
-        if constexpr (R > 1) load_tile<2>(lower, line);
-        if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
-        for (int64_t block = 0; block < count; ++block) {
-            const int64_t offset = block * block_depth * int64_t{sizeof(Left)};
-            const Packed* columns = packed + block * vectors * tile_numbers;
-            load_tile<6>(columns, 64);
-            load_tile<4>(source[0] + offset, stride[0]);
+        if constexpr (from_zero) {
+            asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+        } else {
+            load_tile<0>(sums, line);
+            if constexpr (V > 1) load_tile<1>(sums + 1, line);
+            if constexpr (R > 1) load_tile<2>(lower, line);
+            if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
+        }
+        const char* upper_rows = source[0];
+        const char* lower_rows = source[1];
+        const Packed* columns = packed;
+        const auto load_left = [&](int p) {
+            load_tile<4>(upper_rows + p * place.plane, place.row);
+            if constexpr (R > 1) load_tile<5>(lower_rows + p * place.plane, place.row);
+        };
+        const auto load_right = [&](int p) {
+            load_tile<6>(columns + p * tile_numbers, row_bytes);
+            if constexpr (V > 1) load_tile<7>(columns + (planes + p) * tile_numbers, row_bytes);
+        };
+        const auto multiply_loaded = [&] {
             multiply_tile_pairs<0, 4, 6>();
-            if constexpr (V > 1) {
-                load_tile<7>(columns + tile_numbers, 64);
-                multiply_tile_pairs<1, 4, 7>();
+            if constexpr (V > 1) multiply_tile_pairs<1, 4, 7>();
+            if constexpr (R > 1) multiply_tile_pairs<2, 5, 6>();
+            if constexpr (R > 1 && V > 1) multiply_tile_pairs<3, 5, 7>();
+        };
+        for (int64_t block = 0; block < count; ++block) {
+            load_left(0);
+            if constexpr (planes == 3) {
+                load_right(2);
+                multiply_loaded();
+                load_right(1);
+                multiply_loaded();
+                load_left(1);
+                multiply_loaded();
+                load_right(0);
+                multiply_loaded();
+                load_left(2);
+                multiply_loaded();
+                load_left(0);
+            } else if constexpr (planes == 2) {
+                load_right(1);
+                multiply_loaded();
+                load_right(0);
+                load_left(1);
+                multiply_loaded();
+                load_left(0);
+            } else {
+                load_right(0);
             }
-            if constexpr (R > 1) {
-                load_tile<5>(source[1] + offset, stride[1]);
-                multiply_tile_pairs<2, 5, 6>();
-                if constexpr (V > 1) multiply_tile_pairs<3, 5, 7>();
-            }
+            multiply_loaded();
+            upper_rows += place.block;
+            lower_rows += place.block;
+            columns += vectors * planes * tile_numbers;
         }
         store_tile<0>(sums, line);
         if constexpr (V > 1) store_tile<1>(sums + 1, line);
         if constexpr (R > 1) store_tile<2>(lower, line);
         if constexpr (R > 1 && V > 1) store_tile<3>(lower + 1, line);
-    }
-
-    // Two depths of 16 columns as pairs, rounded to bfloat16.
-    static void store_pairs(Vector first, Vector second, Packed* target) {
-        Packed halves[2][Vector::width];
-        first.store_narrowed(halves[0]);
-        second.store_narrowed(halves[1]);
-        for (int lane = 0; lane < Vector::width; ++lane) {
-            target[2 * lane] = halves[0][lane];
-            target[2 * lane + 1] = halves[1][lane];
-        }
     }
 };
 

@@ -15,21 +15,31 @@ struct VectorProduct {
     using Packed = T;  // what a packed right operand holds
     static constexpr int rows = Tile<Vector>::rows;
     static constexpr int vectors = Tile<Vector>::vectors;
-    // Whether a row's depths must be multiplied in one go, side by side.
-    static constexpr bool takes_whole_rows = false;
+    // Arrays that a row of the left operand is kept in.
+    static constexpr int left_planes = 1;
+    static constexpr bool in_tiles = false;
+    // Whether there are numbers that it cannot multiply.
+    static constexpr bool is_partial = false;
 
     // What a thread sets up before it multiplies.
     struct Session {};
 
+    // What is to be known of numbers before they are multiplied: nothing.
+    struct Magnitude {
+        static constexpr bool is_plain() { return true; }
+    };
+
     static int64_t packed_elements(const PanelLayout<Vector>& layout) { return layout.elements(); }
 
     // Packs panels: fill(target, panel) leaves the columns of a panel of `layout` in the type that
-    // is computed in, as pack_panel does. Of scratch nothing is needed.
+    // is computed in, as pack_panel does. Of scratch nothing is needed. Returns whether all of them
+    // can be multiplied.
     static int64_t pack_scratch_elements(const PanelLayout<Vector>&) { return 0; }
     template <class Fill>
-    static void pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T*,
+    static bool pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T*,
                      Fill&& fill) {
         for (int64_t p = panels.begin; p < panels.end; ++p) fill(packed + layout.offset(p), p);
+        return true;
     }
 
     template <class Function>
@@ -44,23 +54,34 @@ struct VectorProduct {
         multiply_accumulate(sums, tile, vectors, left, 1, panel, depth);
     }
 
-    // Rows as they are multiplied: themselves.
+    // Stores up to a vector of numbers of a left operand.
+    static void store_left(Vector numbers, Left* target, int64_t, int64_t count, Magnitude&) {
+        store_up_to(numbers, target, count);
+    }
+
+    // Rows of a left operand as they are multiplied: themselves.
+    struct Rows {
+        const T* const* given;
+
+        Rows from(int64_t first) const { return {given + first}; }
+    };
     static int64_t left_rows(int64_t) { return 0; }
     static int64_t left_elements(int64_t, int64_t) { return 0; }
-    static const Left* const* prepare(const T* const* rows, int64_t, int64_t, Left*, const Left**) {
-        return rows;
+    static Rows prepare(const T* const* rows, int64_t, int64_t, Left*, T*) { return {rows}; }
+
+    // sums[m * vectors + v] += the product of a tile of rows with panel p of a layout of a matrix.
+    static void multiply_tile(Vector* sums, const Rows& rows, int tile,
+                              const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                              const Matrix&) {
+        multiply(sums, tile, layout.units_of(p) * layout.groups, rows.given,
+                 packed + layout.offset(p), layout.depth);
     }
 
-    // The product with rows that were prepared.
-    static void multiply_prepared(Vector* sums, int tile, int64_t vectors, const Left* const* left,
-                                  const Packed* panel, int64_t depth) {
-        multiply(sums, tile, vectors, left, panel, depth);
-    }
-
-    // The same of any number of rows with a whole panel.
-    static void multiply_panel(Vector* sums, const Left* const* left, int64_t count,
-                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed) {
-        multiply_packed(sums, left, count, layout, p, packed);
+    // The same of any number of rows.
+    static void multiply_panel(Vector* sums, const Rows& rows, int64_t count,
+                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                               const Matrix&) {
+        multiply_packed(sums, rows.given, count, layout, p, packed);
     }
 
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,

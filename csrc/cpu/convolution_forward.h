@@ -32,24 +32,33 @@
 #include "convolution_input.h"
 #include "product.h"
 #include "vector_product.h"
+#include "window_depths.h"
 
 namespace seqkernels {
 
 // Windows worked on at a stretch, so that their input, and the convolution where it is kept, stay
-// in L2 while all panels of filters pass.
-static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape, int64_t element_bytes,
-                                           int64_t panel_width) {
-    constexpr int64_t stretch_bytes = 128 * 1024;
+// in L2 while all panels of filters pass: stretches as even as whole tiles of rows let them be.
+template <class Product>
+static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape) {
+    using T = typename Product::T;
+    constexpr int64_t element_bytes = sizeof(T);
+    // Cores with matrix tiles have 2 MiB of L2, a half-empty tile costs them as much as a full one.
+    constexpr int64_t stretch_bytes = (Product::in_tiles ? 256 : 128) * 1024;
+    constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
     const int64_t row_bytes = larger(1, shape.channels * element_bytes);
     const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
     const int64_t positions = larger(1, stretch_bytes / row_bytes);
     const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
     const int64_t least = 96;  // below, reading the weights again would cost more
     const int64_t all = larger(1, shape.windows(shape.length));
-    if (shape.pool_size == 0) return smaller(all, larger(least, fitting));
+    if (shape.pool_size == 0) {
+        const int64_t stretches = divide_rounding_up(all, larger(least, fitting));
+        const int64_t tiles = divide_rounding_up(divide_rounding_up(all, stretches), Product::rows);
+        return smaller(all, tiles * Product::rows);
+    }
     // The convolution is kept; and where pools overlap, the windows that two stretches share are
     // computed twice: few, against four pools' windows.
-    const int64_t kept = stretch_bytes / (panel_width * element_bytes);
+    const int64_t kept = stretch_bytes / panel_bytes;
     const int64_t windows = larger(least, smaller(fitting, kept));
     return smaller(all, larger(windows, 4 * shape.pool_size));
 }
@@ -60,22 +69,23 @@ class ConvolutionForwardKernel {
     using Left = typename Product::Left;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
-    static constexpr int64_t tile_depth = 32;  // depths that matrix tiles take at once
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
-          layout_{shape_.filters, shape_.kernel_size * shape_.channels, panel_vectors, 1},
+          depths_(shape_, Product::in_tiles),
+          layout_{shape_.filters, depths_.count(), panel_vectors, 1},
           direct_(is_read_in_place<Left>(shape_, arguments.input) &&
-                  (!Product::in_tiles || windows_are_whole_blocks(arguments.input))),
-          windows_per_stretch_(windows_at_a_stretch(shape_, sizeof(T), panel_width)),
+                  (!Product::in_tiles || windows_are_whole_blocks())),
+          windows_per_stretch_(windows_at_a_stretch<Product>(shape_)),
           pools_per_stretch_(shape_.pool_size == 0
                                  ? 1
                                  : larger(1, (windows_per_stretch_ - shape_.pool_size) /
                                                      larger(1, shape_.pool_stride) +
-                                                 1)) {}
+                                                 1)),
+          input_plane_(input_plane()) {}
 
     void run(int threads) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
@@ -89,18 +99,23 @@ class ConvolutionForwardKernel {
         for (int64_t c = 0; c < shape_.channels; ++c) zeros.data()[c] = Left{};
         const int64_t private_count = private_elements();
         const Scratch<T> privates(checked_product({private_count, threads}));
-        const Scratch<int64_t> depths(layout_.depth);
+        const Scratch<int64_t> places(shape_.kernel_size * shape_.channels);
+        const Scratch<int64_t> offsets(depths_.blocks());
         const int64_t marks = Product::is_partial ? shape_.batch : 0;
         const Scratch<uint8_t> left_out(marks);
         for (int64_t n = 0; n < marks; ++n) left_out.data()[n] = 0;
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             for (int64_t channel = 0; channel < shape_.channels; ++channel) {
-                depths.data()[channel * shape_.kernel_size + tap] = tap * shape_.channels + channel;
+                places.data()[channel * shape_.kernel_size + tap] = depths_.place(tap, channel);
             }
+        }
+        for (int64_t block = 0; block < depths_.blocks(); ++block) {
+            offsets.data()[block] = depths_.offset(block);
         }
         packed_ = packed.data();
         zeros_ = zeros.data();
-        depths_ = depths.data();
+        places_ = places.data();
+        offsets_ = offsets.data();
         left_out_ = left_out.data();
 
         std::atomic<int64_t> next{0};
@@ -137,29 +152,34 @@ class ConvolutionForwardKernel {
     }
 
     // Matrix tiles read the windows of a sample in place where each fills blocks of depths.
-    bool windows_are_whole_blocks(const SequenceView& input) const {
-        return shape_.padding_left == 0 && shape_.padding_right == 0 && shape_.dilation == 1 &&
-               input.stride_length == shape_.channels && layout_.depth % tile_depth == 0;
+    bool windows_are_whole_blocks() const {
+        return shape_.padding_left == 0 && shape_.padding_right == 0 &&
+               depths_.are_whole_blocks() && call_.input.stride_length == shape_.channels;
     }
 
-    // The depth of the product runs over a window's numbers as they lie: tap after tap, of each its
-    // channels.
+    // Returns whether all panels can be multiplied by Product.
     bool pack_weight(Range panels, T* scratch) const {
         const ConvolutionWeight& weight = call_.weight;
         const int64_t taps = shape_.kernel_size, channels = shape_.channels;
         return Product::pack(packed_, layout_, panels, scratch, [&](T* target, int64_t panel) {
+            if (depths_.has_gaps()) {
+                std::memset(target, 0,
+                            static_cast<std::size_t>(layout_.depth * layout_.units_of(panel) *
+                                                     Vector::width) *
+                                sizeof(T));
+            }
             if (weight.stride_tap == 1 && weight.stride_channel == taps) {
                 // A filter lies without gaps, channel after channel, and is read as it lies.
                 pack_panel(target, layout_, panel, taps * channels,
                            {weight.numbers, weight.stride_filter, 1},
-                           [this](int64_t depth) { return depths_[depth]; });
+                           [this](int64_t number) { return places_[number]; });
                 return;
             }
             for (int64_t tap = 0; tap < taps; ++tap) {
                 pack_panel(target, layout_, panel, channels,
                            {weight.numbers.from(tap * weight.stride_tap), weight.stride_filter,
                             weight.stride_channel},
-                           [&](int64_t channel) { return tap * channels + channel; });
+                           [&](int64_t channel) { return depths_.place(tap, channel); });
             }
         });
     }
@@ -182,29 +202,23 @@ class ConvolutionForwardKernel {
         T* convolution;  // of a stretch, for one panel
         T* panel;        // of weights, while they are packed
         Left* input;     // of a stretch
-        Left* windows;   // of a tile, one after another
     };
     int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
     int64_t convolution_elements() const {
         return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
     }
-    // Numbers of one plane of a stretch, and of a tile of windows. Matrix tiles read whole blocks
-    // of depths, and as many rows as a tile holds.
+    // Numbers of one plane of a stretch. Matrix tiles read whole blocks of depths, and as many rows
+    // as a tile holds.
     int64_t input_plane() const {
-        if (direct_) return 0;
+        if (direct_ && !Product::in_tiles) return 0;
         const int64_t positions = checked_product({positions_in_stretch(), shape_.channels});
         if (!Product::in_tiles) return positions;
         const int64_t beyond = checked_product({Product::rows, shape_.stride, shape_.channels});
         return positions + beyond + tile_depth;
     }
-    int64_t window_elements() const {
-        return Product::in_tiles ? divide_rounding_up(layout_.depth, tile_depth) * tile_depth : 0;
-    }
-    int64_t windows_plane() const { return Product::rows * window_elements(); }
     int64_t private_elements() const {
         constexpr int64_t lefts = sizeof(T) / sizeof(Left);
-        const int64_t left =
-            checked_product({Product::left_planes, input_plane() + windows_plane()});
+        const int64_t left = checked_product({Product::left_planes, input_plane()});
         const int64_t count = 2 * maxima_elements() + convolution_elements() +
                               Product::pack_scratch_elements(layout_) +
                               divide_rounding_up(left, lefts);
@@ -218,7 +232,6 @@ class ConvolutionForwardKernel {
         mine.panel = mine.convolution + convolution_elements();
         void* rest = mine.panel + Product::pack_scratch_elements(layout_);
         mine.input = static_cast<Left*>(rest);
-        mine.windows = mine.input + Product::left_planes * input_plane();
         return mine;
     }
 
@@ -244,7 +257,7 @@ class ConvolutionForwardKernel {
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t first = layout_.first_column(panel);
                 convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
-                                     begin == 0, mine.windows);
+                                     begin == 0);
             }
         }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
@@ -265,8 +278,7 @@ class ConvolutionForwardKernel {
             SampleRows<Left> rows{};
             if (!reach(n, length, first_window, last_window, mine.input, rows)) return;
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                convolve_into_memory(rows, first_window, last_window, panel, mine.convolution,
-                                     mine.windows);
+                convolve_into_memory(rows, first_window, last_window, panel, mine.convolution);
                 for (int64_t pool = begin; pool < end; ++pool) {
                     pool_from_memory(n, pool, first_window, panel, mine.convolution);
                 }
@@ -280,12 +292,12 @@ class ConvolutionForwardKernel {
     bool reach(int64_t n, int64_t length, int64_t begin, int64_t end, Left* scratch,
                SampleRows<Left>& rows) const {
         const SequenceView& input = call_.input;
-        if (direct_) {
+        if (direct_ && (!Product::in_tiles || tiles_are_within(n, begin, end))) {
             const Left* numbers = static_cast<const Left*>(input.numbers.data);
             rows = {numbers + n * input.stride_batch, input.stride_length, {0, length}};
             return true;
         }
-        const int64_t channels = shape_.channels, plane = input_plane();
+        const int64_t channels = shape_.channels, plane = input_plane_;
         const int64_t first = window_start(shape_, begin);
         const int64_t last =
             window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1;
@@ -293,10 +305,7 @@ class ConvolutionForwardKernel {
         const int64_t to = larger(from, smaller(last, length));
         Left* const positions = scratch + (from - first) * channels;
         typename Product::Magnitude magnitude;
-        read_positions<Vector>(
-            shape_, input, n, from, to, [&](Vector numbers, int64_t offset, int64_t count) {
-                Product::store_left(numbers, positions + offset, plane, count, magnitude);
-            });
+        pack_positions<Vector, Product>(shape_, input, n, from, to, positions, plane, magnitude);
         const int64_t beyond = (last - to) * channels + (Product::in_tiles ? tile_depth : 0);
         for (int p = 0; p < Product::left_planes; ++p) {
             clear(scratch + p * plane, (from - first) * channels);
@@ -308,38 +317,39 @@ class ConvolutionForwardKernel {
         return false;
     }
 
+    // Whether what tiles read of the windows [begin, end) of a sample, and in place of rows that
+    // are missing, lies within the batch.
+    bool tiles_are_within(int64_t n, int64_t begin, int64_t end) const {
+        const int64_t rows = divide_rounding_up(end - begin, Product::rows) * Product::rows;
+        const int64_t last =
+            window_start(shape_, begin + rows - 1) + shape_.dilation * (shape_.kernel_size - 1);
+        return last * call_.input.stride_length <=
+               (shape_.batch - 1 - n) * call_.input.stride_batch +
+                   (shape_.length - 1) * call_.input.stride_length;
+    }
+
     static void clear(Left* numbers, int64_t count) {
         std::memset(static_cast<void*>(numbers), 0, static_cast<std::size_t>(count) * sizeof(Left));
     }
 
     // The convolution of `tile` windows from `window` on with one panel of filters, without bias.
-    // copies: room for them, where the product is in tiles.
     void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<Left>& rows,
-                  int64_t window, const typename Product::Packed* panel, Left* copies) const {
+                  int64_t window, const typename Product::Packed* panel) const {
         const int64_t channels = shape_.channels;
         const int64_t taps = shape_.kernel_size;
         const int64_t start = window_start(shape_, window);
-        const int64_t last_start = start + (tile - 1) * shape_.stride;
-        const int64_t span = shape_.dilation * (taps - 1);
-        const Left* pointers[Product::rows] = {};
-        const bool whole = rows.has(start) && rows.has(last_start + span) && shape_.dilation == 1 &&
-                           rows.dense(channels);
-        if (whole) {
-            for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
-        }
         if constexpr (Product::in_tiles) {
-            int64_t plane = input_plane();
-            // In place, rows beyond the last one may not be there.
-            if (!whole || (direct_ && tile % Product::tile_rows != 0)) {
-                plane = windows_plane();
-                gather(tile, start, rows, copies);
-                for (int m = 0; m < tile; ++m) pointers[m] = copies + m * window_elements();
-            }
-            Product::multiply(sums, tile, vectors, pointers, plane, panel, layout_.depth);
+            Product::multiply(sums, tile, vectors, rows.at(start), shape_.stride * rows.stride,
+                              input_plane_, offsets_, panel, layout_.depth);
             return;
         } else {
+            const int64_t last_start = start + (tile - 1) * shape_.stride;
+            const int64_t span = shape_.dilation * (taps - 1);
+            const Left* pointers[Product::rows] = {};
             for (int i = 0; i < tile * vectors; ++i) sums[i] = Vector::broadcast(0);
-            if (whole) {
+            if (rows.has(start) && rows.has(last_start + span) && shape_.dilation == 1 &&
+                rows.dense(channels)) {
+                for (int m = 0; m < tile; ++m) pointers[m] = rows.at(start + m * shape_.stride);
                 Product::multiply(sums, tile, vectors, pointers, panel, taps * channels);
                 return;
             }
@@ -354,25 +364,8 @@ class ConvolutionForwardKernel {
         }
     }
 
-    // Copies the windows of a tile, one after another, plane after plane.
-    void gather(int tile, int64_t start, const SampleRows<Left>& rows, Left* copies) const {
-        const int64_t channels = shape_.channels;
-        for (int p = 0; p < Product::left_planes; ++p) {
-            Left* target = copies + p * windows_plane();
-            for (int m = 0; m < tile; ++m, target += window_elements()) {
-                for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
-                    const int64_t position = start + m * shape_.stride + tap * shape_.dilation;
-                    std::memcpy(target + tap * channels, rows.at(position) + p * input_plane(),
-                                static_cast<std::size_t>(channels) * sizeof(Left));
-                }
-                clear(target + layout_.depth, window_elements() - layout_.depth);
-            }
-        }
-    }
-
     void convolve_into_maxima(const SampleRows<Left>& rows, int64_t begin, int64_t end,
-                              int64_t panel, T* maxima, T* winners, bool first_stretch,
-                              Left* copies) const {
+                              int64_t panel, T* maxima, T* winners, bool first_stretch) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
         Vector best[panel_vectors], winner[panel_vectors];
@@ -386,7 +379,7 @@ class ConvolutionForwardKernel {
         }
         Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
             Vector sums[Product::rows * Product::vectors];
-            convolve(sums, tile, vectors, rows, begin + first, weights, copies);
+            convolve(sums, tile, vectors, rows, begin + first, weights);
             for (int64_t v = 0; v < vectors; ++v) {
                 Vector maximum_so_far = best[v], winner_so_far = winner[v];
                 for (int m = 0; m < tile; ++m) {
@@ -404,12 +397,12 @@ class ConvolutionForwardKernel {
     }
 
     void convolve_into_memory(const SampleRows<Left>& rows, int64_t begin, int64_t end,
-                              int64_t panel, T* convolution, Left* copies) const {
+                              int64_t panel, T* convolution) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
         Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
             Vector sums[Product::rows * Product::vectors];
-            convolve(sums, tile, vectors, rows, begin + first, weights, copies);
+            convolve(sums, tile, vectors, rows, begin + first, weights);
             for (int64_t i = 0; i < tile * vectors; ++i) {
                 sums[i].store(convolution + (first * vectors + i) * Vector::width);
             }
@@ -483,14 +476,17 @@ class ConvolutionForwardKernel {
 
     const ConvolutionForward<T>& call_;
     const ConvolutionShape& shape_;
+    const WindowDepths depths_;
     const PanelLayout<Vector> layout_;
     const bool direct_;  // the input is read in place
     const int64_t windows_per_stretch_;
     const int64_t pools_per_stretch_;
+    const int64_t input_plane_;
     typename Product::Packed* packed_ = nullptr;
     const Left* zeros_ = nullptr;
-    const int64_t* depths_ = nullptr;  // where a filter's numbers, as they lie, go when packed
-    uint8_t* left_out_ = nullptr;      // by sample: whether Product cannot multiply it
+    const int64_t* places_ = nullptr;   // where a filter's numbers, as they lie, go when packed
+    const int64_t* offsets_ = nullptr;  // of blocks of depths, in a window
+    uint8_t* left_out_ = nullptr;       // by sample: whether Product cannot multiply it
 };
 
 template <class Vector, class Product = VectorProduct<Vector>>

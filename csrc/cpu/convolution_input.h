@@ -41,21 +41,21 @@ static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64
     return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;
 }
 
-// Calls store(vector, offset, count) for the numbers of `positions` positions that begin at
-// `source`, a vector's worth or less of channels at a time: they go to `offset` of a (positions, C)
-// contiguous target.
-template <class Vector, class Number, class Store>
+// Reads `positions` positions that begin at `source` for a (positions, C) contiguous target. Calls
+// store_run(numbers, offset, count) for numbers that lie side by side, else store(vector, offset,
+// count) for a vector's worth or less of channels at a time.
+template <class Vector, class Number, class StoreRun, class Store>
 inline void read_positions(const ConvolutionShape& shape, const SequenceView& input,
-                           const Number* source, int64_t positions, Store&& store) {
+                           const Number* source, int64_t positions, StoreRun&& store_run,
+                           Store&& store) {
     const int64_t channels = shape.channels;
+    if (input.stride_channel == 1 && input.stride_length == channels) {
+        store_run(source, 0, positions * channels);
+        return;
+    }
     if (input.stride_channel == 1) {
         for (int64_t position = 0; position < positions; ++position) {
-            const Number* from = source + position * input.stride_length;
-            for (int64_t channel = 0; channel < channels; channel += Vector::width) {
-                const int64_t left = smaller(Vector::width, channels - channel);
-                store(load_up_to<Vector>(from + channel, left), position * channels + channel,
-                      left);
-            }
+            store_run(source + position * input.stride_length, position * channels, channels);
         }
         return;
     }
@@ -88,13 +88,24 @@ inline void read_positions(const ConvolutionShape& shape, const SequenceView& in
     }
 }
 
-// The same for positions [begin, end) of a sample.
-template <class Vector, class Store>
-inline void read_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
-                           int64_t begin, int64_t end, Store&& store) {
-    const int64_t offset = sample * input.stride_batch + begin * input.stride_length;
+// Positions [begin, end) of a sample, (end - begin, C) contiguous, as the left operand of a
+// product: plane after plane, `plane` numbers apart.
+template <class Vector, class Product>
+inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
+                           int64_t begin, int64_t end, typename Product::Left* target,
+                           int64_t plane, typename Product::Magnitude& magnitude) {
+    const int64_t first = sample * input.stride_batch + begin * input.stride_length;
     with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
-        read_positions<Vector>(shape, input, numbers + offset, end - begin, store);
+        read_positions<Vector>(
+            shape, input, numbers + first, end - begin,
+            [&](const auto* run, int64_t offset, int64_t count) {
+                Product::store_left(run, count, target + offset, plane, magnitude);
+            },
+            [&](Vector columns, int64_t offset, int64_t count) {
+                typename Vector::Element line[Vector::width];
+                columns.store(line);
+                Product::store_left(line, count, target + offset, plane, magnitude);
+            });
     });
 }
 

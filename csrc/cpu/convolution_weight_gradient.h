@@ -18,6 +18,7 @@
 #include "../core/scratch.h"
 #include "convolution_input.h"
 #include "scaled_rows.h"
+#include "vector_product.h"
 #include "window_columns.h"
 
 namespace seqkernels {
@@ -102,12 +103,10 @@ class ConvolutionWeightGradient {
         const Range mine = part_of(samples.end - samples.begin, 1, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; ++i) {
             const int64_t n = samples.begin + i;
-            T* target = packed_.data() + i * stride_batch_;
-            read_positions<Vector>(shape_, call_.input, n, 0,
-                                   sample_length(shape_, call_.lengths, n),
-                                   [&](Vector numbers, int64_t offset, int64_t count) {
-                                       store_up_to(numbers, target + offset, count);
-                                   });
+            typename VectorProduct<Vector>::Magnitude magnitude;
+            pack_positions<Vector, VectorProduct<Vector>>(
+                shape_, call_.input, n, 0, sample_length(shape_, call_.lengths, n),
+                packed_.data() + i * stride_batch_, 0, magnitude);
         }
     }
 

@@ -249,9 +249,11 @@ struct TileProduct {
             const char* source[2] = {
                 reinterpret_cast<const char*>(of_tile.tiles),
                 reinterpret_cast<const char*>(of_tile.tiles + of_tile.tile_elements)};
-            const Place place{planes * tile_bytes, tile_bytes, row_bytes};
+            const Place place{tile_bytes, row_bytes};
+            const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
             if (of_tile.scales == nullptr) {
-                multiply_tiles<false>(at, tile, columns, source, place, weights, layout.depth);
+                multiply_tiles<false>(at, tile, columns, source, place, offset, weights,
+                                      layout.depth);
                 return;
             }
             Vector start[rows * most_columns];
@@ -262,7 +264,7 @@ struct TileProduct {
                     at[v] = Vector::broadcast(0);
                 }
             }
-            multiply_tiles<false>(at, tile, columns, source, place, weights, layout.depth);
+            multiply_tiles<false>(at, tile, columns, source, place, offset, weights, layout.depth);
             for (int m = 0; m < tile; ++m) {
                 const T scale = of_tile.scales[m];
                 if (scale == T(1)) continue;
@@ -277,29 +279,42 @@ struct TileProduct {
         });
     }
 
-    // sums[m * vectors + v] = the product of up to `rows` rows, equally far apart, with a panel
-    // of plain numbers. The rows hold planes, plane p of each `plane` numbers behind plane p - 1,
-    // and can be read, plain numbers, up to a whole block of depths; whole tiles of rows can be
-    // read, and sums has room for them.
-    static void multiply(Vector* sums, int count, int64_t vectors, const Left* const* left,
-                         int64_t plane, const Packed* panel, int64_t depth) {
-        const int64_t stride = count > 1 ? left[1] - left[0] : 0;
-        const char* source[2] = {reinterpret_cast<const char*>(left[0]),
-                                 reinterpret_cast<const char*>(left[0] + tile_rows * stride)};
-        const int64_t bytes = sizeof(Left);
-        multiply_tiles<true>(sums, count, vectors, source,
-                             {row_bytes, plane * bytes, stride * bytes}, panel, depth);
+    // sums[m * vectors + v] = the product of up to `rows` rows, `stride` numbers apart, with a
+    // panel of plain numbers. Block b of a row's depths begins offsets[b] numbers behind its first,
+    // plane p lies `plane` numbers behind plane p - 1. All that is read must be plain, up to whole
+    // blocks of depths; whole tiles of rows can be read, and sums has room for them.
+    static void multiply(Vector* sums, int count, int64_t vectors, const Left* left, int64_t stride,
+                         int64_t plane, const int64_t* offsets, const Packed* panel,
+                         int64_t depth) {
+        constexpr int64_t bytes = sizeof(Left);
+        const char* source[2] = {reinterpret_cast<const char*>(left),
+                                 reinterpret_cast<const char*>(left + tile_rows * stride)};
+        multiply_tiles<true>(
+            sums, count, vectors, source, Place{plane * bytes, stride * bytes},
+            [offsets](int64_t block) { return offsets[block] * bytes; }, panel, depth);
     }
 
-    // Stores up to a vector of numbers of a left operand as planes, `plane` numbers apart.
-    static void store_left(Vector numbers, Left* target, int64_t plane, int64_t count,
+    // Stores numbers that lie side by side as a left operand's planes, `plane` numbers apart.
+    template <class Number>
+    static void store_left(const Number* numbers, int64_t count, Left* target, int64_t plane,
                            Magnitude& magnitude) {
-        const __mmask16 mask = Vector::first(count);
-        magnitude.take({_mm512_maskz_mov_ps(mask, numbers.value)});
-        for (int p = 0; p < planes; ++p, target += plane) {
-            const __m256i rounded = rounded_to_bfloat16(numbers.value);
-            _mm256_mask_storeu_epi16(target, mask, rounded);
-            if (p + 1 < planes) numbers = numbers - widened(rounded);
+        constexpr int64_t at_once = 2 * Vector::width;
+        int64_t i = 0;
+        for (; i + at_once <= count; i += at_once) {
+            const Vector low = load_up_to<Vector>(numbers + i, Vector::width);
+            const Vector high = load_up_to<Vector>(numbers + i + Vector::width, Vector::width);
+            magnitude.take(low);
+            magnitude.take(high);
+            store_planes(low, high, target + i, plane);
+        }
+        for (; i < count; i += Vector::width) {
+            Vector rest = load_up_to<Vector>(numbers + i, count - i);
+            magnitude.take(rest);
+            for (int p = 0; p < planes; ++p) {
+                const __m256i rounded = rounded_to_bfloat16(rest.value);
+                _mm256_mask_storeu_epi16(target + p * plane + i, Vector::first(count - i), rounded);
+                if (p + 1 < planes) rest = rest - widened(rounded);
+            }
         }
     }
 
@@ -362,23 +377,23 @@ struct TileProduct {
         }
     }
 
-    // Where the left operand's tiles lie: bytes from a block of depths to the next, from a plane to
-    // the next, and from a row to the next.
+    // Bytes from a plane of the left operand to the next, and from a row to the next.
     struct Place {
-        int64_t block;
         int64_t plane;
         int64_t row;
     };
 
-    template <bool from_zero>
+    // offset(b): bytes from a row's first number to its block b of depths.
+    template <bool from_zero, class Offset>
     static void multiply_tiles(Vector* sums, int count, int64_t vectors, const char* const* source,
-                               const Place& place, const Packed* panel, int64_t depth) {
+                               const Place& place, const Offset& offset, const Packed* panel,
+                               int64_t depth) {
         const bool two_tiles = count > tile_rows;
         for (int64_t v = 0; v < vectors; v += 2) {
             const Packed* columns = panel + header + v * planes * tile_numbers;
             const auto run = [&](auto rows_of_tiles, auto vectors_at_once) {
                 multiply_in_registers<rows_of_tiles, vectors_at_once, from_zero>(
-                    sums + v, vectors, source, place, columns, blocks(depth));
+                    sums + v, vectors, source, place, offset, columns, blocks(depth));
             };
             with_constant<2>(two_tiles ? 2 : 1, [&](auto r) {
                 with_constant<2>(smaller(2, vectors - v), [&](auto w) { run(r, w); });
@@ -387,11 +402,11 @@ struct TileProduct {
     }
 
     // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V, bool from_zero>
+    template <int R, int V, bool from_zero, class Offset>
     [[gnu::noinline]] static void multiply_in_registers(Vector* sums, int64_t vectors,
                                                         const char* const* source,
-                                                        const Place& place, const Packed* packed,
-                                                        int64_t count) {
+                                                        const Place& place, const Offset& offset,
+                                                        const Packed* packed, int64_t count) {
         const int64_t line = vectors * int64_t{sizeof(Vector)};
         Vector* const lower = sums + tile_rows * vectors;
         if constexpr (from_zero) {
@@ -402,8 +417,7 @@ struct TileProduct {
             if constexpr (R > 1) load_tile<2>(lower, line);
             if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
         }
-        const char* upper_rows = source[0];
-        const char* lower_rows = source[1];
+        const char *upper_rows = nullptr, *lower_rows = nullptr;
         const Packed* columns = packed;
         const auto load_left = [&](int p) {
             load_tile<4>(upper_rows + p * place.plane, place.row);
@@ -420,6 +434,8 @@ struct TileProduct {
             if constexpr (R > 1 && V > 1) multiply_tile_pairs<3, 5, 7>();
         };
         for (int64_t block = 0; block < count; ++block) {
+            upper_rows = source[0] + offset(block);
+            lower_rows = source[1] + offset(block);
             load_left(0);
             if constexpr (planes == 3) {
                 load_right(2);
@@ -444,8 +460,6 @@ struct TileProduct {
                 load_right(0);
             }
             multiply_loaded();
-            upper_rows += place.block;
-            lower_rows += place.block;
             columns += vectors * planes * tile_numbers;
         }
         store_tile<0>(sums, line);

@@ -8,8 +8,9 @@
 
 namespace seqkernels {
 
-template <class Vector>
+template <class VectorType>
 struct VectorProduct {
+    using Vector = VectorType;
     using T = typename Vector::Element;
     using Left = T;    // what rows of the left operand hold
     using Packed = T;  // what a packed right operand holds
@@ -54,9 +55,13 @@ struct VectorProduct {
         multiply_accumulate(sums, tile, vectors, left, 1, panel, depth);
     }
 
-    // Stores up to a vector of numbers of a left operand.
-    static void store_left(Vector numbers, Left* target, int64_t, int64_t count, Magnitude&) {
-        store_up_to(numbers, target, count);
+    // Stores numbers that lie side by side as a left operand's.
+    template <class Number>
+    static void store_left(const Number* numbers, int64_t count, Left* target, int64_t,
+                           Magnitude&) {
+        for (int64_t i = 0; i < count; i += Vector::width) {
+            store_up_to(load_up_to<Vector>(numbers + i, count - i), target + i, count - i);
+        }
     }
 
     // Rows of a left operand as they are multiplied: themselves.

@@ -77,8 +77,6 @@ class RecurrenceForwardKernel {
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
-        // Matrix tiles add in another order than vectors: they take every call, so that a sample's
-        // bits do not depend on how many steps or batch-mates there are.
         if constexpr (!always_packs) {
             if (shape_.steps == 1) {
                 run_single_step(threads);
@@ -289,7 +287,10 @@ class RecurrenceForwardKernel {
         const auto states = Product::prepare(mine.states, multiplies ? count : 0, shape_.hidden,
                                              mine.copies, mine.scales);
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        for (int64_t position = panels.begin; position < panels.end; ++position) {
+            // There and back again: the weights that the last step read last are still in L2.
+            const int64_t panel =
+                step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
             for (int64_t i = 0; i < count; i += block_rows) {
                 const int64_t block = smaller(block_rows, count - i);
                 run_panel(
@@ -300,6 +301,7 @@ class RecurrenceForwardKernel {
                     },
                     [&](Vector* sums) {
                         add_hidden_part(sums, states.from(i), block, panel, weights);
+                        return multiplies;
                     });
             }
         }
@@ -325,27 +327,36 @@ class RecurrenceForwardKernel {
     }
 
     // The next state of `count` samples' hidden units of one panel. start(row, gate, unit) gives
-    // the sums before the product, which multiply(sums) adds.
+    // the sums before the product, which multiply(sums) adds; it returns whether there is one.
     template <class Start, class Multiply>
     void run_panel(const Row* rows, int64_t count, int64_t panel, Start&& start,
                    Multiply&& multiply) const {
         const int64_t column = hidden_layout_.first_column(panel);
         const int64_t units = hidden_layout_.units_of(panel);
         Vector sums[block_rows * (panel_units * gates)];
-        for (int64_t m = 0; m < count; ++m) {
-            for (int64_t u = 0; u < units; ++u) {
-                for (int g = 0; g < gates; ++g) {
-                    sums[(m * units + u) * gates + g] =
-                        start(rows[m], g, column + u * Vector::width);
-                }
+        const auto for_each_sum = [&](int64_t m, int64_t u, auto&& function) {
+            for (int g = 0; g < gates; ++g) {
+                function(sums[(m * units + u) * gates + g],
+                         start(rows[m], g, column + u * Vector::width));
             }
-        }
-        multiply(sums);
-        for (int64_t m = 0; m < count; ++m) {
-            for (int64_t u = 0; u < units; ++u) {
-                next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
+        };
+        const auto for_each_unit = [&](auto&& function) {
+            for (int64_t m = 0; m < count; ++m) {
+                for (int64_t u = 0; u < units; ++u) function(m, u);
             }
+        };
+        const auto begin = [](Vector& sum, Vector first) { sum = first; };
+        const auto add = [](Vector& sum, Vector first) { sum = sum + first; };
+        constexpr bool begins_now = Product::accumulates;
+        if (begins_now) {
+            for_each_unit([&](int64_t m, int64_t u) { for_each_sum(m, u, begin); });
         }
+        const bool has_product = multiply(sums);
+        for_each_unit([&](int64_t m, int64_t u) {
+            if (!begins_now && has_product) for_each_sum(m, u, add);
+            if (!begins_now && !has_product) for_each_sum(m, u, begin);
+            next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
+        });
     }
 
     // One step, with both weights as they lie.
@@ -382,9 +393,11 @@ class RecurrenceForwardKernel {
                         [&](Vector* sums) {
                             multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
                                               call_.weight_ih);
-                            if (call_.initial_hidden == nullptr) return;
-                            multiply_unpacked(sums, states.data() + i, block, hidden_layout_, panel,
-                                              call_.weight_hh);
+                            if (call_.initial_hidden != nullptr) {
+                                multiply_unpacked(sums, states.data() + i, block, hidden_layout_,
+                                                  panel, call_.weight_hh);
+                            }
+                            return true;
                         });
                 }
             }
@@ -465,6 +478,11 @@ class RecurrenceForwardKernel {
 template <class Vector, class Product = VectorProduct<Vector>>
 void recurrence_forward(const RecurrenceForward<typename Vector::Element>& arguments, int threads) {
     using Cell = RecurrentCell;
+    if constexpr (Product::in_tiles) {
+        if (!Product::pays_for(arguments.shape)) {
+            return recurrence_forward<Vector>(arguments, threads);
+        }
+    }
     switch (arguments.shape.cell) {
         case Cell::lstm:
             RecurrenceForwardKernel<Vector, Cell::lstm, Product>(arguments).run(threads);

@@ -46,12 +46,13 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
             const int64_t units = layout.units_of(panel);
             Product::for_each_tile(count, [&](int64_t first, int tile) {
                 Vector sums[Product::rows * Product::vectors];
+                Vector start[Product::vectors];
                 for (int64_t u = 0; u < units; ++u) {
                     const int64_t i = column + u * Vector::width;
-                    const Vector start = bias == nullptr
-                                             ? Vector::broadcast(0)
-                                             : load_up_to<Vector>(bias + i, layout.columns - i);
-                    for (int m = 0; m < tile; ++m) sums[m * units + u] = start;
+                    start[u] = bias == nullptr ? Vector::broadcast(0)
+                                               : load_up_to<Vector>(bias + i, layout.columns - i);
+                    if (!Product::accumulates) continue;
+                    for (int m = 0; m < tile; ++m) sums[m * units + u] = start[u];
                 }
                 Product::multiply_tile(sums, prepared.from(first), tile, layout, panel, packed,
                                        matrix);
@@ -59,7 +60,9 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
                     T* row = target(begin + first + m);
                     for (int64_t u = 0; u < units; ++u) {
                         const int64_t i = column + u * Vector::width;
-                        store_up_to(sums[m * units + u], row + i, layout.columns - i);
+                        Vector sum = sums[m * units + u];
+                        if (!Product::accumulates) sum = sum + start[u];
+                        store_up_to(sum, row + i, layout.columns - i);
                     }
                 }
             });

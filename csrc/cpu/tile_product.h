@@ -18,7 +18,9 @@
 // are neither, are multiplied by vectors (multiply_unpacked). Which, depends on that row or panel
 // alone. With one plane there is no such care: the numbers are bfloat16 then, denormals zero.
 //
-// The sums pass through memory: on them vectors go to work. Every sum is made in the same order,
+// The sums pass through memory, on which vectors go to work: they begin with zero, since to load
+// what vectors have just stored takes longer than to add it afterwards (64 rows of an LSTM of 128
+// units: 255 GFLOP/s in place of 300). Every sum is made in the same order,
 // whatever rows stand beside it.
 //
 // Cost of 32 x 32 sums and 32 depths: 4, 12 or 24 products of 16 cycles, 4, 8 or 14 tile loads of
@@ -33,6 +35,7 @@
 #include <cstring>
 
 #include "amx.h"
+#include "kernels.h"
 #include "product.h"
 #include "unpacked_product.h"
 #include "vector_avx512.h"
@@ -110,10 +113,19 @@ struct TileProduct {
     static constexpr int vectors = 2;
     static constexpr int left_planes = planes;
     static constexpr bool in_tiles = true;
+    static constexpr bool accumulates = false;
     // Whether there are numbers that it cannot multiply: see above. With one plane, those that are
     // not finite, where rows are read beyond their end (multiply).
     static constexpr bool is_partial = true;
     static constexpr bool cuts = planes > 1;
+
+    // Whether a recurrence is faster in tiles than by vectors: not a single step, which would pack
+    // weights to use them once; nor, with several planes, steps that would leave tiles empty.
+    // Sizes alone decide, so that a sample's bits do not depend on what its batch-mates hold or how
+    // long they are.
+    static bool pays_for(const RecurrenceShape& shape) {
+        return shape.steps != 1 && (planes == 1 || 4 * shape.batch >= 3 * tile_rows);
+    }
 
     class Session {
      public:
@@ -227,56 +239,48 @@ struct TileProduct {
         return {given, all_plain ? nullptr : scales, copies, tile_elements};
     }
 
-    // sums[m * vectors + v] += the product of `count` rows with panel p of a layout of `matrix`.
+    // sums[m * vectors + v] = the product of `count` rows with panel p of a layout of `matrix`.
     // sums has room for whole tiles of 16 rows.
-    static void multiply_tile(Vector* sums, const Rows& rows_given, int count,
+    static void multiply_tile(Vector* sums, const Rows& left, int count,
                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
                               const Matrix& matrix) {
-        multiply_panel(sums, rows_given, count, layout, p, packed, matrix);
+        multiply_panel(sums, left, count, layout, p, packed, matrix);
     }
-    static void multiply_panel(Vector* sums, const Rows& rows_given, int64_t count,
+    static void multiply_panel(Vector* sums, const Rows& left, int64_t count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
                                const Matrix& matrix) {
         const int64_t columns = layout.units_of(p) * layout.groups;
         const Packed* weights = panel(packed, layout, p);
+        const auto by_vectors = [&](int64_t first, int64_t rows_of_them) {
+            Vector* at = sums + first * columns;
+            for (int64_t i = 0; i < rows_of_them * columns; ++i) at[i] = Vector::broadcast(0);
+            multiply_unpacked(at, left.given + first, rows_of_them, layout, p, matrix);
+        };
         if (cuts && weights[0].bits == 0) {
-            multiply_unpacked(sums, rows_given.given, count, layout, p, matrix);
+            by_vectors(0, count);
             return;
         }
         for_each_tile(count, [&](int64_t first, int tile) {
-            const Rows of_tile = rows_given.from(first);
-            Vector* at = sums + first * columns;
+            const Rows of_tile = left.from(first);
             const char* source[2] = {
                 reinterpret_cast<const char*>(of_tile.tiles),
                 reinterpret_cast<const char*>(of_tile.tiles + of_tile.tile_elements)};
-            const Place place{tile_bytes, row_bytes};
-            const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
-            if (of_tile.scales == nullptr) {
-                multiply_tiles<false>(at, tile, columns, source, place, offset, weights,
-                                      layout.depth);
-                return;
-            }
-            Vector start[rows * most_columns];
-            for (int m = 0; m < tile; ++m) {
-                if (of_tile.scales[m] == T(1)) continue;
-                for (int64_t v = m * columns; v < (m + 1) * columns; ++v) {
-                    start[v] = at[v];
-                    at[v] = Vector::broadcast(0);
-                }
-            }
-            multiply_tiles<false>(at, tile, columns, source, place, offset, weights, layout.depth);
-            for (int m = 0; m < tile; ++m) {
-                const T scale = of_tile.scales[m];
-                if (scale == T(1)) continue;
+            multiply_tiles(
+                sums + first * columns, tile, columns, source, Place{tile_bytes, row_bytes},
+                [](int64_t block) { return block * planes * tile_bytes; }, weights, layout.depth);
+        });
+        if (left.scales == nullptr) return;
+        for (int64_t m = 0; m < count; ++m) {
+            const T scale = left.scales[m];
+            if (scale == T(0)) {
+                by_vectors(m, 1);
+            } else if (scale != T(1)) {
                 const Vector inverse = Vector::broadcast(T(1) / scale);
                 for (int64_t v = m * columns; v < (m + 1) * columns; ++v) {
-                    at[v] = scale == T(0) ? start[v] : multiply_add(at[v], inverse, start[v]);
-                }
-                if (scale == T(0)) {
-                    multiply_unpacked(at + m * columns, of_tile.given + m, 1, layout, p, matrix);
+                    sums[v] = sums[v] * inverse;
                 }
             }
-        });
+        }
     }
 
     // sums[m * vectors + v] = the product of up to `rows` rows, `stride` numbers apart, with a
@@ -289,7 +293,7 @@ struct TileProduct {
         constexpr int64_t bytes = sizeof(Left);
         const char* source[2] = {reinterpret_cast<const char*>(left),
                                  reinterpret_cast<const char*>(left + tile_rows * stride)};
-        multiply_tiles<true>(
+        multiply_tiles(
             sums, count, vectors, source, Place{plane * bytes, stride * bytes},
             [offsets](int64_t block) { return offsets[block] * bytes; }, panel, depth);
     }
@@ -324,7 +328,6 @@ struct TileProduct {
     static constexpr int64_t row_bytes = 64;
     static constexpr int64_t tile_bytes = tile_rows * row_bytes;
     static constexpr int64_t header = 32;
-    static constexpr int64_t most_columns = 4;
 
     static int64_t panel_elements(const PanelLayout<Vector>& layout) {
         return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
@@ -384,7 +387,7 @@ struct TileProduct {
     };
 
     // offset(b): bytes from a row's first number to its block b of depths.
-    template <bool from_zero, class Offset>
+    template <class Offset>
     static void multiply_tiles(Vector* sums, int count, int64_t vectors, const char* const* source,
                                const Place& place, const Offset& offset, const Packed* panel,
                                int64_t depth) {
@@ -392,7 +395,7 @@ struct TileProduct {
         for (int64_t v = 0; v < vectors; v += 2) {
             const Packed* columns = panel + header + v * planes * tile_numbers;
             const auto run = [&](auto rows_of_tiles, auto vectors_at_once) {
-                multiply_in_registers<rows_of_tiles, vectors_at_once, from_zero>(
+                multiply_in_registers<rows_of_tiles, vectors_at_once>(
                     sums + v, vectors, source, place, offset, columns, blocks(depth));
             };
             with_constant<2>(two_tiles ? 2 : 1, [&](auto r) {
@@ -402,21 +405,14 @@ struct TileProduct {
     }
 
     // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V, bool from_zero, class Offset>
+    template <int R, int V, class Offset>
     [[gnu::noinline]] static void multiply_in_registers(Vector* sums, int64_t vectors,
                                                         const char* const* source,
                                                         const Place& place, const Offset& offset,
                                                         const Packed* packed, int64_t count) {
         const int64_t line = vectors * int64_t{sizeof(Vector)};
         Vector* const lower = sums + tile_rows * vectors;
-        if constexpr (from_zero) {
-            asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
-        } else {
-            load_tile<0>(sums, line);
-            if constexpr (V > 1) load_tile<1>(sums + 1, line);
-            if constexpr (R > 1) load_tile<2>(lower, line);
-            if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
-        }
+        asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
         const char *upper_rows = nullptr, *lower_rows = nullptr;
         const Packed* columns = packed;
         const auto load_left = [&](int p) {

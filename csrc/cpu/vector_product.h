@@ -19,6 +19,8 @@ struct VectorProduct {
     // Arrays that a row of the left operand is kept in.
     static constexpr int left_planes = 1;
     static constexpr bool in_tiles = false;
+    // Whether products are added to what the sums hold, or take its place.
+    static constexpr bool accumulates = true;
     // Whether there are numbers that it cannot multiply.
     static constexpr bool is_partial = false;
 

@@ -33,14 +33,16 @@
 
 namespace seqkernels {
 
-template <class Vector, RecurrentCell cell_type>
+template <class Vector, RecurrentCell cell_type, class Product, class Gradient>
 class RecurrenceBackwardKernel {
     using T = typename Vector::Element;
-    using Operand = typename WeightGradient<Vector>::Operand;
+    using Left = typename Product::Left;
+    using Packed = typename Product::Packed;
+    using Operand = typename Gradient::Operand;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
-    static constexpr int tile_rows = Tile<Vector>::rows;
-    static constexpr int panel_units = Tile<Vector>::vectors;
+    static constexpr int tile_rows = Product::rows;
+    static constexpr int panel_units = Product::vectors;
 
  public:
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<T>& arguments)
@@ -52,12 +54,24 @@ class RecurrenceBackwardKernel {
 
     void run(int threads) {
         const bool needs_input = call_.grad_input != nullptr;
-        const Scratch<T> input_weights(needs_input ? input_layout_.elements() : 0);
-        const Scratch<T> hidden_weights(hidden_layout_.elements());
-        const Scratch<Row> rows(checked_product({shape_.batch + 1, threads}));
+        const Scratch<Packed> input_weights(needs_input ? Product::packed_elements(input_layout_)
+                                                        : 0);
+        const Scratch<Packed> hidden_weights(Product::packed_elements(hidden_layout_));
+        const int64_t most_rows = shape_.batch + 1;
+        const Scratch<Row> rows(checked_product({most_rows, threads}));
+        const Scratch<const T*> after(checked_product({most_rows, threads}));
+        const Scratch<T> scales(checked_product({most_rows, threads}));
+        const int64_t depth = gates * shape_.hidden;
+        const int64_t most_copies =
+            larger(Product::left_elements(most_rows, depth),
+                   Product::left_elements(rows_together<Product>(depth), depth));
+        const Scratch<Left> copies(checked_product({most_copies, threads}));
+        const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
+                                              Product::pack_scratch_elements(hidden_layout_));
+        const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
         const bool needs_weights =
             call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
-        const WeightGradient<Vector> gradient(needs_weights ? gates * shape_.hidden : 0);
+        const Gradient gradient(needs_weights ? depth : 0, threads);
         const Operand inputs(shape_.inputs, call_.grad_weight_ih);
         const Operand states(shape_.hidden, call_.grad_weight_hh);
         input_weights_ = input_weights.data();
@@ -65,19 +79,22 @@ class RecurrenceBackwardKernel {
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            prepare(thread, granted);
+            [[maybe_unused]] const typename Product::Session session{};
+            const Samples mine{rows.data() + thread * most_rows, after.data() + thread * most_rows,
+                               copies.data() + thread * most_copies,
+                               scales.data() + thread * most_rows};
+            prepare(panel_scratch.data() + thread * panel_elements, thread, granted);
             barrier.wait(granted);
             const Grid grid = recurrence_grid(
                 shape_.batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
-            Row* mine = rows.data() + thread * (shape_.batch + 1);
             for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
                 run_step(step, grid, thread, mine);
                 if (grid.column_parts > 1) barrier.wait(granted);
             }
             barrier.wait(granted);
-            initial_hidden_gradient(thread, granted);
-            if (needs_input) input_gradient(thread, granted);
+            initial_hidden_gradient(thread, granted, mine.copies);
+            if (needs_input) input_gradient(thread, granted, mine.copies);
             if (needs_weights) weight_gradients(gradient, inputs, states, thread, granted, barrier);
             if (call_.grad_bias != nullptr) {
                 bias_gradient(part_of(gates * shape_.hidden, Vector::width, thread, granted));
@@ -99,10 +116,19 @@ class RecurrenceBackwardKernel {
         T* grad_cell;
     };
 
-    void prepare(int thread, int threads) const {
-        pack_transposed(hidden_weights_, hidden_layout_, call_.weight_hh, thread, threads);
+    // A thread's samples of one step, and their gates' gradients of the step after.
+    struct Samples {
+        Row* rows;
+        const T** after;
+        Left* copies;  // of those, as they are multiplied, if that is otherwise
+        T* scales;
+    };
+
+    void prepare(T* scratch, int thread, int threads) const {
+        pack_transposed(hidden_weights_, hidden_layout_, call_.weight_hh, scratch, thread, threads);
         if (call_.grad_input != nullptr) {
-            pack_transposed(input_weights_, input_layout_, call_.weight_ih, thread, threads);
+            pack_transposed(input_weights_, input_layout_, call_.weight_ih, scratch, thread,
+                            threads);
         }
         if constexpr (is_lstm) {
             const Range samples = part_of(shape_.batch, 1, thread, threads);
@@ -110,10 +136,12 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    static void pack_transposed(T* packed, const PanelLayout<Vector>& layout, const Matrix& weight,
-                                int thread, int threads) {
-        pack_panels(packed, layout, part_of(layout.panels(), 1, thread, threads),
-                    weight.transposed());
+    static void pack_transposed(Packed* packed, const PanelLayout<Vector>& layout,
+                                const Matrix& weight, T* scratch, int thread, int threads) {
+        Product::pack(packed, layout, part_of(layout.panels(), 1, thread, threads), scratch,
+                      [&](T* target, int64_t panel) {
+                          pack_panel(target, layout, panel, layout.depth, weight.transposed());
+                      });
     }
 
     // target = source, or zero where there is no source.
@@ -152,56 +180,71 @@ class RecurrenceBackwardKernel {
         return result;
     }
 
-    void run_step(int64_t step, const Grid& grid, int thread, Row* rows) const {
+    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         // Samples whose last step this is have no later step's gradient to add: they come after the
         // rest.
         const int64_t continuing = grid.dealt(schedule_.active(step + 1), thread);
         for (int64_t i = 0; i < count; ++i) {
-            rows[i] = row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+            mine.rows[i] =
+                row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+            mine.after[i] = mine.rows[i].grad_gates_after;
         }
+        const auto after = Product::prepare(mine.after, continuing, hidden_layout_.depth,
+                                            mine.copies, mine.scales);
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for_each_tile(continuing, tile_rows, [&](int64_t first, int tile) {
-                run_tile(rows + first, tile, panel, true);
+        for (int64_t position = panels.begin; position < panels.end; ++position) {
+            // There and back again: the weights that the last step read last are still in L2.
+            const int64_t panel =
+                step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
+            Product::for_each_tile(continuing, [&](int64_t first, int tile) {
+                const auto of_tile = after.from(first);
+                run_tile(mine.rows + first, tile, panel, &of_tile);
             });
-            for_each_tile(count - continuing, tile_rows, [&](int64_t first, int tile) {
-                run_tile(rows + continuing + first, tile, panel, false);
+            Product::for_each_tile(count - continuing, [&](int64_t first, int tile) {
+                run_tile(mine.rows + continuing + first, tile, panel, nullptr);
             });
         }
     }
 
-    // The gate gradients of `tile` samples' hidden units of one panel.
-    void run_tile(const Row* rows, int tile, int64_t panel, bool continues) const {
-        const int64_t hidden = shape_.hidden;
+    // The gate gradients of `tile` samples' hidden units of one panel. after: the gate gradients of
+    // the step after; null for samples that have none.
+    void run_tile(const Row* rows, int tile, int64_t panel,
+                  const typename Product::Rows* after) const {
         const int64_t column = hidden_layout_.first_column(panel);
         const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[most_sums<Vector>];
-        for (int m = 0; m < tile; ++m) {
-            for (int u = 0; u < units; ++u) {
-                const int64_t unit = column + u * Vector::width;
-                Vector& sum = sums[m * units + u];
-                sum = Vector::broadcast(0);
-                if (rows[m].grad_hidden != nullptr) {
-                    sum = load_up_to<Vector>(rows[m].grad_hidden + unit, hidden - unit);
-                }
-                if (rows[m].grad_final_hidden != nullptr) {
-                    sum = sum + load_up_to<Vector>(rows[m].grad_final_hidden + unit, hidden - unit);
+        Vector sums[Product::rows * Product::vectors];
+        const bool begins_now = Product::accumulates || after == nullptr;
+        const auto for_each_unit = [&](auto&& function) {
+            for (int m = 0; m < tile; ++m) {
+                for (int u = 0; u < units; ++u) {
+                    function(rows[m], column + u * Vector::width, sums[m * units + u]);
                 }
             }
+        };
+        if (begins_now) {
+            for_each_unit([&](const Row& row, int64_t unit, Vector& sum) {
+                sum = grad_hidden_of(row, unit);
+            });
         }
-        if (continues) {
-            const T* pointers[tile_rows] = {};
-            for (int m = 0; m < tile; ++m) pointers[m] = rows[m].grad_gates_after;
-            multiply_accumulate(sums, tile, units, pointers, 1,
-                                hidden_weights_ + hidden_layout_.offset(panel),
-                                hidden_layout_.depth);
+        if (after != nullptr) {
+            Product::multiply_tile(sums, *after, tile, hidden_layout_, panel, hidden_weights_,
+                                   call_.weight_hh.transposed());
         }
-        for (int m = 0; m < tile; ++m) {
-            for (int u = 0; u < units; ++u) {
-                gate_gradients(rows[m], column + u * Vector::width, sums[m * units + u]);
-            }
+        for_each_unit([&](const Row& row, int64_t unit, Vector sum) {
+            gate_gradients(row, unit, begins_now ? sum : sum + grad_hidden_of(row, unit));
+        });
+    }
+
+    // What a state's gradient is without that of the step after.
+    Vector grad_hidden_of(const Row& row, int64_t unit) const {
+        const int64_t count = shape_.hidden - unit;
+        Vector sum = row.grad_hidden == nullptr ? Vector::broadcast(0)
+                                                : load_up_to<Vector>(row.grad_hidden + unit, count);
+        if (row.grad_final_hidden != nullptr) {
+            sum = sum + load_up_to<Vector>(row.grad_final_hidden + unit, count);
         }
+        return sum;
     }
 
     void gate_gradients(const Row& row, int64_t unit, Vector grad_hidden) const {
@@ -236,14 +279,14 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void initial_hidden_gradient(int thread, int threads) const {
+    void initial_hidden_gradient(int thread, int threads, Left* copies) const {
         // Samples that ran at all are the first of the order; the others pass their gradient
         // through.
         const int64_t ran = schedule_.active(0);
         const int64_t hidden = shape_.hidden;
         const int64_t panels = hidden_layout_.panels();
         const Grid grid = product_grid(ran, tile_rows, panels, threads);
-        multiply_rows(
+        multiply_rows<Vector, Product>(
             hidden_layout_, hidden_weights_, call_.weight_hh.transposed(),
             grid.columns(panels, thread), grid.rows(ran, tile_rows, thread), nullptr,
             [&](int64_t position) {
@@ -252,7 +295,8 @@ class RecurrenceBackwardKernel {
             },
             [&](int64_t position) {
                 return call_.grad_initial_hidden + schedule_.sample(position) * hidden;
-            });
+            },
+            copies);
         if (thread != 0) return;
         for (int64_t position = ran; position < shape_.batch; ++position) {
             const int64_t n = schedule_.sample(position);
@@ -260,11 +304,11 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void input_gradient(int thread, int threads) const {
+    void input_gradient(int thread, int threads, Left* copies) const {
         const int64_t rows = schedule_.row_count();
         const int64_t panels = input_layout_.panels();
         const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows(
+        multiply_rows<Vector, Product>(
             input_layout_, input_weights_, call_.weight_ih.transposed(),
             grid.columns(panels, thread), grid.rows(rows, tile_rows, thread), nullptr,
             [&](int64_t index) {
@@ -272,7 +316,8 @@ class RecurrenceBackwardKernel {
             },
             [&](int64_t index) {
                 return call_.grad_input + schedule_.row_at(index) * shape_.inputs;
-            });
+            },
+            copies);
         const Range samples = part_of(shape_.batch, 1, thread, threads);
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             for (int64_t time = schedule_.length(n); time < shape_.steps; ++time) {
@@ -282,8 +327,8 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void weight_gradients(const WeightGradient<Vector>& gradient, const Operand& inputs,
-                          const Operand& states, int thread, int threads, Barrier& barrier) const {
+    void weight_gradients(const Gradient& gradient, const Operand& inputs, const Operand& states,
+                          int thread, int threads, Barrier& barrier) const {
         const int64_t hidden = shape_.hidden;
         gradient.run(
             schedule_.row_count(),
@@ -325,22 +370,31 @@ class RecurrenceBackwardKernel {
     const Schedule schedule_;
     const PanelLayout<Vector> input_layout_;
     const PanelLayout<Vector> hidden_layout_;
-    T* input_weights_ = nullptr;
-    T* hidden_weights_ = nullptr;
+    Packed* input_weights_ = nullptr;
+    Packed* hidden_weights_ = nullptr;
 };
 
-template <class Vector>
+template <class Vector, class Product = VectorProduct<Vector>,
+          class Gradient = WeightGradient<Vector>>
 void recurrence_backward(const RecurrenceBackward<typename Vector::Element>& arguments,
                          int threads) {
+    using Cell = RecurrentCell;
+    if constexpr (Product::in_tiles) {
+        if (!Product::pays_for(arguments.shape)) {
+            return recurrence_backward<Vector>(arguments, threads);
+        }
+    }
     switch (arguments.shape.cell) {
-        case RecurrentCell::lstm:
-            RecurrenceBackwardKernel<Vector, RecurrentCell::lstm>(arguments).run(threads);
+        case Cell::lstm:
+            RecurrenceBackwardKernel<Vector, Cell::lstm, Product, Gradient>(arguments).run(threads);
             return;
-        case RecurrentCell::rnn_tanh:
-            RecurrenceBackwardKernel<Vector, RecurrentCell::rnn_tanh>(arguments).run(threads);
+        case Cell::rnn_tanh:
+            RecurrenceBackwardKernel<Vector, Cell::rnn_tanh, Product, Gradient>(arguments).run(
+                threads);
             return;
-        case RecurrentCell::rnn_relu:
-            RecurrenceBackwardKernel<Vector, RecurrentCell::rnn_relu>(arguments).run(threads);
+        case Cell::rnn_relu:
+            RecurrenceBackwardKernel<Vector, Cell::rnn_relu, Product, Gradient>(arguments).run(
+                threads);
             return;
     }
 }

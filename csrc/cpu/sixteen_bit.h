@@ -245,7 +245,7 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     for (const Narrowed* result : {&output, &final_hidden, &final_cell}) result->finish(threads);
 }
 
-template <class Vector, class Narrow>
+template <class Vector, class Narrow, class Product, class Gradient>
 void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int threads) {
     using Widened = WidenedNumbers<Vector, Narrow>;
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
@@ -287,20 +287,22 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
     wide.grad_weight_ih = grad_weight_ih.data();
     wide.grad_weight_hh = grad_weight_hh.data();
     wide.grad_bias = grad_bias.data();
-    recurrence_backward<Vector>(wide, threads);
+    recurrence_backward<Vector, Product, Gradient>(wide, threads);
     for (const Narrowed* result : {&grad_input, &grad_initial_hidden, &grad_initial_cell,
                                    &grad_weight_ih, &grad_weight_hh, &grad_bias}) {
         result->finish(threads);
     }
 }
 
-// Product: how the forward multiplies.
-template <class Vector, class Narrow, class Product = VectorProduct<Vector>>
+// Product: how the forward and recurrences multiply; Gradient: how their weights' gradients are
+// made.
+template <class Vector, class Narrow, class Product = VectorProduct<Vector>,
+          class Gradient = WeightGradient<Vector>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
     return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>,
              sixteen_bit_convolution_backward<Vector, Narrow>,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
-             sixteen_bit_recurrence_backward<Vector, Narrow>},
+             sixteen_bit_recurrence_backward<Vector, Narrow, Product, Gradient>},
             convert_numbers<Vector, Narrow, float>,
             convert_numbers<Vector, float, Narrow>};
 }

@@ -93,6 +93,17 @@ class LargestMagnitude {
     }
     static bool is_finite(uint32_t largest) { return largest < (255u << 23); }
 
+    // What to multiply the numbers with so that they can be cut into planes: 1 if they can be as
+    // they are, else a power of two, or 0 if some number is not finite.
+    float scale() const {
+        const uint32_t largest = bits();
+        if (is_plain(largest)) return 1;
+        if (!is_finite(largest)) return 0;
+        // Of denormal numbers 2^126 makes normal ones, small but plain enough.
+        const uint32_t exponent = largest >> 23 == 0 ? 1 : largest >> 23;
+        return float_of_bits((exponent == 1 ? 253 : 254 - exponent) << 23);
+    }
+
  private:
     __m512i largest_ = _mm512_setzero_si512();
 };
@@ -118,6 +129,7 @@ struct TileProduct {
     // not finite, where rows are read beyond their end (multiply).
     static constexpr bool is_partial = true;
     static constexpr bool cuts = planes > 1;
+    static constexpr int64_t block_depth = 32;
 
     // Whether a recurrence is faster in tiles than by vectors: not a single step, which would pack
     // weights to use them once; nor, with several planes, steps that would leave tiles empty.
@@ -161,28 +173,36 @@ struct TileProduct {
         for (int64_t p = panels.begin; p < panels.end; ++p) {
             fill(scratch, p);
             const int64_t count = layout.units_of(p) * layout.groups;
-            Packed* target = packed + p * panel_elements(layout);
-            Magnitude magnitude;
-            const auto column = [&](int64_t k, int64_t v) {
+            const bool is_plain = pack_panel(packed, layout, p, [&](int64_t k, int64_t v) {
                 return k < layout.depth ? Vector::load(scratch + (k * count + v) * Vector::width)
                                         : Vector::broadcast(0);
-            };
-            for (int64_t k = 0; k < blocks(layout.depth) * block_depth; k += 2) {
-                for (int64_t v = 0; v < count; ++v) {
-                    const Vector first = column(k, v), second = column(k + 1, v);
-                    magnitude.take(first);
-                    magnitude.take(second);
-                    store_pairs(first, second,
-                                target + header +
-                                    (k / block_depth * count + v) * planes * tile_numbers +
-                                    k % block_depth * Vector::width);
-                }
-            }
-            const bool is_plain = !cuts || magnitude.is_plain();
-            target[0].bits = is_plain;
+            });
             all_plain = all_plain && is_plain;
         }
         return all_plain;
+    }
+
+    // The same of one panel: column(k, v) gives vector v of it at depth k, zero beyond the last.
+    template <class Column>
+    static bool pack_panel(Packed* packed, const PanelLayout<Vector>& layout, int64_t p,
+                           Column&& column) {
+        const int64_t count = layout.units_of(p) * layout.groups;
+        Packed* target = packed + p * panel_elements(layout);
+        LargestMagnitude magnitude;
+        for (int64_t k = 0; k < blocks(layout.depth) * block_depth; k += 2) {
+            for (int64_t v = 0; v < count; ++v) {
+                const Vector first = column(k, v), second = column(k + 1, v);
+                magnitude.take(first);
+                magnitude.take(second);
+                store_pairs(first, second,
+                            target + header +
+                                (k / block_depth * count + v) * planes * tile_numbers +
+                                k % block_depth * Vector::width);
+            }
+        }
+        const bool is_plain = !cuts || LargestMagnitude::is_plain(magnitude.bits());
+        target[0].bits = is_plain;
+        return is_plain;
     }
 
     // Whole tiles, and one of what is left: rows that are missing cost as much.
@@ -262,12 +282,8 @@ struct TileProduct {
         }
         for_each_tile(count, [&](int64_t first, int tile) {
             const Rows of_tile = left.from(first);
-            const char* source[2] = {
-                reinterpret_cast<const char*>(of_tile.tiles),
-                reinterpret_cast<const char*>(of_tile.tiles + of_tile.tile_elements)};
-            multiply_tiles(
-                sums + first * columns, tile, columns, source, Place{tile_bytes, row_bytes},
-                [](int64_t block) { return block * planes * tile_bytes; }, weights, layout.depth);
+            multiply_copies(sums + first * columns, of_tile.tiles, of_tile.tile_elements, tile,
+                            columns, weights, layout.depth);
         });
         if (left.scales == nullptr) return;
         for (int64_t m = 0; m < count; ++m) {
@@ -281,6 +297,23 @@ struct TileProduct {
                 }
             }
         }
+    }
+
+    // The parts of prepare and multiply_tile for numbers that are known to be plain: 32 depths of
+    // row m, from depth k on, and a tile from row `first` on.
+    static void store_row_block(Vector low, Vector high, Left* copies, int64_t depth, int64_t m,
+                                int64_t k) {
+        Left* tile = copies + m / tile_rows * blocks(depth) * planes * tile_numbers;
+        store_planes(low, high,
+                     tile + k / block_depth * planes * tile_numbers + m % tile_rows * block_depth,
+                     tile_numbers);
+    }
+    static void multiply_packed_rows(Vector* sums, const Left* copies, int64_t first, int count,
+                                     const PanelLayout<Vector>& layout, int64_t p,
+                                     const Packed* packed) {
+        const int64_t tile_elements = blocks(layout.depth) * planes * tile_numbers;
+        multiply_copies(sums, copies + first / tile_rows * tile_elements, tile_elements, count,
+                        layout.units_of(p) * layout.groups, panel(packed, layout, p), layout.depth);
     }
 
     // sums[m * vectors + v] = the product of up to `rows` rows, `stride` numbers apart, with a
@@ -323,7 +356,6 @@ struct TileProduct {
     }
 
  private:
-    static constexpr int64_t block_depth = 32;
     static constexpr int64_t tile_numbers = tile_rows * block_depth;
     static constexpr int64_t row_bytes = 64;
     static constexpr int64_t tile_bytes = tile_rows * row_bytes;
@@ -334,22 +366,12 @@ struct TileProduct {
                                          tile_numbers});
     }
 
-    // A power of two that makes the largest number of a row 1 to 2, if it is neither plain nor
-    // zero: 1 if it is, 0 if some number is not finite.
     static T scale_of(const T* row, int64_t depth) {
-        Magnitude magnitude;
+        LargestMagnitude magnitude;
         for (int64_t k = 0; k < depth; k += Vector::width) {
             magnitude.take(load_up_to<Vector>(row + k, depth - k));
         }
-        const uint32_t largest = magnitude.bits();
-        if (Magnitude::is_plain(largest)) return 1;
-        if (!Magnitude::is_finite(largest)) return 0;
-        // Of denormal numbers 2^126 makes normal ones, small but plain enough.
-        const uint32_t exponent = larger(1u, largest >> 23);
-        const uint32_t bits = smaller(253u, 254u - exponent) << 23;
-        T scale;
-        std::memcpy(&scale, &bits, sizeof scale);
-        return scale;
+        return magnitude.scale();
     }
 
     static Vector widened(__m256i numbers) {
@@ -385,6 +407,15 @@ struct TileProduct {
         int64_t plane;
         int64_t row;
     };
+
+    static void multiply_copies(Vector* sums, const Left* tiles, int64_t tile_elements, int count,
+                                int64_t vectors, const Packed* panel, int64_t depth) {
+        const char* source[2] = {reinterpret_cast<const char*>(tiles),
+                                 reinterpret_cast<const char*>(tiles + tile_elements)};
+        multiply_tiles(
+            sums, count, vectors, source, Place{tile_bytes, row_bytes},
+            [](int64_t block) { return block * planes * tile_bytes; }, panel, depth);
+    }
 
     // offset(b): bytes from a row's first number to its block b of depths.
     template <class Offset>

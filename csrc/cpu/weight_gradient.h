@@ -43,7 +43,7 @@ class WeightGradient {
         const Scratch<T> packed_;
     };
 
-    explicit WeightGradient(int64_t left_count)
+    WeightGradient(int64_t left_count, int)
         : left_count_(left_count), left_(checked_product({left_count, block_rows})) {}
 
     // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.

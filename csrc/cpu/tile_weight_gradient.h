@@ -1,0 +1,225 @@
+// weight_gradient.h in matrix tiles:
+//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i]
+//
+// Blocks of rows are cut into planes (tile_product.h): the right operands' into panels, shared by
+// all threads; the left one's transposed, each thread its own rows of the gradient, so many at a
+// time that they stay in L2 while all panels pass. Where the largest number of either is very small
+// or large, it is scaled by a power of two; numbers that are not finite are multiplied by vectors.
+//
+// Scratch, owned by the call: planes of block_rows (right_count_0 + right_count_1) numbers, and for
+// each thread of block_rows left_together.
+// Cost: 2 rows left_count right_count FLOPs. Limit: as tile_product.h; for each block of rows the
+// gradients are read and written once.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/parallel.h"
+#include "../core/scratch.h"
+#include "tile_product.h"
+
+namespace seqkernels {
+
+template <int planes>
+class TileWeightGradient {
+    using Product = TileProduct<planes>;
+    using Vector = typename Product::Vector;
+    using T = typename Product::T;
+    using Packed = typename Product::Packed;
+    using Left = typename Product::Left;
+    static constexpr int64_t block_rows = 512;
+    static constexpr int64_t left_together = 256;
+
+ public:
+    // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
+    class Operand {
+     public:
+        // Without a target nothing is computed.
+        Operand(int64_t count, T* target)
+            : count_(target == nullptr ? 0 : count),
+              target_(target),
+              packed_(Product::packed_elements(layout(block_rows))),
+              inverses_(layout(block_rows).panels()) {}
+
+     private:
+        friend class TileWeightGradient;
+        PanelLayout<Vector> layout(int64_t depth) const {
+            return {count_, depth, Product::vectors, 1};
+        }
+
+        const int64_t count_;
+        T* const target_;
+        const Scratch<Packed> packed_;
+        // Of each panel, what its products are to be multiplied with: zero where they are not made.
+        const Scratch<T> inverses_;
+    };
+
+    TileWeightGradient(int64_t left_count, int threads)
+        : left_count_(left_count),
+          left_elements_(Product::left_elements(left_together, block_rows)),
+          left_(checked_product({left_count == 0 ? 0 : left_elements_, threads})) {}
+
+    // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
+    template <class LeftRow, class Right0, class Right1>
+    void run(int64_t rows, LeftRow&& left, const Operand& operand0, Right0&& right0,
+             const Operand& operand1, Right1&& right1, int thread, int threads,
+             Barrier& barrier) const {
+        const Range mine = part_of(left_count_, Product::tile_rows, thread, threads);
+        clear(operand0, mine);
+        clear(operand1, mine);
+        for (int64_t begin = 0; begin < rows; begin += block_rows) {
+            const int64_t depth = smaller(block_rows, rows - begin);
+            const auto left_row = [&](int64_t k) { return left(begin + k); };
+            const auto row0 = [&](int64_t k) { return right0(begin + k); };
+            const auto row1 = [&](int64_t k) { return right1(begin + k); };
+            pack_right(operand0, depth, row0, thread, threads);
+            pack_right(operand1, depth, row1, thread, threads);
+            barrier.wait(threads);
+            for (int64_t first = mine.begin; first < mine.end; first += left_together) {
+                const Range part{first, smaller(mine.end, first + left_together)};
+                Left* packed = left_.data() + thread * left_elements_;
+                const T inverse = pack_left(packed, part, depth, left_row);
+                add_product(packed, inverse, part, operand0, depth, left_row, row0);
+                add_product(packed, inverse, part, operand1, depth, left_row, row1);
+            }
+            barrier.wait(threads);
+        }
+    }
+
+ private:
+    static void clear(const Operand& operand, Range mine) {
+        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
+            operand.target_[i] = 0;
+        }
+    }
+
+    // 1 / scale; zero for zero.
+    static T inverse_of(T scale) { return scale == T(0) ? T(0) : T(1) / scale; }
+
+    // A thread's panels of a block of a right operand, whose rows lie as panels want them.
+    template <class Row>
+    static void pack_right(const Operand& operand, int64_t depth, Row&& row, int thread,
+                           int threads) {
+        const PanelLayout<Vector> layout = operand.layout(depth);
+        const Range panels = part_of(layout.panels(), 1, thread, threads);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            const auto column = [&](int64_t k, int64_t v) {
+                const int64_t i = layout.first_column(panel) + v * Vector::width;
+                return k < depth ? load_up_to<Vector>(row(k) + i, operand.count_ - i)
+                                 : Vector::broadcast(0);
+            };
+            T scale = 1;
+            if (Product::cuts) {
+                LargestMagnitude magnitude;
+                for (int64_t k = 0; k < depth; ++k) {
+                    for (int64_t v = 0; v < layout.units_of(panel); ++v) {
+                        magnitude.take(column(k, v));
+                    }
+                }
+                scale = magnitude.scale();
+            }
+            const Vector factor = Vector::broadcast(scale);
+            Product::pack_panel(operand.packed_.data(), layout, panel, [&](int64_t k, int64_t v) {
+                return scale == T(1) ? column(k, v) : column(k, v) * factor;
+            });
+            operand.inverses_.data()[panel] = inverse_of(scale);
+        }
+    }
+
+    // Columns `part` of a block of the left operand as rows of tiles. Returns what products are to
+    // be multiplied with, zero where they must not be made.
+    template <class Row>
+    static T pack_left(Left* packed, Range part, int64_t depth, Row&& row) {
+        const int64_t count = part.end - part.begin;
+        T scale = 1;
+        if (Product::cuts) {
+            LargestMagnitude magnitude;
+            for (int64_t k = 0; k < depth; ++k) {
+                const T* source = row(k) + part.begin;
+                for (int64_t m = 0; m < count; m += Vector::width) {
+                    magnitude.take(load_up_to<Vector>(source + m, count - m));
+                }
+            }
+            scale = magnitude.scale();
+        }
+        const Vector factor = Vector::broadcast(scale);
+        constexpr int64_t block = Product::block_depth;
+        constexpr int64_t width = Vector::width;
+        alignas(64) T lines[block][width];
+        for (int64_t k = 0; k < depth; k += block) {
+            for (int64_t m = 0; m < count; m += width) {
+                for (int64_t i = 0; i < block; ++i) {
+                    Vector line = k + i < depth
+                                      ? load_up_to<Vector>(row(k + i) + part.begin + m, count - m)
+                                      : Vector::broadcast(0);
+                    if (scale != T(1)) line = line * factor;
+                    line.store(lines[i]);
+                }
+                for (int64_t lane = 0; lane < width; lane += 4) {
+                    Vector low[4], high[4];
+                    Vector::load_transposed(&lines[0][lane], width, low);
+                    Vector::load_transposed(&lines[width][lane], width, high);
+                    for (int i = 0; i < 4; ++i) {
+                        Product::store_row_block(low[i], high[i], packed, depth, m + lane + i, k);
+                    }
+                }
+            }
+        }
+        return inverse_of(scale);
+    }
+
+    template <class LeftRow, class RightRow>
+    static void add_product(const Left* packed, T left_inverse, Range part, const Operand& operand,
+                            int64_t depth, LeftRow&& left, RightRow&& right) {
+        const PanelLayout<Vector> layout = operand.layout(depth);
+        for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+            const T inverse = left_inverse * operand.inverses_.data()[panel];
+            const int64_t units = layout.units_of(panel);
+            Product::for_each_tile(part.end - part.begin, [&](int64_t first, int tile) {
+                Vector sums[Product::rows * Product::vectors];
+                if (inverse == T(0)) {
+                    by_vectors(sums, part.begin + first, tile, layout, panel, left, right);
+                } else {
+                    Product::multiply_packed_rows(sums, packed, first, tile, layout, panel,
+                                                  operand.packed_.data());
+                }
+                const Vector factor = Vector::broadcast(inverse == T(0) ? T(1) : inverse);
+                for (int m = 0; m < tile; ++m) {
+                    T* target = operand.target_ + (part.begin + first + m) * operand.count_;
+                    for (int64_t v = 0; v < units; ++v) {
+                        const int64_t i = layout.first_column(panel) + v * Vector::width;
+                        const int64_t count = operand.count_ - i;
+                        store_up_to(multiply_add(sums[m * units + v], factor,
+                                                 load_up_to<Vector>(target + i, count)),
+                                    target + i, count);
+                    }
+                }
+            });
+        }
+    }
+
+    template <class LeftRow, class RightRow>
+    static void by_vectors(Vector* sums, int64_t first, int tile, const PanelLayout<Vector>& layout,
+                           int64_t panel, LeftRow&& left, RightRow&& right) {
+        const int64_t units = layout.units_of(panel);
+        for (int64_t i = 0; i < tile * units; ++i) sums[i] = Vector::broadcast(0);
+        for (int64_t k = 0; k < layout.depth; ++k) {
+            const T *of_left = left(k) + first, *of_right = right(k);
+            for (int64_t v = 0; v < units; ++v) {
+                const int64_t i = layout.first_column(panel) + v * Vector::width;
+                const Vector columns = load_up_to<Vector>(of_right + i, layout.columns - i);
+                for (int m = 0; m < tile; ++m) {
+                    Vector& sum = sums[m * units + v];
+                    sum = multiply_add(Vector::broadcast(of_left[m]), columns, sum);
+                }
+            }
+        }
+    }
+
+    const int64_t left_count_;
+    const int64_t left_elements_;
+    const Scratch<Left> left_;
+};
+
+}  // namespace seqkernels

@@ -207,6 +207,16 @@ def cotangents_of(results: list[Tensor]) -> list[Tensor]:
     return [torch.randn(result.shape, generator=generator).to(result.dtype) for result in results]
 
 
+def assert_same(isa: str, found: Tensor, expected: Tensor) -> None:
+    """To the bit; with matrix tiles, which batches of some sizes use, as near as rounding."""
+    if isa != "amx":
+        assert torch.equal(found, expected)
+        return
+    eps = torch.finfo(found.dtype).eps
+    scale = float(expected.detach().abs().amax()) if expected.numel() else 0.0
+    torch.testing.assert_close(found, expected, rtol=8 * eps, atol=8 * eps * max(scale, 1e-3))
+
+
 def gradients(run, kind: str, arguments: dict, cotangents=None) -> list[Tensor]:
     """Gradients of input, states, weights and biases for fixed gradients of the results."""
     leaves = leaves_of(arguments)

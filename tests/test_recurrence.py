@@ -15,12 +15,14 @@ from recurrences import (
     any_sizes_and_lengths,
     assert_no_worse_than_of_one,
     assert_right,
+    assert_same,
     converted,
     flatten,
     leaves_of,
     mapped,
     run,
     run_reference,
+    run_torch,
     tensors,
     terms_of,
 )
@@ -90,7 +92,7 @@ def test_absent_states_and_biases_are_zeros(kernels, dtype, kind, reverse):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes):
-    """To the bit: a single step reads weights where they lie, a sequence packs them.
+    """To the bit, but in tiles: one step reads weights where they lie, a sequence packs them.
 
     Not in 16 bits, to which a cell rounds its state and a sequence does not.
     """
@@ -102,8 +104,9 @@ def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes
     state = arguments["hx"]
     for step, x in enumerate(arguments["input"]):
         state = cell(**arguments | {"input": x, "hx": state}, **keywords)
-        assert torch.equal(flatten(state)[0], output[step])
-    assert all(map(torch.equal, flatten(state), final))
+        assert_same(isa, flatten(state)[0], output[step])
+    for found, expected in zip(flatten(state), final, strict=True):
+        assert_same(isa, found, expected)
 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])
@@ -214,8 +217,51 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
             "hx": mapped(lambda state, n=n: state[n : n + 1], arguments["hx"]),
         }
         alone, *own = run(kind, cut)
-        assert torch.equal(output[:length, n : n + 1], alone)
-        assert all(torch.equal(a[n : n + 1], b) for a, b in zip(states, own, strict=True))
+        assert_same(isa, output[:length, n : n + 1], alone)
+        for together, of_one in zip(states, own, strict=True):
+            assert_same(isa, together[n : n + 1], of_one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [7, 24])
+def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
+    """Neither their numbers, however large, nor their lengths: batches of one size."""
+    arguments = converted(tensors(kind, (6, batch, 40, 37)), dtype)
+    expected = run(kind, arguments)
+    others = torch.arange(batch) % 3 != 0
+    lengths = torch.where(others, torch.arange(batch) % 7, 6)
+    spoilt = arguments["input"].clone()
+    spoilt[:, others] *= torch.tensor([1e-38, 1e38, torch.nan, torch.inf, 0.0, -3.0])[
+        torch.arange(batch) % 6
+    ][others, None].to(dtype)
+    found = run(kind, arguments | {"input": spoilt, "lengths": lengths})
+    assert torch.equal(found[0][:, ~others], expected[0][:, ~others])
+    for state, of_state in zip(found[1:], expected[1:], strict=True):
+        assert torch.equal(state[~others], of_state[~others])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "rnn_relu"])
+@pytest.mark.parametrize("name", ["input", "w_ih", "w_hh"])
+@pytest.mark.parametrize("factor", [1e-42, 1e-37, 1e-30, 1e25, 1e37])
+def test_numbers_near_the_ends_of_their_range(isa, kind, name, factor):
+    """Matrix tiles scale rows of them, or leave them to vectors."""
+    if kind == "rnn_relu" and name == "w_hh" and factor > 1:
+        pytest.skip("its states overflow in any float32")
+    arguments = tensors(kind, (3, 20, 33, 35))
+    arguments[name] = (arguments[name] * factor).float().double()
+    if kind == "rnn_relu":
+        arguments |= {"b_ih": None, "b_hh": None, "hx": arguments["hx"] * (factor < 1e30)}
+    assert_right(kind, converted(arguments, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["input", "w_ih", "w_hh"])
+def test_numbers_that_are_not_finite(isa, number, name):
+    arguments = converted(tensors("rnn_relu", (3, 20, 33, 35)), torch.float32)
+    arguments[name][(1,) * arguments[name].dim()] = number
+    found, expected = run("rnn_relu", arguments), run_torch("rnn_relu", arguments)
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, torchs, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ from recurrences import (
     any_sizes_and_lengths,
     assert_like,
     assert_right_gradients,
+    assert_same,
     converted,
     cotangents_of,
     flatten,
@@ -24,10 +25,12 @@ from recurrences import (
     leaves_of,
     mapped,
     run,
+    run_reference,
     run_torch,
     tensors,
 )
 from seqkernels import functional, reference
+from tolerance import assert_no_worse
 
 NAN = float("nan")
 RAGGED = torch.tensor([7, 3, 0, 5, 7, 1, 0, 2])
@@ -143,8 +146,41 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
         }
         own = [cotangents[0][:length, n : n + 1], *(each[n : n + 1] for each in cotangents[1:])]
         alone = gradients(run, kind, cut, own)
-        assert torch.equal(input[:length, n : n + 1], alone[0])
-        assert all(torch.equal(a[n : n + 1], b) for a, b in zip(states, alone[1:], strict=False))
+        assert_same(isa, input[:length, n : n + 1], alone[0])
+        for of_all, of_one in zip(states, alone[1:], strict=False):
+            assert_same(isa, of_all[n : n + 1], of_one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [7, 24])
+def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
+    """Of the gradients of inputs and states: neither their numbers nor those of their gradients."""
+    arguments = converted(tensors(kind, (6, batch, 40, 37)), dtype)
+    cotangents = cotangents_of(run(kind, arguments))
+    expected = gradients(run, kind, arguments, cotangents)
+    others = torch.arange(batch) % 3 != 0
+    factors = torch.tensor([1e-38, 1e30, torch.nan, torch.inf, 0.0, -3.0])
+    factors = factors[torch.arange(batch) % 6][others, None].to(dtype)
+    input, output = arguments["input"].clone(), cotangents[0].clone()
+    input[:, others] *= factors
+    output[:, others] *= factors
+    found = gradients(run, kind, arguments | {"input": input}, [output, *cotangents[1:]])
+    assert torch.equal(found[0][:, ~others], expected[0][:, ~others])
+    for state, of_state in zip(found[1:], expected[1:], strict=True):
+        if len(state) == batch:
+            assert torch.equal(state[~others], of_state[~others])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1e-42, 1e-37, 1e-30, 1e30])
+def test_numbers_near_the_ends_of_their_range(isa, kind, factor):
+    """Matrix tiles scale blocks of them, or leave them to vectors."""
+    arguments = converted(tensors(kind, (3, 20, 33, 35)), torch.float32)
+    cotangents = [each * factor for each in cotangents_of(run(kind, arguments))]
+    ours, torchs = (gradients(by, kind, arguments, cotangents) for by in (run, run_torch))
+    wide = converted(arguments, torch.float64)
+    exact = gradients(run_reference, kind, wide, [each.double() for each in cotangents])
+    assert_no_worse(ours, torchs, exact, terms=60 * 140)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,15 +41,15 @@ def convolution(batch: int, length: int, channels: int, filters: int, kernel_siz
         channels, filters, kernel_size, activation="relu", channels_last=True
     )
     input, weight, bias = torch.randn(batch, length, channels), layer.weight, layer.bias
-    threads = torch.get_num_threads()
+    where = (torch.get_num_threads(), "highest")
 
     def outputs(samples=batch):
         return input.new_empty(samples, filters).unsqueeze(1)
 
-    def native(input, output, threads=threads):
+    def native(input, output, where=where):
         geometry = (1, 0, 0, 1, 0, 0)
         _cpu.conv1d_max_pool_forward(
-            input, weight, bias, None, output, None, geometry, "relu", threads
+            input, weight, bias, None, output, None, geometry, "relu", where
         )
 
     output, nothing, empty = outputs(), input[:0], outputs(0)
@@ -60,7 +60,7 @@ def convolution(batch: int, length: int, channels: int, filters: int, kernel_siz
         ),
         "allocation": outputs,
         "native": lambda: native(input, output),
-        "boundary": lambda: native(nothing, empty, 1),
+        "boundary": lambda: native(nothing, empty, (1, "highest")),
     }
 
 
@@ -68,13 +68,13 @@ def cell(batch: int, hidden: int) -> Parts:
     layer = seqkernels.nn.LSTMCell(hidden, hidden)
     weights = (layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
     input, *states = torch.randn(3, batch, hidden).unbind()
-    threads = torch.get_num_threads()
+    where = (torch.get_num_threads(), "highest")
 
     def outputs():
         return tuple(map(torch.empty_like, states))
 
-    def native(input, states, following, threads=threads):
-        _cpu.recurrence_step("lstm", input, *states, *weights, *following, threads)
+    def native(input, states, following, where=where):
+        _cpu.recurrence_step("lstm", input, *states, *weights, *following, where)
 
     following = outputs()
     nothing = [tensor[:0] for tensor in (input, *states, *following)]
@@ -83,7 +83,7 @@ def cell(batch: int, hidden: int) -> Parts:
         "function": lambda: functional.lstm_cell(input, states, *weights),
         "allocation": outputs,
         "native": lambda: native(input, states, following),
-        "boundary": lambda: native(nothing[0], nothing[1:3], nothing[3:], 1),
+        "boundary": lambda: native(nothing[0], nothing[1:3], nothing[3:], (1, "highest")),
     }
 
 
@@ -91,15 +91,15 @@ def sequence(steps: int, batch: int, hidden: int) -> Parts:
     layer = seqkernels.nn.LSTM(hidden, hidden)
     weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
     input = torch.randn(steps, batch, hidden)
-    threads = torch.get_num_threads()
+    where = (torch.get_num_threads(), "highest")
 
     def outputs(samples=batch):
         states = (input.new_empty(samples, hidden) for _ in range(2))
         return input.new_empty(steps, samples, hidden), *states
 
-    def native(input, results, threads=threads):
+    def native(input, results, where=where):
         _cpu.recurrence_forward(
-            "lstm", False, input, None, None, *weights, None, *results, None, None, threads
+            "lstm", False, input, None, None, *weights, None, *results, None, None, where
         )
 
     results, nothing, empty = outputs(), input[:, :0], outputs(0)
@@ -108,7 +108,7 @@ def sequence(steps: int, batch: int, hidden: int) -> Parts:
         "function": lambda: functional.lstm(input, None, *weights),
         "allocation": outputs,
         "native": lambda: native(input, results),
-        "boundary": lambda: native(nothing, empty, 1),
+        "boundary": lambda: native(nothing, empty, (1, "highest")),
     }
 
 

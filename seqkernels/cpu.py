@@ -6,17 +6,23 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from . import _cpu
 
 _switching = threading.RLock()
+_HAS_TILES = "amx" in _cpu.available_isas()
+#: What torch's switches for float32 products are set to, and what that means here.
+_PRECISIONS = {"tf32": "high", "bf16": "medium"}
 
 
 def available_isas() -> list[str]:
     """The instruction sets whose kernels this build has and this machine runs, slowest first.
 
-    Of "scalar", "avx2", "avx512" and "amx", which is AVX-512 with matrix tiles for products of
-    bfloat16. The environment variable ``SEQKERNELS_ISA``, read when the package is imported, forces
-    one of them; otherwise the last is in use.
+    Of "scalar", "avx2", "avx512" and "amx", which is AVX-512 with matrix tiles for products of all
+    types but float64. The environment variable ``SEQKERNELS_ISA``, read when the package is
+    imported, forces one of them; otherwise the last is in use.
     """
     return _cpu.available_isas()
 
@@ -52,3 +58,19 @@ def use_isa(name: str) -> Iterator[None]:
             yield
         finally:
             _cpu.set_active_isa(before)
+
+
+def where(input: Tensor, operation: str) -> tuple[int, str]:
+    """What the kernels of an operation, "conv" or "rnn", are told: threads and float32's precision.
+
+    The precision is that of ``torch.backends.mkldnn.conv`` or ``rnn`` or, where it says nothing, of
+    ``torch.set_float32_matmul_precision``.
+    """
+    threads = torch.get_num_threads()
+    if not _HAS_TILES or input.dtype is not torch.float32:
+        return threads, "highest"
+    switches = torch.backends.mkldnn
+    switch = getattr(switches, operation).fp32_precision
+    if switch == "none":
+        switch = switches.matmul.fp32_precision
+    return threads, _PRECISIONS.get(switch, "highest")

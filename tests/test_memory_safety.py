@@ -43,7 +43,7 @@ def convolution_forward() -> dict:
         "argmax": torch.full((2, 3, 5), 7, dtype=torch.int32),
         "geometry": (1, 0, 0, 1, 2, 2),
         "activation": "relu",
-        "threads": 1,
+        "where": (1, "highest"),
     }
 
 
@@ -60,7 +60,7 @@ def convolution_backward() -> dict:
         "grad_bias": torch.full((5,), 7.0),
         "geometry": (1, 0, 0, 1, 2, 2),
         "activation": "relu",
-        "threads": 1,
+        "where": (1, "highest"),
     }
 
 
@@ -81,7 +81,7 @@ def recurrence_forward() -> dict:
         "final_cell": torch.full((2, 5), 7.0),
         "gates": torch.full((4, 2, 20), 7.0),
         "cells": torch.full((4, 2, 5), 7.0),
-        "threads": 1,
+        "where": (1, "highest"),
     }
 
 
@@ -108,7 +108,7 @@ def recurrence_backward() -> dict:
         "grad_weight_ih": torch.full((20, 3), 7.0),
         "grad_weight_hh": torch.full((20, 5), 7.0),
         "grad_bias": torch.full((20,), 7.0),
-        "threads": 1,
+        "where": (1, "highest"),
     }
 
 
@@ -214,7 +214,9 @@ def test_values_out_of_range_are_refused(kernel):
         mistake = {"lengths": torch.tensor(lengths)}
         assert_refused(kernel, mistake, ValueError, "^lengths: expected values from 0 to")
     for threads in (0, -1):
-        assert_refused(kernel, {"threads": threads}, ValueError, "^threads: expected at least 1")
+        mistake = {"where": (threads, "highest")}
+        assert_refused(kernel, mistake, ValueError, "^threads: expected at least 1")
+    assert_refused(kernel, {"where": (1, "low")}, ValueError, "^precision: expected one of highest")
     if kernel in (_cpu.recurrence_forward, _cpu.recurrence_backward):
         assert_refused(kernel, {"cell": "gru"}, ValueError, "^cell: expected lstm")
         return

@@ -65,9 +65,11 @@ class Ours(Provider):
             raise Refusal("gradients of an LSTM only")
 
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
-        if case.device == "cuda":
-            return torch_precision(case.precision)
-        return cpu.use_isa(self.isa) if self.isa else contextlib.nullcontext()
+        settings = contextlib.ExitStack()
+        if self.isa and case.device == "cpu":
+            settings.enter_context(cpu.use_isa(self.isa))
+        settings.enter_context(torch_precision(case.precision))
+        return settings
 
     def prepare(self, case: Case, data: Data) -> Run:
         run = {

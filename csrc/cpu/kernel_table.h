@@ -42,6 +42,8 @@ constexpr Kernels<typename Vector::Element> kernels_for() {
 template <template <class> class VectorOf>
 struct TableFor {
     static constexpr KernelTable table{kernels_for<VectorOf<float>>(),
+                                       kernels_for<VectorOf<float>>(),
+                                       kernels_for<VectorOf<float>>(),
                                        kernels_for<VectorOf<double>>(),
                                        sixteen_bit_kernels<VectorOf<float>, Bfloat16>(),
                                        sixteen_bit_kernels<VectorOf<float>, Float16>()};

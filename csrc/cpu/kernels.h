@@ -93,8 +93,13 @@ struct SixteenBitKernels : Operations<T> {
     void (*narrow)(const float* source, T* target, int64_t count);
 };
 
+// How float32 is multiplied where there is a choice: in bfloat16 planes (tile_product.h), three of
+// which hold a number whole, or by vectors.
+enum class FloatPrecision { highest, high, medium };
+
 struct KernelTable {
     Kernels<float> float32;
+    Operations<float> float32_high, float32_medium;
     Kernels<double> float64;
     SixteenBitKernels<Bfloat16> bfloat16;
     SixteenBitKernels<Float16> float16;
@@ -110,6 +115,14 @@ struct KernelTable {
         } else {
             return float16;
         }
+    }
+    template <class T>
+    const Operations<T>& at(FloatPrecision precision) const {
+        if constexpr (std::is_same_v<T, float>) {
+            if (precision == FloatPrecision::high) return float32_high;
+            if (precision == FloatPrecision::medium) return float32_medium;
+        }
+        return of<T>();
     }
 };
 

@@ -4,20 +4,34 @@
 #include "tile_weight_gradient.h"
 
 namespace seqkernels {
+namespace {
+
+using Vector = Avx512Vector<float>;
+
+template <class Narrow, int planes>
+constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels_in() {
+    return sixteen_bit_kernels<Vector, Narrow, TileProduct<planes>, TileWeightGradient<planes>>();
+}
+
+template <int planes>
+void multiply_in(Operations<float>& operations) {
+    operations.convolution_forward = convolution_forward<Vector, TileProduct<planes>>;
+    operations.recurrence_forward = recurrence_forward<Vector, TileProduct<planes>>;
+    operations.recurrence_backward =
+        recurrence_backward<Vector, TileProduct<planes>, TileWeightGradient<planes>>;
+}
+
+}  // namespace
 
 const KernelTable* amx_kernels() {
-    // AVX-512's kernels, but for products of bfloat16, and of float32 by three of them.
+    // AVX-512's kernels, but for dense products of all types but float64.
     static const KernelTable kernels = [] {
-        using Vector = Avx512Vector<float>;
         KernelTable table = *avx512_kernels();
-        table.bfloat16 =
-            sixteen_bit_kernels<Vector, Bfloat16, TileProduct<1>, TileWeightGradient<1>>();
-        table.float16 =
-            sixteen_bit_kernels<Vector, Float16, TileProduct<3>, TileWeightGradient<3>>();
-        table.float32.convolution_forward = convolution_forward<Vector, TileProduct<3>>;
-        table.float32.recurrence_forward = recurrence_forward<Vector, TileProduct<3>>;
-        table.float32.recurrence_backward =
-            recurrence_backward<Vector, TileProduct<3>, TileWeightGradient<3>>;
+        table.bfloat16 = sixteen_bit_kernels_in<Bfloat16, 1>();
+        table.float16 = sixteen_bit_kernels_in<Float16, 3>();
+        multiply_in<3>(table.float32);
+        multiply_in<2>(table.float32_high);
+        multiply_in<1>(table.float32_medium);
         return table;
     }();
     return &kernels;

@@ -1,6 +1,7 @@
 // Face of the recurrence kernels: checks and unpacks views.
 #include "core/checked.h"
 #include "cpu/isa.h"
+#include "cpu_where.h"
 #include "expect.h"
 #include "module.h"
 #include "recurrence_face.h"
@@ -68,14 +69,14 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
              const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
              const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
              const OptionalView& final_hidden, const OptionalView& final_cell,
-             const OptionalView& gates, const OptionalView& cells, int threads) {
+             const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("final_cell", final_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
     expect_given("gates", gates, cells.has_value());
-    expect_at_least("threads", threads, 1);
+    const CpuPlace place = place_of(where);
     const DataType dtype = input.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
@@ -103,7 +104,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
         call.cells =
             contiguous_data<Accumulator<T>>("cells", cells, accumulated, {steps, batch, hidden});
         const py::gil_scoped_release release;
-        active_kernels().of<T>().recurrence_forward(call, threads);
+        active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
     });
 }
 
@@ -111,11 +112,11 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
 void step(const std::string& cell, const TensorView& input, const TensorView& hidden,
           const OptionalView& cell_state, const TensorView& weight_ih, const TensorView& weight_hh,
           const OptionalView& bias_ih, const OptionalView& bias_hh, const TensorView& next_hidden,
-          const OptionalView& next_cell_state, int threads) {
+          const OptionalView& next_cell_state, const CpuWhere& where) {
     expect_dimensions("input", input, 2);
     forward(cell, false, as_sequence(input), hidden, cell_state, weight_ih, weight_hh, bias_ih,
             bias_hh, std::nullopt, as_sequence(next_hidden), std::nullopt, next_cell_state,
-            std::nullopt, std::nullopt, threads);
+            std::nullopt, std::nullopt, where);
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,
@@ -126,14 +127,15 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
               const OptionalView& grad_final_cell, const TensorView& grad_gates,
               const OptionalView& grad_input, const TensorView& grad_initial_hidden,
               const OptionalView& grad_initial_cell, const OptionalView& grad_weight_ih,
-              const OptionalView& grad_weight_hh, const OptionalView& grad_bias, int threads) {
+              const OptionalView& grad_weight_hh, const OptionalView& grad_bias,
+              const CpuWhere& where) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell);
     expect_given("gates", gates, has_cell);
     expect_given("cells", cells, has_cell);
     expect_given("grad_initial_cell", grad_initial_cell, has_cell);
-    expect_at_least("threads", threads, 1);
+    const CpuPlace place = place_of(where);
     const DataType dtype = input.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
@@ -175,7 +177,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
             contiguous_data<T>("grad_weight_hh", grad_weight_hh, dtype, {gate_rows, hidden});
         call.grad_bias = contiguous_data<T>("grad_bias", grad_bias, dtype, {gate_rows});
         const py::gil_scoped_release release;
-        active_kernels().of<T>().recurrence_backward(call, threads);
+        active_kernels().at<T>(place.precision).recurrence_backward(call, place.threads);
     });
 }
 

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import _cpu, checks, cuda
+from .. import _cpu, checks, cpu, cuda
 from ._dispatch import (
     OPTIONAL_TENSORS,
     callable_operation,
@@ -47,7 +47,7 @@ def _run_forward(*arguments) -> None:
     if cuda.is_on_device(input):
         cuda.conv1d_max_pool_forward(*arguments)
     else:
-        _cpu.conv1d_max_pool_forward(*arguments, torch.get_num_threads())
+        _cpu.conv1d_max_pool_forward(*arguments, cpu.where(input, "conv"))
 
 
 def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channels_last):
@@ -100,7 +100,7 @@ def _conv1d_max_pool_backward(
     if cuda.is_on_device(input):
         cuda.conv1d_max_pool_backward(*arguments)
     else:
-        _cpu.conv1d_max_pool_backward(*arguments, torch.get_num_threads())
+        _cpu.conv1d_max_pool_backward(*arguments, cpu.where(input, "conv"))
     return _transposed_weight_gradient(gradients, needs)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cpu, cuda
+from .. import _cpu, cpu, cuda
 from . import _recurrence_cuda
 from ._dispatch import (
     OPTIONAL_TENSORS,
@@ -92,7 +92,7 @@ def _recurrence(
         final_cell if is_lstm else None,
         gates if keeps_gates else None,
         cells if keeps_gates else None,
-        torch.get_num_threads(),
+        cpu.where(input, "rnn"),
     )
     return outputs
 
@@ -197,7 +197,7 @@ def _recurrence_backward(
         grad_weight_ih if needs[1] else None,
         grad_weight_hh if needs[2] else None,
         grad_bias if needs[3] else None,
-        torch.get_num_threads(),
+        cpu.where(input, "rnn"),
     )
     return gradients
 
@@ -265,7 +265,7 @@ def recurrence_step(
     try:
         following = tuple(map(torch.empty_like, states))
         before, after = ((*pair, None)[:2] for pair in (states, following))
-        _cpu.recurrence_step(cell, input, *before, *weights, *after, torch.get_num_threads())
+        _cpu.recurrence_step(cell, input, *before, *weights, *after, cpu.where(input, "rnn"))
     except (RuntimeError, TypeError, ValueError):
         return None
     return following
@@ -294,9 +294,9 @@ def recurrence_sequence(
         final = tuple(input.new_empty(batch, features) for _ in range(2 if cell == "lstm" else 1))
         before = (*(states or (None,)), None)[:2]
         after = (*final, None)[:2]
-        threads = torch.get_num_threads()
+        where = cpu.where(input, "rnn")
         _cpu.recurrence_forward(
-            cell, reverse, input, *before, *weights, None, output, *after, None, None, threads
+            cell, reverse, input, *before, *weights, None, output, *after, None, None, where
         )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None

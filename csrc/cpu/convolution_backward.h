@@ -33,7 +33,14 @@
 
 namespace seqkernels {
 
+template <class Vector, class InputGradient, class WindowsGradient>
+class ConvolutionBackwardKernel;
+
 template <class Vector>
+using ByWinners = ConvolutionBackwardKernel<Vector, ConvolutionInputGradient<Vector>,
+                                            ConvolutionWeightGradient<Vector>>;
+
+template <class Vector, class InputGradient, class WindowsGradient>
 class ConvolutionBackwardKernel {
     using T = typename Vector::Element;
 
@@ -44,8 +51,8 @@ class ConvolutionBackwardKernel {
     void run(int threads) {
         const Scratch<T> gradients(checked_product({shape_.batch, shape_.pooled, shape_.filters}));
         gradients_ = gradients.data();
-        const ConvolutionInputGradient<Vector> input(call_, gradients_, threads);
-        const ConvolutionWeightGradient<Vector> weight(call_, gradients_, threads);
+        const InputGradient input(call_, gradients_, threads);
+        const WindowsGradient weight(call_, gradients_, threads);
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
@@ -58,9 +65,29 @@ class ConvolutionBackwardKernel {
             }
             weight.run(thread, granted, barrier);
         });
+        input.for_each_left_out([&](Range samples) {
+            ConvolutionBackward<T> part = samples_of(samples);
+            ByWinners<Vector>(part).run(threads);
+        });
     }
 
  private:
+    // The input's gradient of some samples.
+    ConvolutionBackward<T> samples_of(Range samples) const {
+        const int64_t first = samples.begin;
+        ConvolutionBackward<T> part = call_;
+        part.shape.batch = samples.end - first;
+        part.input.numbers = call_.input.numbers.from(first * call_.input.stride_batch);
+        if (call_.lengths != nullptr) part.lengths += first;
+        part.grad_output += first * call_.grad_output_stride_batch;
+        part.output += first * call_.output_stride_batch;
+        part.argmax += first * shape_.pooled * shape_.filters;
+        part.grad_input += first * shape_.length * shape_.channels;
+        part.grad_weight = nullptr;
+        part.grad_bias = nullptr;
+        return part;
+    }
+
     // g of the samples in range, zero where no window won.
     void activation_gradients(Range samples) const {
         for (int64_t n = samples.begin; n < samples.end; ++n) {
@@ -102,7 +129,7 @@ class ConvolutionBackwardKernel {
 template <class Vector>
 void convolution_backward(const ConvolutionBackward<typename Vector::Element>& arguments,
                           int threads) {
-    ConvolutionBackwardKernel<Vector>(arguments).run(threads);
+    ByWinners<Vector>(arguments).run(threads);
 }
 
 }  // namespace seqkernels

@@ -65,6 +65,10 @@ class ConvolutionInputGradient {
         }
     }
 
+    // Samples that are left to others: none.
+    template <class Function>
+    void for_each_left_out(Function&&) const {}
+
     // A thread's part of the samples.
     void run(int thread, int threads) const {
         if (!wanted()) return;

@@ -1,3 +1,4 @@
+#include "dense_convolution_gradient.h"
 #include "kernel_table.h"
 #include "sixteen_bit.h"
 #include "tile_product.h"
@@ -8,14 +9,26 @@ namespace {
 
 using Vector = Avx512Vector<float>;
 
+template <int planes>
+void convolution_backward_in(const ConvolutionBackward<float>& arguments, int threads) {
+    if (!pays_dense<planes>(arguments.shape)) {
+        return convolution_backward<Vector>(arguments, threads);
+    }
+    ConvolutionBackwardKernel<Vector, DenseInputGradient<planes>, DenseWeightGradient<planes>>(
+        arguments)
+        .run(threads);
+}
+
 template <class Narrow, int planes>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels_in() {
-    return sixteen_bit_kernels<Vector, Narrow, TileProduct<planes>, TileWeightGradient<planes>>();
+    return sixteen_bit_kernels<Vector, Narrow, TileProduct<planes>, TileWeightGradient<planes>,
+                               convolution_backward_in<planes>>();
 }
 
 template <int planes>
 void multiply_in(Operations<float>& operations) {
     operations.convolution_forward = convolution_forward<Vector, TileProduct<planes>>;
+    operations.convolution_backward = convolution_backward_in<planes>;
     operations.recurrence_forward = recurrence_forward<Vector, TileProduct<planes>>;
     operations.recurrence_backward =
         recurrence_backward<Vector, TileProduct<planes>, TileWeightGradient<planes>>;

@@ -151,7 +151,8 @@ void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int
         {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter}, threads);
 }
 
-template <class Vector, class Narrow>
+// backward: the float32 kernel.
+template <class Vector, class Narrow, void (*backward)(const ConvolutionBackward<float>&, int)>
 void sixteen_bit_convolution_backward(const ConvolutionBackward<Narrow>& call, int threads) {
     const ConvolutionShape& shape = call.shape;
     const int64_t pooled = checked_product({shape.batch, shape.pooled, shape.filters});
@@ -183,7 +184,7 @@ void sixteen_bit_convolution_backward(const ConvolutionBackward<Narrow>& call, i
     wide.grad_input = grad_input.data();
     wide.grad_weight = grad_weight.data();
     wide.grad_bias = grad_bias.data();
-    convolution_backward<Vector>(wide, threads);
+    backward(wide, threads);
     grad_input.finish(threads);
     grad_weight.finish(threads);
     grad_bias.finish(threads);
@@ -297,10 +298,11 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
 // Product: how the forward and recurrences multiply; Gradient: how their weights' gradients are
 // made.
 template <class Vector, class Narrow, class Product = VectorProduct<Vector>,
-          class Gradient = WeightGradient<Vector>>
+          class Gradient = WeightGradient<Vector>,
+          void (*backward)(const ConvolutionBackward<float>&, int) = convolution_backward<Vector>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
     return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>,
-             sixteen_bit_convolution_backward<Vector, Narrow>,
+             sixteen_bit_convolution_backward<Vector, Narrow, backward>,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow, Product, Gradient>},
             convert_numbers<Vector, Narrow, float>,

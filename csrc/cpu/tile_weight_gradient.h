@@ -65,9 +65,23 @@ class TileWeightGradient {
     void run(int64_t rows, LeftRow&& left, const Operand& operand0, Right0&& right0,
              const Operand& operand1, Right1&& right1, int thread, int threads,
              Barrier& barrier) const {
-        const Range mine = part_of(left_count_, Product::tile_rows, thread, threads);
-        clear(operand0, mine);
-        clear(operand1, mine);
+        clear(operand0, thread, threads);
+        clear(operand1, thread, threads);
+        add(rows, left, operand0, right0, operand1, right1, thread, threads, barrier);
+    }
+
+    // The parts of run: zeros, and what rows add to them.
+    void clear(const Operand& operand, int thread, int threads) const {
+        const Range mine = rows_of(thread, threads);
+        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
+            operand.target_[i] = 0;
+        }
+    }
+    template <class LeftRow, class Right0, class Right1>
+    void add(int64_t rows, LeftRow&& left, const Operand& operand0, Right0&& right0,
+             const Operand& operand1, Right1&& right1, int thread, int threads,
+             Barrier& barrier) const {
+        const Range mine = rows_of(thread, threads);
         for (int64_t begin = 0; begin < rows; begin += block_rows) {
             const int64_t depth = smaller(block_rows, rows - begin);
             const auto left_row = [&](int64_t k) { return left(begin + k); };
@@ -88,10 +102,8 @@ class TileWeightGradient {
     }
 
  private:
-    static void clear(const Operand& operand, Range mine) {
-        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
-            operand.target_[i] = 0;
-        }
+    Range rows_of(int thread, int threads) const {
+        return part_of(left_count_, Product::tile_rows, thread, threads);
     }
 
     // 1 / scale; zero for zero.

@@ -1,6 +1,6 @@
-#include "dense_convolution_gradient.h"
 #include "kernel_table.h"
 #include "sixteen_bit.h"
+#include "tile_convolution_gradient.h"
 #include "tile_product.h"
 #include "tile_weight_gradient.h"
 
@@ -14,7 +14,7 @@ void convolution_backward_in(const ConvolutionBackward<float>& arguments, int th
     if (!pays_dense<planes>(arguments.shape)) {
         return convolution_backward<Vector>(arguments, threads);
     }
-    ConvolutionBackwardKernel<Vector, DenseInputGradient<planes>, DenseWeightGradient<planes>>(
+    ConvolutionBackwardKernel<Vector, TileInputGradient<planes>, TileWindowsGradient<planes>>(
         arguments)
         .run(threads);
 }

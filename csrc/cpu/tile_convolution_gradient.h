@@ -54,14 +54,14 @@ inline void for_each_window_gradient(const ConvolutionShape& shape, const int32_
 }
 
 template <int planes>
-class DenseInputGradient {
+class TileInputGradient {
     using Product = TileProduct<planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
     using Left = typename Product::Left;
 
  public:
-    DenseInputGradient(const ConvolutionBackward<T>& arguments, const T* gradients, int threads)
+    TileInputGradient(const ConvolutionBackward<T>& arguments, const T* gradients, int threads)
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
@@ -130,14 +130,13 @@ class DenseInputGradient {
         T* target = call_.grad_input + n * shape_.length * channels;
         std::memset(target + length * channels, 0,
                     static_cast<std::size_t>((shape_.length - length) * channels) * sizeof(T));
-        LargestMagnitude magnitude;
+        TileMagnitude magnitude;
         const int64_t numbers = shape_.pooled * filters;
         for (int64_t i = 0; i < numbers; i += Vector::width) {
             magnitude.take(load_up_to<Vector>(gradients_ + n * numbers + i, numbers - i));
         }
-        const T scale = Product::cuts || !LargestMagnitude::is_finite(magnitude.bits())
-                            ? magnitude.scale()
-                            : T(1);
+        const T scale =
+            Product::cuts || !TileMagnitude::is_finite(magnitude.bits()) ? magnitude.scale() : T(1);
         if (scale == T(0)) return false;
         // Row i holds g of window i + first.
         const int64_t rows = length + shape_.kernel_size - 1;
@@ -189,7 +188,7 @@ class DenseInputGradient {
 };
 
 template <int planes>
-class DenseWeightGradient {
+class TileWindowsGradient {
     using Product = TileProduct<planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
@@ -197,7 +196,7 @@ class DenseWeightGradient {
     using Operand = typename Gradient::Operand;
 
  public:
-    DenseWeightGradient(const ConvolutionBackward<T>& arguments, const T* gradients, int threads)
+    TileWindowsGradient(const ConvolutionBackward<T>& arguments, const T* gradients, int threads)
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
@@ -303,8 +302,9 @@ class DenseWeightGradient {
     const Scratch<T> lines_;
 };
 
-// Whether they are faster than to visit winners alone. With three planes they are not (336 positions
-// of 256 channels, 256 filters of 7, with pools of 2 and 3: 27 and 24 ms, by winners 27 and 22).
+// Whether they are faster than to visit winners alone. With three planes they are not (336
+// positions of 256 channels, 256 filters of 7, with pools of 2 and 3: 27 and 24 ms, by winners 27
+// and 22).
 template <int planes>
 inline bool pays_dense(const ConvolutionShape& shape) {
     constexpr int64_t largest_pool = planes == 1 ? 8 : planes == 2 ? 3 : 0;

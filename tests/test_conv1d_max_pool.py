@@ -311,3 +311,33 @@ def test_the_convolutions_output_is_never_in_memory():
     assert outputs["ours"].stdout == "enough\n", outputs["ours"].stderr
     assert outputs["torch"].stdout == ""
     assert "alloc" in outputs["torch"].stderr or "memory" in outputs["torch"].stderr
+
+
+@pytest.mark.parametrize("factor", [1e-42, 1e-37, 1e-18, 1e25, 1e37])
+@pytest.mark.parametrize("names", [("input",), ("weight",), ("input", "weight")])
+def test_numbers_near_the_ends_of_their_range(isa, names, factor):
+    """Matrix tiles leave to vectors what they cannot multiply."""
+    if len(names) == 2 and not 1e-30 < factor < 1e18:
+        factor = 1e-18 if factor < 1 else 1e17
+    arguments = tensors((3, 33, 40, 20, 3)) | {"bias": None}
+    for name in names:
+        arguments[name] = (arguments[name] * factor).float().double()
+    assert_right(arguments, torch.float32)
+
+
+def test_small_numbers_at_any_padded_length(isa):
+    """How long other samples are changes no bit, whatever stretches a sequence is cut into."""
+    arguments = converted(tensors((1, 64, 1100, 40, 3)), torch.float32)
+    arguments["input"][..., :600] *= 1e-20
+    alone = functional.conv1d_max_pool(**arguments)
+    longer = torch.nn.functional.pad(arguments["input"], (0, 900), value=3.0)
+    padded = functional.conv1d_max_pool(
+        **arguments | {"input": longer}, lengths=torch.tensor([1100])
+    )
+    assert torch.equal(alone, padded)
+
+
+@pytest.mark.parametrize("stride", [1, 7, 2**31 - 1])
+def test_one_window_at_any_stride(isa, dtype, stride):
+    arguments = tensors((2, 70, 3, 20, 3)) | {"stride": stride}
+    assert_right(arguments, dtype)

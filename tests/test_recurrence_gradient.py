@@ -416,3 +416,29 @@ def test_states_that_are_not_read_pass_no_nan(kernels, dtype, kind, reverse):
     _, *rest = gradients(run, kind, arguments)
     weights = rest[2 if kind == "lstm" else 1 :]
     assert not any(gradient.isnan().any() for gradient in weights)
+
+
+def test_a_large_gradient_does_not_drown_others(isa, set_threads):
+    """Numbers that are multiplied together are scaled together: never so that small ones vanish."""
+    arguments = converted(tensors("rnn_relu", (2, 16, 7, 384)), torch.float32)
+    cotangents = [torch.zeros_like(each) for each in run("rnn_relu", arguments)]
+    cotangents[0] += 1e-3
+    arguments["hx"] = arguments["hx"].abs()
+    for number in (2e36, torch.nan):
+        cotangents[0][0, 0, 5] = number
+        found = []
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            found.append(gradients(run, "rnn_relu", arguments, cotangents))
+        for other in found[1:]:
+            assert all(
+                torch.equal(one.nan_to_num(7), two.nan_to_num(7))
+                for one, two in zip(found[0], other, strict=True)
+            )
+        wide = converted(arguments, torch.float64)
+        exact = gradients(run_reference, "rnn_relu", wide, [each.double() for each in cotangents])
+        others = torch.arange(384) != 5
+        for ours, expected in zip(found[0][2:], exact[2:], strict=True):
+            torch.testing.assert_close(
+                ours[others].double(), expected[others], rtol=1e-4, atol=1e-6, equal_nan=True
+            )

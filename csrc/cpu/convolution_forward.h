@@ -9,8 +9,8 @@
 // Scratch, owned by the call: the packed weights, F k C; k C integers; C zeros, read in place of
 // padding; and for each thread the running maxima of one sample and their windows, 2 F; the
 // convolution of one stretch of windows for one panel of filters (windowed pooling only); one
-// stretch of input as it is computed on, channels side by side (only where it does not lie so
-// already); and in matrix tiles a panel of weights, and the windows of a tile of rows, 32 k C.
+// stretch of input as it is multiplied, channels side by side (only where it does not lie so
+// already); in matrix tiles a panel of weights, and a mark for each sample.
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
@@ -69,11 +69,15 @@ class ConvolutionForwardKernel {
     using Left = typename Product::Left;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
+    static constexpr int64_t tile_rows = 16;  // of matrix tiles
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
-    explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments)
+    // marks: by sample, which ones to compute; null for all.
+    explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments,
+                                      const uint8_t* marks = nullptr)
         : call_(arguments),
+          marks_(marks),
           shape_(arguments.shape),
           depths_(shape_, Product::in_tiles),
           layout_{shape_.filters, depths_.count(), panel_vectors, 1},
@@ -101,9 +105,14 @@ class ConvolutionForwardKernel {
         const Scratch<T> privates(checked_product({private_count, threads}));
         const Scratch<int64_t> places(shape_.kernel_size * shape_.channels);
         const Scratch<int64_t> offsets(depths_.blocks());
-        const int64_t marks = Product::is_partial ? shape_.batch : 0;
-        const Scratch<uint8_t> left_out(marks);
-        for (int64_t n = 0; n < marks; ++n) left_out.data()[n] = 0;
+        const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
+        left_out_ = left_out.data();
+        if constexpr (Product::is_partial) {
+            if (!leave_out_short_samples()) {
+                by_vectors(nullptr, threads);
+                return;
+            }
+        }
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             for (int64_t channel = 0; channel < shape_.channels; ++channel) {
                 places.data()[channel * shape_.kernel_size + tap] = depths_.place(tap, channel);
@@ -116,7 +125,6 @@ class ConvolutionForwardKernel {
         zeros_ = zeros.data();
         places_ = places.data();
         offsets_ = offsets.data();
-        left_out_ = left_out.data();
 
         std::atomic<int64_t> next{0};
         std::atomic<bool> all_left_out{false};
@@ -128,27 +136,37 @@ class ConvolutionForwardKernel {
             barrier.wait(granted);
             if (all_left_out) return;
             for (int64_t item = next++; item < items; item = next++) {
-                sample(item / groups, part_of(panels, 1, item % groups, groups), mine);
+                const int64_t n = item / groups;
+                if (marks_ != nullptr && marks_[n] == 0) continue;
+                if (Product::is_partial && __atomic_load_n(left_out_ + n, __ATOMIC_RELAXED) != 0) {
+                    continue;
+                }
+                sample(n, part_of(panels, 1, item % groups, groups), mine);
             }
         });
-        if constexpr (Product::is_partial) run_left_out(all_left_out, threads);
+        if constexpr (Product::is_partial) {
+            bool some = false;
+            for (int64_t n = 0; n < shape_.batch; ++n) some = some || left_out_[n] != 0;
+            if (some || all_left_out) by_vectors(all_left_out ? nullptr : left_out_, threads);
+        }
     }
 
  private:
-    // The samples that cannot be multiplied by Product, or all, by vectors.
-    void run_left_out(bool all, int threads) const {
-        for (int64_t begin = 0, end = 0; begin < shape_.batch; begin = end) {
-            const bool is_left_out = all || left_out_[begin] != 0;
-            for (++end; end < shape_.batch && (all || left_out_[end] != 0) == is_left_out;) ++end;
-            if (!is_left_out) continue;
-            ConvolutionForward<T> part = call_;
-            part.shape.batch = end - begin;
-            part.input.numbers = call_.input.numbers.from(begin * call_.input.stride_batch);
-            if (call_.lengths != nullptr) part.lengths += begin;
-            part.output += begin * call_.output_stride_batch;
-            if (call_.argmax != nullptr) part.argmax += begin * shape_.pooled * shape_.filters;
-            ConvolutionForwardKernel<Vector, VectorProduct<Vector>>(part).run(threads);
+    // The samples that Product cannot multiply, or not as fast, by vectors.
+    void by_vectors(const uint8_t* marks, int threads) const {
+        ConvolutionForwardKernel<Vector, VectorProduct<Vector>>(call_, marks).run(threads);
+    }
+
+    // Marks samples whose windows leave tiles empty; returns whether there are others.
+    bool leave_out_short_samples() const {
+        bool others = false;
+        for (int64_t n = 0; n < shape_.batch; ++n) {
+            const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
+            const bool pays = Product::pays_for(windows);
+            left_out_[n] = !pays;
+            others = others || pays;
         }
+        return others;
     }
 
     // Matrix tiles read the windows of a sample in place where each fills blocks of depths.
@@ -213,9 +231,13 @@ class ConvolutionForwardKernel {
         if (direct_ && !Product::in_tiles) return 0;
         const int64_t positions = checked_product({positions_in_stretch(), shape_.channels});
         if (!Product::in_tiles) return positions;
-        const int64_t beyond = checked_product({Product::rows, shape_.stride, shape_.channels});
-        return positions + beyond + tile_depth;
+        const int64_t windows = windows_in_stretch();
+        const int64_t missing = divide_rounding_up(windows, tile_rows) * tile_rows - windows;
+        return positions + checked_product({missing, window_stride(), shape_.channels}) +
+               tile_depth;
     }
+    // Positions from a window to the next, where there is one.
+    int64_t window_stride() const { return windows_in_stretch() == 1 ? 0 : shape_.stride; }
     int64_t private_elements() const {
         constexpr int64_t lefts = sizeof(T) / sizeof(Left);
         const int64_t left = checked_product({Product::left_planes, input_plane()});
@@ -250,16 +272,17 @@ class ConvolutionForwardKernel {
     // Max over all windows of a sample.
     void over_time(int64_t n, int64_t length, int64_t windows, Range panels, const Private& mine) {
         T *maxima = mine.maxima, *winners = mine.winners;
+        typename Product::Magnitude magnitude;
         for (int64_t begin = 0; begin < windows; begin += windows_per_stretch_) {
             const int64_t end = smaller(windows, begin + windows_per_stretch_);
-            SampleRows<Left> rows{};
-            if (!reach(n, length, begin, end, mine.input, rows)) return;
+            const SampleRows<Left> rows = reach(n, length, begin, end, mine.input, magnitude);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t first = layout_.first_column(panel);
                 convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
                                      begin == 0);
             }
         }
+        mark_unless_plain(n, magnitude);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             const int64_t first = layout_.first_column(panel);
             for (int64_t unit = 0; unit < layout_.units_of(panel); ++unit) {
@@ -271,12 +294,13 @@ class ConvolutionForwardKernel {
 
     // Max over windows of windows: the convolution of a stretch is kept for one panel of filters.
     void windowed(int64_t n, int64_t length, int64_t pools, Range panels, const Private& mine) {
+        typename Product::Magnitude magnitude;
         for (int64_t begin = 0; begin < pools; begin += pools_per_stretch_) {
             const int64_t end = smaller(pools, begin + pools_per_stretch_);
             const int64_t first_window = begin * shape_.pool_stride;
             const int64_t last_window = (end - 1) * shape_.pool_stride + shape_.pool_size;
-            SampleRows<Left> rows{};
-            if (!reach(n, length, first_window, last_window, mine.input, rows)) return;
+            const SampleRows<Left> rows =
+                reach(n, length, first_window, last_window, mine.input, magnitude);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 convolve_into_memory(rows, first_window, last_window, panel, mine.convolution);
                 for (int64_t pool = begin; pool < end; ++pool) {
@@ -284,18 +308,26 @@ class ConvolutionForwardKernel {
                 }
             }
         }
+        mark_unless_plain(n, magnitude);
+    }
+
+    // What tiles have made of numbers that are not plain is wrong. All stretches decide, so that it
+    // does not matter how long other samples are; what was read in place is never read beyond
+    // itself.
+    void mark_unless_plain(int64_t n, const typename Product::Magnitude& magnitude) const {
+        if (!Product::is_partial || direct_ || magnitude.is_plain()) return;
+        __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
     }
 
     // The rows that windows [begin, end) of a sample read: in place, or as they are multiplied in
-    // `scratch`, with zeros where the windows reach beyond the sample. Whether they can be; else
-    // the sample is marked.
-    bool reach(int64_t n, int64_t length, int64_t begin, int64_t end, Left* scratch,
-               SampleRows<Left>& rows) const {
+    // `scratch`, with zeros where the windows reach beyond the sample. Takes note of their
+    // magnitude.
+    SampleRows<Left> reach(int64_t n, int64_t length, int64_t begin, int64_t end, Left* scratch,
+                           typename Product::Magnitude& magnitude) const {
         const SequenceView& input = call_.input;
         if (direct_ && (!Product::in_tiles || tiles_are_within(n, begin, end))) {
             const Left* numbers = static_cast<const Left*>(input.numbers.data);
-            rows = {numbers + n * input.stride_batch, input.stride_length, {0, length}};
-            return true;
+            return {numbers + n * input.stride_batch, input.stride_length, {0, length}};
         }
         const int64_t channels = shape_.channels, plane = input_plane_;
         const int64_t first = window_start(shape_, begin);
@@ -304,23 +336,19 @@ class ConvolutionForwardKernel {
         const int64_t from = smaller(last, larger(first, 0));
         const int64_t to = larger(from, smaller(last, length));
         Left* const positions = scratch + (from - first) * channels;
-        typename Product::Magnitude magnitude;
         pack_positions<Vector, Product>(shape_, input, n, from, to, positions, plane, magnitude);
         const int64_t beyond = (last - to) * channels + (Product::in_tiles ? tile_depth : 0);
         for (int p = 0; p < Product::left_planes; ++p) {
             clear(scratch + p * plane, (from - first) * channels);
             clear(positions + p * plane + (to - from) * channels, beyond);
         }
-        rows = {scratch - first * channels, channels, {first, last}};
-        if (magnitude.is_plain()) return true;
-        __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
-        return false;
+        return {scratch - first * channels, channels, {first, last}};
     }
 
     // Whether what tiles read of the windows [begin, end) of a sample, and in place of rows that
     // are missing, lies within the batch.
     bool tiles_are_within(int64_t n, int64_t begin, int64_t end) const {
-        const int64_t rows = divide_rounding_up(end - begin, Product::rows) * Product::rows;
+        const int64_t rows = divide_rounding_up(end - begin, tile_rows) * tile_rows;
         const int64_t last =
             window_start(shape_, begin + rows - 1) + shape_.dilation * (shape_.kernel_size - 1);
         return last * call_.input.stride_length <=
@@ -339,7 +367,7 @@ class ConvolutionForwardKernel {
         const int64_t taps = shape_.kernel_size;
         const int64_t start = window_start(shape_, window);
         if constexpr (Product::in_tiles) {
-            Product::multiply(sums, tile, vectors, rows.at(start), shape_.stride * rows.stride,
+            Product::multiply(sums, tile, vectors, rows.at(start), window_stride() * rows.stride,
                               input_plane_, offsets_, panel, layout_.depth);
             return;
         } else {
@@ -475,6 +503,7 @@ class ConvolutionForwardKernel {
     }
 
     const ConvolutionForward<T>& call_;
+    const uint8_t* const marks_;
     const ConvolutionShape& shape_;
     const WindowDepths depths_;
     const PanelLayout<Vector> layout_;
@@ -486,7 +515,7 @@ class ConvolutionForwardKernel {
     const Left* zeros_ = nullptr;
     const int64_t* places_ = nullptr;   // where a filter's numbers, as they lie, go when packed
     const int64_t* offsets_ = nullptr;  // of blocks of depths, in a window
-    uint8_t* left_out_ = nullptr;       // by sample: whether Product cannot multiply it
+    uint8_t* left_out_ = nullptr;       // by sample: whether it is left to vectors
 };
 
 template <class Vector, class Product = VectorProduct<Vector>>

@@ -30,6 +30,16 @@ struct SampleRows {
     bool dense(int64_t channels) const { return stride == channels; }
 };
 
+// Calls function(samples) for the runs of samples that are marked, or for all at once.
+template <class Function>
+inline void for_each_marked(const uint8_t* marks, int64_t batch, bool all, Function&& function) {
+    if (all) return function(Range{0, batch});
+    for (int64_t begin = 0, end = 0; begin < batch; begin = end) {
+        for (++end; end < batch && (marks[end] != 0) == (marks[begin] != 0);) ++end;
+        if (marks[begin] != 0) function(Range{begin, end});
+    }
+}
+
 // Whether positions can be read where they lie: numbers of type T, their channels side by side.
 template <class T>
 inline bool is_read_in_place(const ConvolutionShape& shape, const SequenceView& input) {

@@ -26,7 +26,9 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
-bool has_amx() { return has_avx512() && has_amx_bfloat16(); }
+bool has_amx() {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_bfloat16();
+}
 #endif
 
 // Slowest first.

@@ -11,12 +11,14 @@ using Vector = Avx512Vector<float>;
 
 template <int planes>
 void convolution_backward_in(const ConvolutionBackward<float>& arguments, int threads) {
-    if (!pays_dense<planes>(arguments.shape)) {
-        return convolution_backward<Vector>(arguments, threads);
+    if constexpr (largest_dense_pool<planes> > 0) {
+        if (pays_dense<planes>(arguments.shape)) {
+            using Kernel = ConvolutionBackwardKernel<Vector, TileInputGradient<planes>,
+                                                     TileWindowsGradient<planes>>;
+            return Kernel(arguments).run(threads);
+        }
     }
-    ConvolutionBackwardKernel<Vector, TileInputGradient<planes>, TileWindowsGradient<planes>>(
-        arguments)
-        .run(threads);
+    convolution_backward<Vector>(arguments, threads);
 }
 
 template <class Narrow, int planes>

@@ -14,7 +14,9 @@
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another; but da may take the place of the gates, read before they are overwritten. Scratch, owned
 // by the call: both weights packed the other way round, G H (I + H); the schedule, T N + T + N
-// integers; pointers for the rows of one step; blocks of the weight gradients' operands.
+// integers; pointers for the rows of one step; blocks of the weight gradients' operands; and in
+// matrix tiles, for each thread, a panel of weights and the gradients of gates of some rows
+// (row_product.h) as they are multiplied.
 //
 // Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
 // multiply-add rate for the rest.

@@ -26,7 +26,7 @@ inline int64_t rows_together(int64_t depth) {
     return smaller(most_rows_together, larger(least_tiles, tiles) * Product::rows);
 }
 
-// Adds the product of rows with `matrix`, whose panels are packed.
+// The product of rows with `matrix`, whose panels are packed.
 //   copies: Product::left_elements of rows_together(layout.depth) rows
 template <class Vector, class Product = VectorProduct<Vector>, class Left, class Target>
 inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Product::Packed* packed,

@@ -4,7 +4,7 @@
 // stored, and widens it there. All else is widened first, and the results are narrowed at the end.
 // So sums, states, gates and running gradients are float32, and each result is rounded once. What
 // is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
-// are made of); in matrix tiles (tile_product.h), inputs and states as they are multiplied.
+// are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied.
 //
 // Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias,
 // output, their gradients and the input's and weight's; a recurrence's input, output, states,

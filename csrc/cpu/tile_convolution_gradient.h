@@ -5,12 +5,15 @@
 //   j] grad_weight[f, j, c]    = sum over samples n, windows w of g[n, w, f] input[n, w + j -
 //   padding, c]
 //
-// For strides and dilations of 1, and pools that do not overlap. The input's is itself a
+// over windows w = p + padding - j. For strides and dilations of 1, and pools that do not overlap
+// nor lie far apart. The input's is itself a
 // convolution, of g with k - 1 zeros around it; the weight's is TileWeightGradient's, with windows
-// for rows. They do pool_size times the multiply-adds of convolution_input_gradient.h and
+// for rows. They do pool_stride times the multiply-adds of convolution_input_gradient.h and
 // convolution_weight_gradient.h, which visit winners alone, but many more a second.
 //
-// A sample whose g is not finite, or a weight that is not plain (tile_product.h), is left to those.
+// A sample whose g is too large or not finite, and all where a weight is not plain
+// (tile_product.h), are left to those. An input that is not finite makes the gradients of its taps
+// NaN, as torch's dense ones are, whether or not its window won.
 //
 // Scratch, owned by the call: the weights as they are multiplied; for each thread g of one sample,
 // as it is multiplied, and of one pool; of blocks of samples g, and their input between zeros where
@@ -66,7 +69,8 @@ class TileInputGradient {
           shape_(arguments.shape),
           gradients_(gradients),
           layout_{shape_.channels, shape_.kernel_size * shape_.filters, Product::vectors, 1},
-          plane_((shape_.length + shape_.kernel_size - 1 + Product::rows) * shape_.filters +
+          plane_(checked_product(
+                     {shape_.length + shape_.kernel_size - 1 + Product::rows, shape_.filters}) +
                  tile_depth),
           packed_(wanted() ? Product::packed_elements(layout_) : 0),
           panels_(wanted() ? checked_product({Product::pack_scratch_elements(layout_), threads})
@@ -117,9 +121,8 @@ class TileInputGradient {
     // Calls function(samples) for those that are left to others, after all threads have run.
     template <class Function>
     void for_each_left_out(Function&& function) const {
-        for (int64_t n = 0; wanted() && n < shape_.batch; ++n) {
-            if (all_left_out_ || left_out_.data()[n] != 0) function(Range{n, n + 1});
-        }
+        if (!wanted()) return;
+        for_each_marked(left_out_.data(), shape_.batch, all_left_out_, function);
     }
 
  private:
@@ -245,8 +248,9 @@ class TileWindowsGradient {
  private:
     int64_t samples_in_block() const {
         constexpr int64_t block_bytes = 4 << 20;
-        const int64_t sample_bytes =
-            larger(1, checked_product({larger(1, windows_), shape_.filters, sizeof(T)}));
+        const int64_t sample_bytes = larger(
+            1, checked_product({larger(windows_ * shape_.filters, positions_ * shape_.channels),
+                                int64_t{sizeof(T)}}));
         return larger(1, smaller(shape_.batch, block_bytes / sample_bytes));
     }
 
@@ -306,10 +310,14 @@ class TileWindowsGradient {
 // positions of 256 channels, 256 filters of 7, with pools of 2 and 3: 27 and 24 ms, by winners 27
 // and 22).
 template <int planes>
+constexpr int64_t largest_dense_pool = planes == 1   ? 8
+                                       : planes == 2 ? 3
+                                                     : 0;
+
+template <int planes>
 inline bool pays_dense(const ConvolutionShape& shape) {
-    constexpr int64_t largest_pool = planes == 1 ? 8 : planes == 2 ? 3 : 0;
     return shape.stride == 1 && shape.dilation == 1 && shape.pool_size > 0 &&
-           shape.pool_size <= largest_pool && shape.pool_stride >= shape.pool_size;
+           shape.pool_stride >= shape.pool_size && shape.pool_stride <= largest_dense_pool<planes>;
 }
 
 }  // namespace seqkernels

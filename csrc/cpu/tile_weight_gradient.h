@@ -3,8 +3,9 @@
 //
 // Blocks of rows are cut into planes (tile_product.h): the right operands' into panels, shared by
 // all threads; the left one's transposed, each thread its own rows of the gradient, so many at a
-// time that they stay in L2 while all panels pass. Where the largest number of either is very small
-// or large, it is scaled by a power of two; numbers that are not finite are multiplied by vectors.
+// time that they stay in L2 while all panels pass. Where the largest number of a panel, or of 32
+// rows of the gradient, is very small, it is scaled by a power of two; large ones, and those that
+// are not finite, are multiplied by vectors.
 //
 // Scratch, owned by the call: planes of block_rows (right_count_0 + right_count_1) numbers, and for
 // each thread of block_rows left_together.
@@ -94,9 +95,10 @@ class TileWeightGradient {
             for (int64_t first = mine.begin; first < mine.end; first += left_together) {
                 const Range part{first, smaller(mine.end, first + left_together)};
                 Left* packed = left_.data() + thread * left_elements_;
-                const T inverse = pack_left(packed, part, depth, left_row);
-                add_product(packed, inverse, part, operand0, depth, left_row, row0);
-                add_product(packed, inverse, part, operand1, depth, left_row, row1);
+                T inverses[left_together / Product::rows];
+                pack_left(packed, part, depth, left_row, inverses);
+                add_product(packed, inverses, part, operand0, depth, left_row, row0);
+                add_product(packed, inverses, part, operand1, depth, left_row, row1);
             }
             barrier.wait(threads);
         }
@@ -104,7 +106,8 @@ class TileWeightGradient {
 
  private:
     Range rows_of(int thread, int threads) const {
-        return part_of(left_count_, Product::tile_rows, thread, threads);
+        // Whole tiles, so that what shares a scale does not depend on the number of threads.
+        return part_of(left_count_, Product::rows, thread, threads);
     }
 
     // 1 / scale; zero for zero.
@@ -140,16 +143,24 @@ class TileWeightGradient {
         }
     }
 
-    // Columns `part` of a block of the left operand as rows of tiles. Returns what products are to
-    // be multiplied with, zero where they must not be made.
+    // Columns `part` of a block of the left operand as rows of tiles. inverses: for each tile what
+    // its products are to be multiplied with, zero where they must not be made.
     template <class Row>
-    static T pack_left(Left* packed, Range part, int64_t depth, Row&& row) {
-        const int64_t count = part.end - part.begin;
+    static void pack_left(Left* packed, Range part, int64_t depth, Row&& row, T* inverses) {
+        Product::for_each_tile(part.end - part.begin, [&](int64_t first, int tile) {
+            inverses[first / Product::rows] =
+                pack_tile(packed, part.begin, first, tile, depth, row);
+        });
+    }
+
+    template <class Row>
+    static T pack_tile(Left* packed, int64_t begin, int64_t first, int64_t count, int64_t depth,
+                       Row&& row) {
         T scale = 1;
         if (Product::cuts) {
             TileMagnitude magnitude;
             for (int64_t k = 0; k < depth; ++k) {
-                const T* source = row(k) + part.begin;
+                const T* source = row(k) + begin + first;
                 for (int64_t m = 0; m < count; m += Vector::width) {
                     magnitude.take(load_up_to<Vector>(source + m, count - m));
                 }
@@ -163,9 +174,10 @@ class TileWeightGradient {
         for (int64_t k = 0; k < depth; k += block) {
             for (int64_t m = 0; m < count; m += width) {
                 for (int64_t i = 0; i < block; ++i) {
-                    Vector line = k + i < depth
-                                      ? load_up_to<Vector>(row(k + i) + part.begin + m, count - m)
-                                      : Vector::broadcast(0);
+                    Vector line = Vector::broadcast(0);
+                    if (k + i < depth) {
+                        line = load_up_to<Vector>(row(k + i) + begin + first + m, count - m);
+                    }
                     if (scale != T(1)) line = line * factor;
                     line.store(lines[i]);
                 }
@@ -173,8 +185,9 @@ class TileWeightGradient {
                     Vector low[4], high[4];
                     Vector::load_transposed(&lines[0][lane], width, low);
                     Vector::load_transposed(&lines[width][lane], width, high);
-                    for (int i = 0; i < 4; ++i) {
-                        Product::store_row_block(low[i], high[i], packed, depth, m + lane + i, k);
+                    for (int64_t i = 0; i < 4; ++i) {
+                        Product::store_row_block(low[i], high[i], packed, depth,
+                                                 first + m + lane + i, k);
                     }
                 }
             }
@@ -183,27 +196,32 @@ class TileWeightGradient {
     }
 
     template <class LeftRow, class RightRow>
-    static void add_product(const Left* packed, T left_inverse, Range part, const Operand& operand,
-                            int64_t depth, LeftRow&& left, RightRow&& right) {
+    static void add_product(const Left* packed, const T* inverses, Range part,
+                            const Operand& operand, int64_t depth, LeftRow&& left,
+                            RightRow&& right) {
         const PanelLayout<Vector> layout = operand.layout(depth);
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-            const T inverse = left_inverse * operand.inverses_.data()[panel];
+            const T of_panel = operand.inverses_.data()[panel];
             const int64_t units = layout.units_of(panel);
             Product::for_each_tile(part.end - part.begin, [&](int64_t first, int tile) {
                 Vector sums[Product::rows * Product::vectors];
-                if (inverse == T(0)) {
+                const T of_tile = inverses[first / Product::rows];
+                const bool is_made = of_tile != T(0) && of_panel != T(0);
+                if (!is_made) {
                     by_vectors(sums, part.begin + first, tile, layout, panel, left, right);
                 } else {
                     Product::multiply_packed_rows(sums, packed, first, tile, layout, panel,
                                                   operand.packed_.data());
                 }
-                const Vector factor = Vector::broadcast(inverse == T(0) ? T(1) : inverse);
+                // One after the other, whose product might underflow.
+                const Vector factor = Vector::broadcast(is_made ? of_tile : T(1));
+                const Vector other = Vector::broadcast(is_made ? of_panel : T(1));
                 for (int m = 0; m < tile; ++m) {
                     T* target = operand.target_ + (part.begin + first + m) * operand.count_;
                     for (int64_t v = 0; v < units; ++v) {
                         const int64_t i = layout.first_column(panel) + v * Vector::width;
                         const int64_t count = operand.count_ - i;
-                        store_up_to(multiply_add(sums[m * units + v], factor,
+                        store_up_to(multiply_add(sums[m * units + v] * other, factor,
                                                  load_up_to<Vector>(target + i, count)),
                                     target + i, count);
                     }

@@ -72,7 +72,6 @@ struct VectorProduct {
 
         Rows from(int64_t first) const { return {given + first}; }
     };
-    static int64_t left_rows(int64_t) { return 0; }
     static int64_t left_elements(int64_t, int64_t) { return 0; }
     static Rows prepare(const T* const* rows, int64_t, int64_t, Left*, T*) { return {rows}; }
 

@@ -265,7 +265,8 @@ def recurrence_step(
     try:
         following = tuple(map(torch.empty_like, states))
         before, after = ((*pair, None)[:2] for pair in (states, following))
-        _cpu.recurrence_step(cell, input, *before, *weights, *after, cpu.where(input, "rnn"))
+        where = (torch.get_num_threads(), "highest")  # a single step is by vectors
+        _cpu.recurrence_step(cell, input, *before, *weights, *after, where)
     except (RuntimeError, TypeError, ValueError):
         return None
     return following

@@ -54,7 +54,7 @@ PATCHES = {
     ),
 }
 MACHINE = """
-cpu: model=corei7_skylake_x, count=1, ips=200000000, add_features="amx,amx_bf16"
+cpu: model=corei7_skylake_x, count=1, ips=200000000, add_features="amx,amx_bf16,avx512_bf16"
 memory: guest=1024, host=1024
 romimage: file={bochs}/bios/bios.bin-1.13.0
 vgaromimage: file={bochs}/bios/vgabios-cirrus.bin-1.13.0

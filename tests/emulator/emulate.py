@@ -30,7 +30,7 @@ OPTIONS = """--enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --e
              --enable-all-optimizations --with-nogui --disable-docbook"""
 # Linux lets a process use tiles only where the processor can withhold them (XFD). The emulator has
 # no such thing: here it says so, and does nothing. Of the models it has, the one that this kernel
-# starts on is made to show its tiles.
+# starts on is made to show its tiles and its conversions to bfloat16.
 PATCHES = {
     "cpu/cpuid.cc": (
         (
@@ -49,12 +49,14 @@ PATCHES = {
         (
             "    leaf->ecx = 0;\n    leaf->edx = 0;\n    break;\n  default:",
             "    leaf->ecx = 0;\n    leaf->edx = is_cpu_extension_supported(BX_ISA_AMX)"
-            " ? (1u << 22 | 1u << 24) : 0;\n    break;\n  default:",
+            " ? (1u << 22 | 1u << 24) : 0;\n    leaf->eax = 1;\n    break;\n  case 1:\n"
+            "    leaf->eax = is_cpu_extension_supported(BX_ISA_AVX512_BF16) ? 1u << 5 : 0;\n"
+            "    leaf->ebx = leaf->ecx = leaf->edx = 0;\n    break;\n  default:",
         ),
     ),
 }
 MACHINE = """
-cpu: model=corei7_skylake_x, count=1, ips=200000000, add_features="amx,amx_bf16,avx512_bf16"
+cpu: model=corei7_skylake_x, count=1, ips=200000000, add_features="amx,amx_bf16,avx512bf16"
 memory: guest=1024, host=1024
 romimage: file={bochs}/bios/bios.bin-1.13.0
 vgaromimage: file={bochs}/bios/vgabios-cirrus.bin-1.13.0

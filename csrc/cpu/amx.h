@@ -7,6 +7,8 @@ namespace seqkernels {
 
 // The operand of LDTILECFG (Intel's manual, volume 2): eight tiles of 16 rows of 64 bytes.
 struct alignas(64) TileConfiguration {
+    static constexpr int rows = 16;
+    static constexpr int64_t depth = 32;  // bfloat16 numbers of a row
     uint8_t palette = 1;
     uint8_t start_row = 0;
     uint8_t reserved[14] = {};

@@ -69,7 +69,7 @@ class ConvolutionForwardKernel {
     using Left = typename Product::Left;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
-    static constexpr int64_t tile_rows = 16;  // of matrix tiles
+    static constexpr int64_t tile_rows = TileConfiguration::rows;
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:

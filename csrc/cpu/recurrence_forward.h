@@ -30,7 +30,7 @@
 //   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
-// them is used twice: 1 to 28 % less time where they do not fit there (family 6, model 167, 2 MiB
+// them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
 // of L2: LSTM of N 1, H 512 1.44 to 1.12 ms; H 1024 10.9 to 9.8 ms; RNN of H 1760 8.0 to 6.7 ms).
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:

@@ -8,9 +8,9 @@
 // rounded to nearest (Henry, Tang & Heinecke, "Leveraging the bfloat16 Artificial Intelligence
 // Datatype For Higher-Precision Computations", 2019). Of the products of planes those are added
 // whose weight is at least that of the last plane, small ones first:
-//   planes  products                                      relative error of a dot product of 512
-//     1     x0 y0                                         5e-3   (bfloat16)
-//     2     x0 y1 + x1 y0 + x0 y0                         4e-6
+//   planes  products                                      error of a dot product of 512, relative
+//     1     x0 y0                                         2.1e-3 (bfloat16)
+//     2     x0 y1 + x1 y0 + x0 y0                         3.6e-6
 //     3     x0 y2 + x0 y1 + x1 y1 + x1 y0 + x2 y0 + x0 y0 1.8e-7 (multiply-adds one by one: 4.0e-7)
 // Three planes hold a float32 number whole, but for what lies below 2^-126, which the instruction
 // takes for zero, in factors and products. So where the largest number of a row is below 2^-40, the
@@ -21,15 +21,16 @@
 // care but for panels that are not finite: the numbers are bfloat16 then.
 //
 // The sums pass through memory, on which vectors go to work: they begin with zero, since to load
-// what vectors have just stored takes longer than to add it afterwards (64 rows of an LSTM of 128
-// units: 255 GFLOP/s in place of 300). Every sum is made in the same order,
-// whatever rows stand beside it.
+// what vectors have just stored takes longer than to add it afterwards (an LSTM of 128 units, 64
+// sequences of 25 steps: 1.70 ms, so 1.43). Every sum is made in the same order, whatever rows
+// stand beside it.
 //
 // Cost of 32 x 32 sums and 32 depths: 4, 12 or 24 products of 16 cycles, 4, 8 or 14 tile loads of
 // 8. Limit: the one tile unit, 1024 multiply-adds a cycle. Measured, GFLOP/s of one core (family 6,
-// model 167, 3.8 GHz; tiles alone 3840, vectors 246, tile_rate and machine_rates.h), 480 rows by
-// 128 columns of 384 depths, weights from L2: one plane 1730, two 600, three 410 to 470.
-// Tried without gain: prefetching the next block of the panel (1 to 4 % slower); to round by
+// model 167, 3.8 GHz; tiles alone 3840, vectors 246, amx_rate.cpp and machine_rates.h), 256 windows
+// by 128 columns of 384 depths, random numbers: one plane 2770, two 745, three 413. Of zeros three
+// planes reach 500: the processor slows down by what the numbers are.
+// Tried without gain: prefetching the next block of the panel (up to 4 % slower); to round by
 // cutting off (two planes then err by 2.3e-5).
 #pragma once
 
@@ -39,43 +40,11 @@
 #include "amx.h"
 #include "kernels.h"
 #include "product.h"
+#include "tile_instructions.h"
 #include "unpacked_product.h"
 #include "vector_avx512.h"
 
 namespace seqkernels {
-
-// Written out, since the compilers' intrinsics do not say that a load reads memory.
-template <int tile>
-inline void load_tile(const void* source, int64_t stride_bytes) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                 :
-                 : "r"(source), "r"(stride_bytes), "i"(tile)
-                 : "memory");
-}
-template <int tile>
-inline void store_tile(void* target, int64_t stride_bytes) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
-                 :
-                 : "r"(target), "r"(stride_bytes), "i"(tile)
-                 : "memory");
-}
-template <int sums, int left, int right>
-inline void multiply_tile_pairs() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(left), "i"(right));
-}
-
-// Numbers rounded to bfloat16; denormal ones become zero. Written out, so that the file needs no
-// more instructions of its compiler than the vectors do, whose code it shares.
-inline __m256i rounded_to_bfloat16(__m512 numbers) {
-    __m256i rounded;
-    asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(numbers));
-    return rounded;
-}
-inline __m512i rounded_to_bfloat16(__m512 low, __m512 high) {
-    __m512i rounded;
-    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(high), "v"(low));
-    return rounded;
-}
 
 // The largest magnitude among numbers, as bits: those of Inf and NaN are larger than any.
 class TileMagnitude {
@@ -123,7 +92,7 @@ struct TileProduct {
         bool is_plain() const { return cuts ? is_plain(bits()) : is_finite(bits()); }
         using TileMagnitude::is_plain;
     };
-    static constexpr int tile_rows = 16;
+    static constexpr int tile_rows = TileConfiguration::rows;
     static constexpr int rows = 2 * tile_rows;
     static constexpr int vectors = 2;
     static constexpr int left_planes = planes;
@@ -133,7 +102,7 @@ struct TileProduct {
     // not finite, where rows are read beyond their end (multiply).
     static constexpr bool is_partial = true;
     static constexpr bool cuts = planes > 1;
-    static constexpr int64_t block_depth = 32;
+    static constexpr int64_t block_depth = TileConfiguration::depth;
 
     // Whether a convolution of a sample is: not, with three planes, where its windows would leave
     // more than a quarter of the tiles empty (50 sentences of 20 words, 100 filters of 3: 0.82 ms,

@@ -8,11 +8,12 @@
 
 #include <cstdint>
 
+#include "amx.h"
 #include "kernels.h"
 
 namespace seqkernels {
 
-constexpr int64_t tile_depth = 32;
+constexpr int64_t tile_depth = TileConfiguration::depth;
 
 class WindowDepths {
  public:

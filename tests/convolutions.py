@@ -151,7 +151,10 @@ def by_torch(
     channels_first = input.transpose(1, 2) if channels_last else input
 
     def pooled(sequences: Tensor) -> Tensor:
-        values = F.conv1d(sequences, weight, bias, stride, padding, dilation)
+        # oneDNN 3.12 crashes on dilated float16 convolutions on processors with AVX512_FP16.
+        crashes = sequences.dtype == torch.float16 and dilation != 1
+        with torch.backends.mkldnn.flags(enabled=not crashes):
+            values = F.conv1d(sequences, weight, bias, stride, padding, dilation)
         values = ACTIVATIONS[activation](values)
         if pool_size is None:
             return values.max(dim=2).values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -153,7 +154,8 @@ def by_torch(
     def pooled(sequences: Tensor) -> Tensor:
         # oneDNN 3.12 crashes on dilated float16 convolutions on processors with AVX512_FP16.
         crashes = sequences.dtype == torch.float16 and dilation != 1
-        with torch.backends.mkldnn.flags(enabled=not crashes):
+        without = torch.backends.mkldnn.flags(enabled=False)
+        with without if crashes else contextlib.nullcontext():
             values = F.conv1d(sequences, weight, bias, stride, padding, dilation)
         values = ACTIVATIONS[activation](values)
         if pool_size is None:

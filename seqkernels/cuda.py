@@ -48,10 +48,10 @@ def use_kernels(name: str) -> Iterator[None]:
     """Use another set of CUDA kernels within a ``with`` block.
 
     "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
-    it, and 16-bit recurrences of 2 steps and more in a kernel that stays for the whole sequence,
-    where weights and batch fit the GPU; "simple" as the definitions read. float64 is always
-    "simple", and so are float32 recurrences. The choice is the whole process's, as
-    ``seqkernels.cpu.use_isa``'s is.
+    it, and so the gradients of small pools, those of large ones from the winning windows alone; and
+    recurrences of 2 steps and more in a kernel that stays for the whole sequence, where weights and
+    batch fit the GPU; "simple" as the definitions read. float64 is always "simple". The choice is
+    the whole process's, as ``seqkernels.cpu.use_isa``'s is.
 
     Raises:
         ValueError: an unknown name.
@@ -77,6 +77,23 @@ def has_kernel(operation: str, input: Tensor) -> bool:
     )
 
 
+def is_ahead_of_cudnn(
+    cell: str, input: Tensor, steps: int, batch: int, hidden: int, is_ragged: bool
+) -> bool:
+    """Whether a recurrent layer is computed sooner by these kernels than by cuDNN's.
+
+    As measured on an H200, for which ``bench/records`` has the figures: in bfloat16 and float32
+    wherever a kernel stays for the whole sequence and makes at most two products a step. In
+    float16, for which cuDNN has such a kernel too, but not for ragged batches, up to 256 units.
+    """
+    if torch.compiler.is_compiling():  # which cannot ask the native module
+        return False
+    if input.dtype == torch.float16 and hidden > 256 and not is_ragged:
+        return False
+    sizes = (steps, batch, hidden, input.dtype.itemsize, input.get_device())
+    return 1 <= _native().recurrence_rounds(cell, *sizes) <= 2
+
+
 def is_on_device(input: Tensor) -> bool:
     """Whether the operations take ``input`` to the CUDA module."""
     return input.is_cuda
@@ -93,8 +110,10 @@ def conv1d_max_pool_forward(input, weight, *arguments) -> None:
 
 def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
-    tensor = arguments[0]
-    _call("conv1d_max_pool_backward", tensor, *arguments, _where(tensor, 0, _kernels))
+    input, weight, geometry = arguments[3], arguments[4], arguments[-2]
+    kernels = _kernels
+    count = _native().conv1d_max_pool_backward_scratch(input, weight, geometry, kernels)
+    _call("conv1d_max_pool_backward", input, *arguments, _where(input, count, kernels))
 
 
 def recurrence_forward(cell, reverse, projections, initial_hidden, *tensors) -> None:

@@ -419,9 +419,9 @@ def is_autocast(input: Tensor) -> bool:
     """Whether autocast is on for the device of ``input``."""
     if not isinstance(input, Tensor):
         return False
-    if input.is_cpu:
-        return torch.is_autocast_enabled("cpu")
     device_type = input.device.type
+    if device_type in ("cpu", "cuda"):  # torch 2.11 cannot trace the question below
+        return torch.is_autocast_enabled(device_type)
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 

@@ -69,8 +69,9 @@ def test() -> bool:
     parallel = ("-n", "8") if importlib.util.find_spec("xdist") else ()
     # Those of the build and of the emulated GPU belong to every machine's suite.
     chosen = "cuda and not quietly and not face"
-    names = ("cuda", "conv1d_max_pool", "conv1d_max_pool_gradient", "recurrence")
-    paths = [ROOT / "tests" / f"test_{name}.py" for name in (*names, "recurrence_gradient")]
+    names = ("cuda", "cuda_gradients", "cuda_layers", "conv1d_max_pool")
+    more = ("conv1d_max_pool_gradient", "recurrence", "recurrence_gradient")
+    paths = [ROOT / "tests" / f"test_{name}.py" for name in (*names, *more)]
     return run("tests", sys.executable, "-m", "pytest", *parallel, "-k", chosen, *paths)
 
 

@@ -224,6 +224,35 @@ def test_the_face_refuses_what_does_not_fit(emulated):
         assert torch.all(arguments["argmax"] == 7)
 
 
+def test_the_face_of_the_backward_asks_for_scratch(emulated):
+    arguments = forward_arguments()
+    count = scratch_elements(emulated, arguments)
+    arguments["where"] = (0, torch.empty(count, dtype=torch.int64), "fast", False)
+    emulated.conv1d_max_pool_forward(*arguments.values())
+    gradients_of = {"input": (2, 9, 8), "weight": (5, 3, 8), "bias": (5,)}
+    results = {name: torch.full(shape, 7.0) for name, shape in gradients_of.items()}
+
+    def run(scratch):
+        emulated.conv1d_max_pool_backward(
+            torch.ones(2, 3, 5),
+            *map(arguments.get, ("output", "argmax", "input", "weight", "lengths")),
+            *results.values(),
+            *map(arguments.get, ("geometry", "activation")),
+            (0, scratch, "fast", False),
+        )
+
+    names = ("input", "weight", "geometry")
+    count = emulated.conv1d_max_pool_backward_scratch(*map(arguments.get, names), "fast") // 8
+    assert count > 0
+    with pytest.raises(ValueError, match=r"^scratch: expected .* bytes, got none"):
+        run(None)
+    with pytest.raises(ValueError, match=r"^scratch: expected int64 of shape"):
+        run(torch.empty(count - 1, dtype=torch.int64))
+    assert all(torch.all(result == 7) for result in results.values())
+    run(torch.empty(count, dtype=torch.int64))
+    assert not any(torch.any(result == 7) for result in results.values())
+
+
 # What is peculiar to these kernels
 
 
@@ -297,7 +326,7 @@ def test_a_cuda_graph_replays_forward_and_backward(dtype):
 
     def run():
         output = functional.conv1d_max_pool(**arguments)
-        return output, *torch.autograd.grad(output, leaves, torch.ones_like(output))
+        return output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))
 
     expected = run()
     stream = torch.cuda.Stream()

@@ -1,7 +1,7 @@
 #include "convolution.h"
-#include "convolution_backward.h"
 #include "convolution_plan.h"
 #include "convolution_simple.h"
+#include "cuda/warpgroup.h"
 #include "scratch.h"
 #include "tile_sizes.h"
 
@@ -18,15 +18,19 @@ TiledScratch<T> tiled_scratch(ScratchParts& parts, const ConvolutionShape& shape
                               const ConvolutionPlan& plan) {
     constexpr int64_t elements_in_row = row_bytes / int64_t{sizeof(T)};
     TiledScratch<T> scratch{};
-    scratch.filters =
-        parts.take<T>(checked_product({plan.chunks, plan.filters_padded(), elements_in_row}));
+    const WarpgroupPlan& own = plan.warpgroup;
+    const bool in_warpgroups = own.filters != 0;
+    scratch.filters = parts.take<T>(
+        in_warpgroups ? checked_product({own.filter_tiles, own.filter_bytes(shape.kernel_size)}) /
+                            int64_t{sizeof(T)}
+                      : checked_product({plan.chunks, plan.filters_padded(), elements_in_row}));
     if (plan.is_repacked) {
         scratch.repacked =
             parts.take<T>(checked_product({shape.batch, shape.length, plan.channels}));
     }
-    if (plan.splits > 1) {
-        const int64_t count =
-            checked_product({shape.batch, shape.pooled, plan.splits, shape.filters});
+    const int64_t splits = in_warpgroups ? own.parts : plan.splits;
+    if (splits > 1) {
+        const int64_t count = checked_product({shape.batch, shape.pooled, splits, shape.filters});
         scratch.partial = {parts.take<float>(count), parts.take<int32_t>(count)};
     }
     return scratch;
@@ -34,7 +38,9 @@ TiledScratch<T> tiled_scratch(ScratchParts& parts, const ConvolutionShape& shape
 
 template <class T>
 ConvolutionPlan plan_of(const ConvolutionForward<T>& call, int device) {
-    return plan_convolution(call.shape, call.input, sizeof(T), multiprocessors(device));
+    const GpuTraits gpu{multiprocessors(device), has_warpgroup_products(device),
+                        shared_bytes_of_block(device)};
+    return plan_convolution(call.shape, call.input, sizeof(T), gpu);
 }
 
 }  // namespace
@@ -57,6 +63,12 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
             const ConvolutionPlan plan = plan_of(call, where.device);
             ScratchParts parts(where.scratch);
             const TiledScratch<T> scratch = tiled_scratch<T>(parts, shape, plan);
+            if constexpr (is_sixteen_bit<T>) {
+                if (plan.warpgroup.filters != 0) {
+                    convolution_in_warpgroups(call, plan, scratch, where.stream);
+                    return;
+                }
+            }
             convolution_in_tiles(call, plan, how.tf32, scratch, where.stream);
             return;
         }
@@ -64,44 +76,9 @@ void convolution_forward(const ConvolutionForward<T>& call, const How& how, cons
     launch(one_thread_each(outputs, where.stream), simple_forward<T>, call);
 }
 
-template <class T>
-void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where) {
-    const ConvolutionShape& shape = call.shape;
-    expect_current_device(where.device);
-    const int64_t weights = shape.filters * shape.kernel_size * shape.channels;
-    const int64_t inputs = shape.batch * shape.length * shape.channels;
-    if constexpr (!std::is_same_v<T, double>) {
-        if (is_tiled<T>(how)) {
-            const auto blocks = [&](int64_t count) {
-                return LaunchShape{count, backward_threads, 0, where.stream};
-            };
-            if (call.grad_weight != nullptr || call.grad_bias != nullptr) {
-                const int64_t stretches =
-                    call.grad_weight == nullptr
-                        ? 1
-                        : divide_rounding_up(shape.kernel_size * shape.channels, backward_columns);
-                launch(blocks(shape.filters * larger(1, stretches)), weight_gradients<T>, call);
-            }
-            if (call.grad_input != nullptr && inputs > 0) {
-                launch(blocks(shape.batch * divide_rounding_up(shape.length, backward_positions) *
-                              divide_rounding_up(shape.channels, backward_columns)),
-                       input_gradients<T>, call);
-            }
-            return;
-        }
-    }
-    const auto each = [&](int64_t elements, auto kernel) {
-        if (elements > 0) launch(one_thread_each(elements, where.stream), kernel, call);
-    };
-    if (call.grad_bias != nullptr) each(shape.filters, simple_bias_gradient<T>);
-    if (call.grad_weight != nullptr) each(weights, simple_weight_gradient<T>);
-    if (call.grad_input != nullptr) each(inputs, simple_input_gradient<T>);
-}
-
-#define INSTANTIATE(T)                                                                         \
-    template int64_t scratch_bytes(const ConvolutionForward<T>&, const How&, int);             \
-    template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&); \
-    template void convolution_backward(const ConvolutionBackward<T>&, const How&, const Where&);
+#define INSTANTIATE(T)                                                             \
+    template int64_t scratch_bytes(const ConvolutionForward<T>&, const How&, int); \
+    template void convolution_forward(const ConvolutionForward<T>&, const How&, const Where&);
 
 INSTANTIATE(float)
 INSTANTIATE(double)

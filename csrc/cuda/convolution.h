@@ -23,6 +23,8 @@ template <class T>
 void convolution_forward(const ConvolutionForward<T>& call, const How& how, const Where& where);
 
 template <class T>
+int64_t scratch_bytes(const ConvolutionBackward<T>& call, const How& how, int device);
+template <class T>
 void convolution_backward(const ConvolutionBackward<T>& call, const How& how, const Where& where);
 
 }  // namespace seqkernels::cuda

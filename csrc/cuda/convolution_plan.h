@@ -4,8 +4,50 @@
 #include <cstdint>
 
 #include "../core/convolution.h"
+#include "tile_sizes.h"
 
 namespace seqkernels::cuda {
+
+// How the kernel in convolution_warpgroup.h cuts a convolution: a tile is 64 windows of one pool,
+// or of neighbouring small ones. All tiles of the batch, sample after sample, are cut into runs; a
+// warpgroup of a block takes one after another.
+struct WarpgroupPlan {
+    int filters;  // of a block, 128, 64, 32 or 16; 0: the convolution is left to the other kernel
+    int chunks;   // of 64 channels
+    int last_products;  // of 16 channels, in the last chunk; 4 in the others
+    int stages;         // of a warpgroup, each a chunk of a tile's rows
+    int rows;           // positions that fit in a stage, in whole eights
+    int64_t filter_tiles;
+    int64_t blocks;  // with the same filters
+    int tiles_of_pool;
+    int pools;            // of a sample; those that share a tile are one
+    int pools_in_tile;    // 0: a pool has tiles of its own
+    int windows_of_pool;  // from one pool's first window to its end
+    int windows_between;  // and to the next pool's first
+    int added_windows;    // a sample's windows minus its length, unless that is below 0
+    int64_t tiles;
+    int busy_warpgroups;  // of a block: those that have a run
+    int64_t run;          // tiles of a run
+    int64_t parts;        // most runs that share a pool
+
+    constexpr int warpgroups() const { return warpgroups_of_block(filters); }
+    constexpr int64_t runs() const { return divide_rounding_up(tiles, run); }
+    // Shared memory: the filters, which lie so in scratch for each tile of them; and for each that
+    // has a run its stages, and what its warps exchange, a winner for each and filter, or columns
+    // of small pools.
+    constexpr int64_t filter_bytes(int64_t kernel_size) const {
+        return kernel_size * chunks * filters * row_bytes;
+    }
+    constexpr int64_t stage_bytes() const { return int64_t{rows} * row_bytes; }
+    constexpr int64_t exchange_bytes() const {
+        return pools_in_tile == 0 ? int64_t{4} * filters * 8
+                                  : int64_t{4} * warpgroup_windows * pooled_stride;
+    }
+    constexpr int64_t shared_bytes(int64_t kernel_size) const {
+        return shared_alignment + filter_bytes(kernel_size) +
+               busy_warpgroups * (stages * stage_bytes() + exchange_bytes());
+    }
+};
 
 struct ConvolutionPlan {
     int tile;  // windows and filters of a tile, 128 or 64 each
@@ -26,6 +68,7 @@ struct ConvolutionPlan {
     // block computes one pool, tile after tile, or one of `splits` parts of it.
     int64_t pools_in_tile;
     int64_t splits;
+    WarpgroupPlan warpgroup;
 
     constexpr int64_t filters_padded() const { return filter_tiles * tile; }
     // Pieces of work of a sample and a filter tile.
@@ -38,19 +81,29 @@ struct ConvolutionPlan {
     }
 };
 
-// The winners of a split pool's parts, (N, P, splits, F) each.
+// The winners of a split pool's parts, (N, P, splits or parts, F) each.
 struct PartialWinners {
     float* values;
     int32_t* windows;
 };
 
+// What a plan has to know of a GPU.
+struct GpuTraits {
+    int multiprocessors;
+    bool has_warpgroups;   // that take products, and code for them
+    int64_t shared_bytes;  // that a block may have
+    // Of the filters that a block of warpgroups may have: narrowed to compare them.
+    int least_filters = 16;
+    int most_filters = 128;
+};
+
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
-                                 int64_t element_bytes, int multiprocessors);
+                                 int64_t element_bytes, const GpuTraits& gpu);
 
 // Memory that the tiled kernels of a plan work in.
 template <class T>
 struct TiledScratch {
-    T* filters;   // (chunks, filters_padded, 128 bytes)
+    T* filters;  // (chunks, filters_padded, 128 bytes); for warpgroups (filter_tiles, filter_bytes)
     T* repacked;  // (N, L, channels), or null
     PartialWinners partial;
 };
@@ -59,5 +112,10 @@ struct TiledScratch {
 template <class T>
 void convolution_in_tiles(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, bool tf32,
                           const TiledScratch<T>& scratch, void* stream);
+
+// The same by products of warpgroups, where the plan has some.
+template <class T>
+void convolution_in_warpgroups(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
+                               const TiledScratch<T>& scratch, void* stream);
 
 }  // namespace seqkernels::cuda

@@ -32,6 +32,14 @@ struct Winner {
         }
     }
 
+    // The same where one has come before.
+    __device__ void follow_another(Number other, int32_t other_window) {
+        if (!(other <= value) && value == value) {
+            value = other;
+            window = other_window;
+        }
+    }
+
     // The same in whatever order they come; a window of -1 is none.
     __device__ void challenge(Number other, int32_t other_window) {
         const bool is_nan = value != value, other_is_nan = other != other;
@@ -60,18 +68,22 @@ __device__ inline Number activate(Activation activation, Number x) {
     return x;
 }
 
-// Writes an entry of output and argmax: the activations are monotone, so the maximum came first.
+// The output of a winner: the activations are monotone, so the maximum came first.
+template <class T>
+__device__ inline T result_of(const ConvolutionForward<T>& call, int64_t filter,
+                              const Winner<Accumulator<T>>& winner) {
+    if (winner.window < 0) return narrowed<T>(0);
+    const Accumulator<T> bias = call.bias == nullptr ? 0 : widened(call.bias[filter]);
+    return narrowed<T>(activate(call.shape.activation, winner.value + bias));
+}
+
+// Writes an entry of output and argmax.
 template <class T>
 __device__ inline void store_winner(const ConvolutionForward<T>& call, int64_t sample, int64_t pool,
                                     int64_t filter, const Winner<Accumulator<T>>& winner) {
     const ConvolutionShape& shape = call.shape;
-    Accumulator<T> result = 0;
-    if (winner.window >= 0) {
-        const Accumulator<T> bias = call.bias == nullptr ? 0 : widened(call.bias[filter]);
-        result = activate(shape.activation, winner.value + bias);
-    }
     call.output[sample * call.output_stride_batch + pool * call.output_stride_pooled +
-                filter * call.output_stride_filter] = narrowed<T>(result);
+                filter * call.output_stride_filter] = result_of(call, filter, winner);
     if (call.argmax != nullptr) {
         call.argmax[(sample * shape.pooled + pool) * shape.filters + filter] = winner.window;
     }

@@ -292,17 +292,7 @@ void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
     const int64_t filters = plan.chunks * plan.filters_padded() * elements_in_row<T>;
     launch(one_thread_each(filters, stream), pack_filters<T>, shape, call.weight, plan,
            scratch.filters);
-    InputRows<T> rows{static_cast<const T*>(call.input.numbers.data), call.input.stride_batch,
-                      call.input.stride_length};
-    if (plan.is_repacked) {
-        const int64_t squares = shape.batch * divide_rounding_up(shape.length, warp_threads) *
-                                divide_rounding_up(plan.channels, warp_threads);
-        if (squares > 0) {
-            launch({squares, threads_per_block, 0, stream}, repack_input<T>, shape, call.input,
-                   plan.channels, scratch.repacked);
-        }
-        rows = {scratch.repacked, shape.length * plan.channels, plan.channels};
-    }
+    const InputRows<T> rows = input_rows(call, plan, scratch.repacked, stream);
     const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
         launch({plan.items(shape), threads, shared_bytes, stream}, kernel, call, plan, rows,
                scratch.filters, scratch.partial);

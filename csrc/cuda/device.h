@@ -28,6 +28,9 @@ __device__ inline float widened(Float16 number) {
     return __half2float(__ushort_as_half(number.bits));
 }
 
+__device__ inline uint32_t bits_of(float number) { return __float_as_uint(number); }
+__device__ inline float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
 // To the nearest number of type T, ties to even.
 template <class T>
 __device__ inline T narrowed(Accumulator<T> number) {
@@ -50,6 +53,12 @@ __device__ inline char* shared_memory() {
 template <class T>
 __device__ inline T from_lane_xor(T value, int mask) {
     return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+
+// The value of a lane. All lanes take part.
+template <class T>
+__device__ inline T from_lane(T value, int lane) {
+    return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 
 // One bit for each lane: whether its condition holds. All lanes take part.
@@ -92,6 +101,15 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
                  : "memory");
 }
 
+// The same matrices of 16-bit numbers, turned: lane l gets of each, of column l / 4, the numbers of
+// rows 2 (l % 4) and the next.
+__device__ inline void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
 // A float32's bits rounded to the 19 that the matrix units read, ties away from zero.
 __device__ inline uint32_t rounded_to_tf32(uint32_t bits) {
     uint32_t rounded;
@@ -128,30 +146,85 @@ __device__ inline void multiply_add(float& sum0, float& sum1, float& sum2, float
     }
 }
 
-// Two words, at 8 bytes, that another block may have written, from the cache that all share.
-__device__ inline void load_from_others(const uint32_t* words, uint32_t& first, uint32_t& second) {
-    asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];\n"
-                 : "=r"(first), "=r"(second)
-                 : "l"(words)
+// Within some units of the last place.
+__device__ inline float fast_exp2(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+    return result;
+}
+__device__ inline float fast_reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+    return result;
+}
+
+// Brings what is there closer: it is read soon.
+__device__ inline void prefetch(const void* place) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(place));
+}
+
+// Four words, at 16 bytes, that other blocks write meanwhile: each as it was at one time.
+__device__ inline void load_from_others(const void* place, uint32_t& word0, uint32_t& word1,
+                                        uint32_t& word2, uint32_t& word3) {
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(word0), "=r"(word1), "=r"(word2), "=r"(word3)
+                 : "l"(place)
                  : "memory");
 }
 
-// One thread of a block, after a barrier of it: what the block has written is there for blocks that
-// have waited for this arrival.
-__device__ inline void arrive(uint32_t* arrivals) {
-    __threadfence();
-    atomicAdd(arrivals, 1u);
+// Writes a word whole, for other blocks to find.
+__device__ inline void store_for_others(uint32_t* place, uint32_t word) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;\n" ::"l"(place), "r"(word) : "memory");
 }
 
-__device__ inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
-    uint32_t found;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n"
-                     : "=r"(found)
-                     : "l"(arrivals)
-                     : "memory");
-    } while (found < count);
+// This thread's memory operations before come before those after, for all blocks.
+__device__ inline void order_memory() { asm volatile("fence.acq_rel.gpu;\n" ::: "memory"); }
+
+// Barriers of a block by number, 1 to 15, of as many threads: whole warps that wait for all others,
+// and such that only tell them that they have come. What was written before is there after.
+__device__ inline void barrier_wait(int number, int threads) {
+    asm volatile("barrier.cta.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
+__device__ inline void barrier_arrive(int number, int threads) {
+    asm volatile("barrier.cta.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Registers of a thread can be changed within a kernel: by all threads of four warps, within what
+// the block has.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool registers_can_move = true;
+template <int count>
+__device__ inline void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(count));
+}
+template <int count>
+__device__ inline void leave_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(count));
+}
+#else
+constexpr bool registers_can_move = false;
+template <int count>
+__device__ inline void take_registers() {}
+template <int count>
+__device__ inline void leave_registers() {}
+#endif
+
+// A kernel that is launched as one that overlaps starts once all blocks of the one before it have
+// come to the first of these, or ended; after the second that one has ended, and what it wrote is
+// there. What kernels before that one wrote is there from the beginning.
+__device__ inline void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n");
+#endif
+}
+__device__ inline void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+// What a thread that waits for another block does before it looks again.
+__device__ inline void let_others_go_on() {}
 
 // Raises std::runtime_error where a call of the runtime failed.
 inline void expect_success(cudaError_t status, const char* what) {
@@ -166,6 +239,8 @@ struct LaunchShape {
     int64_t shared_bytes;
     void* stream;
     bool cooperating = false;
+    int cluster = 1;        // blocks of one
+    bool overlaps = false;  // the kernel before it, and calls wait_for_kernel_before
 };
 
 // Lets a kernel have that much shared memory.
@@ -191,11 +266,23 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     config.blockDim = dim3(static_cast<unsigned>(shape.threads));
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
     config.stream = static_cast<cudaStream_t>(shape.stream);
-    cudaLaunchAttribute cooperative{};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    config.attrs = &cooperative;
-    config.numAttrs = shape.cooperating ? 1 : 0;
+    cudaLaunchAttribute attributes[3]{};
+    config.attrs = attributes;
+    if (shape.cooperating) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (shape.cluster > 1) {
+        expect_success(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "size of a cluster");
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+    }
+    if (shape.overlaps) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
     expect_success(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
 }
 

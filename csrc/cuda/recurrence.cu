@@ -8,34 +8,89 @@ namespace seqkernels::cuda {
 namespace {
 
 template <class T>
-RecurrencePlan plan_of(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
+constexpr bool can_stay = !std::is_same_v<T, double>;
+
+RecurrencePlan staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                            int device) {
     const bool is_empty = shape.batch == 0 || shape.hidden == 0;
-    if (kernels == Kernels::simple || !is_sixteen_bit<T> || is_empty || shape.steps < 2) return {};
-    if (!blocks_can_cooperate(device)) return {};
-    return plan_recurrence(shape, pass, multiprocessors(device), shared_bytes_of_block(device));
+    if (element_bytes > 4 || is_empty || shape.steps < 2 || !blocks_can_cooperate(device)) {
+        return {};
+    }
+    return plan_recurrence(
+        shape, element_bytes, pass,
+        {multiprocessors(device), shared_bytes_of_block(device), has_clusters(device)});
 }
 
-int64_t exchanged(const RecurrencePlan& plan) {
-    return checked_product({2, plan.slices, plan.rows(), depth_steps(plan.depth) * 16});
+template <class T>
+RecurrencePlan plan_of(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
+    if (kernels == Kernels::simple) return {};
+    return staying_plan(shape, sizeof(T), pass, device);
 }
 
 template <class T>
 Exchange<T> exchange_of(ScratchParts& parts, const RecurrencePlan& plan) {
-    return {parts.take<T>(exchanged(plan)), parts.take<uint32_t>(plan.slices)};
+    return {parts.take<T>(
+        checked_product({plan.slots, plan.slices, plan.rows(), plan.row_elements()}))};
 }
 
-// Queues a kernel that stays, after one that readies the exchange: begin(exchange). Returns whether
-// a multiprocessor has room for a block.
+template <class T>
+using ForwardKernel = void (*)(RecurrenceForward<T>, RecurrencePlan, Exchange<T>);
+template <class T>
+using BackwardKernel = void (*)(RecurrenceBackward<T>, RecurrencePlan, Exchange<T>);
+
+template <class T, int gates, int sample_tiles>
+ForwardKernel<T> forward_kernel_of(const RecurrencePlan& plan) {
+    if constexpr (is_sixteen_bit<T> && sample_tiles == 1) {
+        if (plan.in_cluster) return cluster_forward<T, gates>;
+    }
+    if constexpr (gates == 4) {
+        if (plan.units == 8) return persistent_forward<T, 4, 8, sample_tiles>;
+    }
+    return persistent_forward<T, gates, 16, sample_tiles>;
+}
+template <class T>
+ForwardKernel<T> forward_kernel(const RecurrencePlan& plan) {
+    const bool is_lstm = plan.gates == 4, is_narrow = plan.sample_tiles == 1;
+    if (is_lstm) {
+        return is_narrow ? forward_kernel_of<T, 4, 1>(plan) : forward_kernel_of<T, 4, 2>(plan);
+    }
+    return is_narrow ? forward_kernel_of<T, 1, 1>(plan) : forward_kernel_of<T, 1, 2>(plan);
+}
+
+template <class T, int gates, int sample_tiles>
+BackwardKernel<T> backward_kernel_of(const RecurrencePlan& plan) {
+    if constexpr (is_sixteen_bit<T> && sample_tiles == 1) {
+        if (plan.in_cluster) return cluster_backward<T, gates>;
+    }
+    return persistent_backward<T, gates, sample_tiles>;
+}
+template <class T>
+BackwardKernel<T> backward_kernel(const RecurrencePlan& plan) {
+    const bool is_lstm = plan.depths == 4, is_narrow = plan.sample_tiles == 1;
+    if (is_lstm) {
+        return is_narrow ? backward_kernel_of<T, 4, 1>(plan) : backward_kernel_of<T, 4, 2>(plan);
+    }
+    return is_narrow ? backward_kernel_of<T, 1, 1>(plan) : backward_kernel_of<T, 1, 2>(plan);
+}
+
+// Queues a kernel that stays, where its blocks exchange through memory after one that readies the
+// exchange: begin(shape, exchange). Returns whether a multiprocessor has room for a block.
 template <class T, class Call, class Begin>
 bool stay(void (*kernel)(Call, RecurrencePlan, Exchange<T>), const Call& call,
           const RecurrencePlan& plan, const Where& where, Begin&& begin) {
-    constexpr int threads = persistent_warps * warp_threads;
     const int64_t shared = persistent_shared_bytes(plan);
-    if (blocks_at_once(kernel, threads, shared) == 0) return false;
+    LaunchShape shape{plan.blocks(), persistent_threads, shared, where.stream};
+    if (plan.in_cluster) {
+        shape.cluster = static_cast<int>(plan.unit_blocks);
+        launch(shape, kernel, call, plan, Exchange<T>{});
+        return true;
+    }
+    if (blocks_at_once(kernel, persistent_threads, shared) == 0) return false;
     ScratchParts parts(where.scratch);
     const Exchange<T> exchange = exchange_of<T>(parts, plan);
-    begin(one_thread_each(exchanged(plan), where.stream), exchange);
-    launch({plan.blocks(), threads, shared, where.stream, true}, kernel, call, plan, exchange);
+    begin(one_thread_each(plan.slices * plan.rows() * plan.row_elements(), where.stream), exchange);
+    shape.cooperating = true;
+    launch(shape, kernel, call, plan, exchange);
     return true;
 }
 
@@ -43,10 +98,7 @@ template <class T>
 bool stayed(const RecurrenceForward<T>& call, Kernels kernels, const Where& where) {
     const RecurrencePlan plan = plan_of<T>(call.shape, Pass::forward, kernels, where.device);
     if (!plan.fits) return false;
-    const auto kernel = call.shape.gates() == 1 ? persistent_forward<T, 1, 16>
-                        : plan.units == 8       ? persistent_forward<T, 4, 8>
-                                                : persistent_forward<T, 4, 16>;
-    return stay<T>(kernel, call, plan, where,
+    return stay<T>(forward_kernel<T>(plan), call, plan, where,
                    [&](const LaunchShape& each, const Exchange<T>& exchange) {
                        launch(each, begin_exchange<T>, call, plan, exchange);
                    });
@@ -56,9 +108,7 @@ template <class T>
 bool stayed(const RecurrenceBackward<T>& call, Kernels kernels, const Where& where) {
     const RecurrencePlan plan = plan_of<T>(call.shape, Pass::backward, kernels, where.device);
     if (!plan.fits) return false;
-    const auto kernel =
-        call.shape.gates() == 1 ? persistent_backward<T, 1> : persistent_backward<T, 4>;
-    return stay<T>(kernel, call, plan, where,
+    return stay<T>(backward_kernel<T>(plan), call, plan, where,
                    [&](const LaunchShape& each, const Exchange<T>& exchange) {
                        launch(each, clear_exchange<T>, plan, exchange);
                    });
@@ -66,11 +116,17 @@ bool stayed(const RecurrenceBackward<T>& call, Kernels kernels, const Where& whe
 
 }  // namespace
 
+int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, int device) {
+    const RecurrencePlan forward = staying_plan(shape, element_bytes, Pass::forward, device);
+    const RecurrencePlan backward = staying_plan(shape, element_bytes, Pass::backward, device);
+    return forward.fits && backward.fits ? larger(forward.rounds, backward.rounds) : 0;
+}
+
 template <class T>
 int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
     const RecurrencePlan plan = plan_of<T>(shape, pass, kernels, device);
     ScratchParts parts(nullptr);
-    if (plan.fits) exchange_of<T>(parts, plan);
+    if (plan.fits && !plan.in_cluster) exchange_of<T>(parts, plan);
     return parts.bytes();
 }
 
@@ -79,7 +135,7 @@ void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
-    if constexpr (is_sixteen_bit<T>) {
+    if constexpr (can_stay<T>) {
         if (stayed(call, kernels, where)) return;
     }
     const LaunchShape each = one_thread_each(states, where.stream);
@@ -94,7 +150,7 @@ void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, con
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
-    if constexpr (is_sixteen_bit<T>) {
+    if constexpr (can_stay<T>) {
         if (stayed(call, kernels, where)) return;
     }
     const LaunchShape each = one_thread_each(states, where.stream);

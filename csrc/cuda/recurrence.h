@@ -21,7 +21,7 @@ struct RecurrenceForward {
     const T* bias_hh;                   // (G H,), or null
     const T* initial_hidden;            // (N, H)
     const T* initial_cell;              // (N, H); null without a cell state
-    const T* weight_transposed;         // (H, G H)
+    const T* weight;                    // (G H, H)
     const int64_t* lengths;             // (N,), or null
     T* output;                          // (T, N, H), written whole
     T* final_hidden;                    // (N, H)
@@ -49,6 +49,10 @@ struct RecurrenceBackward {
     T* grad_initial_hidden;       // (N, H)
     T* grad_initial_cell;         // (N, H); null without a cell state
 };
+
+// Products of a step of the kernels that stay for a whole sequence, forward or backward, whichever
+// has more; 0 where one of them does not fit the device.
+int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, int device);
 
 template <class T>
 int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device);

@@ -1,163 +1,218 @@
-// An LSTM or RNN of 16-bit numbers in one kernel that stays for the whole sequence.
+// An LSTM or RNN of 16-bit or float32 numbers in one kernel that stays for the whole sequence.
 //
 // The equations, shapes and ownership are recurrence_simple.h's, the product of a step is
 // recurrent_product.h's: a block has the recurrent weights of `units` hidden units, all gates of
-// them, for a slice of the batch. A thread finishes a sample's unit: gates, the cell state, which
-// stays in its registers, and the new state. Then it waits for the other blocks of the slice; other
-// slices it never meets. A thread's projections of a step are read before it waits.
+// them, for a slice of the batch. A thread of the finishing warps has a sample's unit: gates, the
+// cell state, which stays with it, and the new state, which it gives the other blocks of the slice;
+// other slices it never meets. Its projections of a step are asked for before it waits.
 //
 // Scratch, owned by the caller: Exchange, of the states.
 //
-// Cost of a step: 2 N G H^2 FLOPs and, for each block, rows H states from L2, in words of 8 bytes,
-// 32 side by side. Expected on an H100 at N 16, H 768: 96 blocks of 8 units; 0.5 us
-// for 24 KiB of states (one L2 latency and the words), 0.2 us for 24 products a warp, 0.3 us for
-// sums and gates, 0.8 to 1 us for the barrier: about 2 us. Compiled and verified by emulation; not
-// timed.
+// Cost of a step: 2 N G H^2 FLOPs and, for each block, rows H states from L2. Expected on an H100
+// at N 16, H 768: 2 slices of 48 blocks of 16 units; 0.45 us for a state's way through L2, 0.2 us
+// for 12 KiB of them into each block, 0.1 us for 24 products a warp, 0.15 us for sums and gates:
+// 0.9 us.
 #pragma once
 
+#include "recurrence_cluster.h"
 #include "recurrence_simple.h"
 #include "recurrent_product.h"
 
 namespace seqkernels::cuda {
 
-// The states before the first step, zeros around them, and no arrivals.
+// The states before the first step.
+template <class T>
+__device__ inline T initial_state(const RecurrenceForward<T>& call, int64_t sample, int64_t unit) {
+    const RecurrenceShape& shape = call.shape;
+    const bool is_real = unit < shape.hidden && sample < shape.batch;
+    return is_real ? call.initial_hidden[sample * shape.hidden + unit] : T{};
+}
 template <class T>
 __global__ void begin_exchange(RecurrenceForward<T> call, RecurrencePlan plan,
                                Exchange<T> exchange) {
-    const RecurrenceShape& shape = call.shape;
-    const int64_t depth = depth_steps(plan.depth) * 16;
-    const int64_t half = plan.slices * plan.rows() * depth;
-    for (int64_t index = thread_in_grid(); index < 2 * half; index += threads_in_grid()) {
-        const int64_t unit = index % depth, sample = index / depth;
-        const bool is_real = index < half && unit < shape.hidden && sample < shape.batch;
-        exchange.rows[index] = is_real ? call.initial_hidden[sample * shape.hidden + unit] : T{};
-        if (index < plan.slices) exchange.arrivals[index] = 0;
-    }
+    fill_exchange<T>(plan, exchange, [&](int64_t sample, int64_t unit) {
+        return initial_state(call, sample, unit);
+    });
 }
 
-template <class T, int gates, int units>
+template <class Exchange, class T, int gates, int units, int sample_tiles>
 class PersistentForward {
-    using Place = RecurrentPlace;
+    using Entries = RecurrentEntries<Exchange, T, units, gates, sample_tiles>;
+    using Place = typename Entries::Place;
+    static constexpr int entries = Entries::entries;
+    static constexpr int rounds_at_most = sample_tiles == 1 ? 1 : most_rounds;
 
  public:
-    using Product = RecurrentProduct<T, gates * units>;
-
     __device__ PersistentForward(const RecurrenceForward<T>& call, const RecurrencePlan& plan,
-                                 const Exchange<T>& exchange)
-        : call_(call), shape_(call.shape), plan_(plan), product_(plan, exchange) {}
+                                 const Exchange& exchange)
+        : call_(call), shape_(call.shape), plan_(plan), exchange_(exchange) {}
 
-    __device__ void run() {
-        const int64_t first_unit = blockIdx.x % plan_.unit_blocks * units;
-        product_.load_weights([&](int64_t k, int column) {
-            const int64_t unit = first_unit + column % units;
-            const int64_t row = column / units * shape_.hidden + unit;
-            return unit < shape_.hidden ? call_.weight_transposed[k * gates * shape_.hidden + row]
-                                        : T{};
+    __device__ void multiply() const {
+        RecurrentProduct<Exchange, T, units, gates, sample_tiles> product(exchange_, plan_);
+        product.load_weights([&](int64_t k, int gate, int unit) {
+            const int64_t row = exchange_.first_unit() + unit;
+            const bool is_real = k < shape_.hidden && row < shape_.hidden;
+            return is_real ? call_.weight[(gate * shape_.hidden + row) * shape_.hidden + k] : T{};
         });
-        begin_samples();
-        for (int64_t step = 0; step < shape_.steps; ++step) {
-            float projected[most_row_tiles][gates];
-            for_each([&](int tile, const Place& place) {
-                if (!place.is_real || step >= place.length) return;
-                const int64_t at = position_at(place, step) * gates * shape_.hidden + place.unit;
+        product.run(shape_.steps, rounds());
+    }
+
+    __device__ void finish() const {
+        Entries all(exchange_, plan_, shape_.steps);
+        Kept kept[rounds_at_most][entries] = {};
+        float biases[gates] = {};
+        for (int round = 0; round < rounds(); ++round) {
 #pragma unroll
-                for (int gate = 0; gate < gates; ++gate) {
-                    projected[tile][gate] = call_.projections[at + gate * shape_.hidden];
+            for (int entry = 0; entry < entries; ++entry) {
+                begin(all.place(shape_, round, entry), kept[round][entry], biases);
+            }
+        }
+        for (int64_t step = 0; step < shape_.steps; ++step) {
+            exchange_.begin_turn(step);
+            for (int round = 0; round < rounds(); ++round) {
+                Place places[entries] = {};
+                float sums[entries][gates] = {}, projected[entries][gates] = {};
+#pragma unroll
+                for (int entry = 0; entry < entries; ++entry) {
+                    places[entry] = all.place(shape_, round, entry);
+                    read_ahead(places[entry], kept[round][entry].length, step, projected[entry]);
                 }
-            });
-            product_.wait(step);
-            for_each([&](int tile, const Place& place) {
-                product_.multiply(step, tile);
-                if (place.is_real) finish(step, tile, place, projected[tile]);
-                __syncthreads();
-            });
-            product_.arrive_at_next();
+                all.wait(places, sums);
+#pragma unroll
+                for (int entry = 0; entry < entries; ++entry) {
+#pragma unroll
+                    for (int gate = 0; gate < gates; ++gate) {
+                        sums[entry][gate] += projected[entry][gate] + biases[gate];
+                    }
+                    step_of(all, step, places[entry], kept[round][entry], sums[entry]);
+                }
+            }
         }
     }
 
  private:
-    template <class Function>
-    __device__ void for_each(Function&& function) {
-        for_each_tile<units>(shape_, plan_, call_.lengths, function);
+    // What stays with a sample's unit.
+    struct Kept {
+        float cell;
+        int64_t length;
+    };
+
+    // Memory is that many steps away.
+    static constexpr int64_t steps_ahead = 2;
+
+    __device__ int rounds() const {
+        return rounds_at_most == 1 ? 1 : static_cast<int>(plan_.rounds);
     }
 
     // The row of an array (T, N, ...) that a sample's step is at.
-    __device__ int64_t position_at(const Place& place, int64_t step) const {
-        return position_of(shape_, place.length, step) * shape_.batch + place.sample;
+    __device__ int64_t position_at(const Place& place, int64_t length, int64_t step) const {
+        return position_of(shape_, length, step) * shape_.batch + place.sample;
+    }
+    __device__ const float* projections_of(const Place& place, int64_t length, int64_t step) const {
+        return call_.projections + position_at(place, length, step) * gates * shape_.hidden +
+               place.unit;
     }
 
-    __device__ void begin_samples() {
-#pragma unroll
-        for (int gate = 0; gate < gates; ++gate) biases_[gate] = 0;
-        for_each([&](int tile, const Place& place) {
-            cells_[tile] = 0;
-            if (!place.is_real) return;
-            const int64_t index = place.sample * shape_.hidden + place.unit;
-            if (gates == 4) cells_[tile] = widened(call_.initial_cell[index]);
-            if (place.length == 0) {
-                call_.final_hidden[index] = call_.initial_hidden[index];
-                if (gates == 4) call_.final_cell[index] = call_.initial_cell[index];
-            }
-#pragma unroll
-            for (int gate = 0; gate < gates; ++gate) {
-                const int64_t row = gate * shape_.hidden + place.unit;
-                float bias = call_.bias_ih == nullptr ? 0 : widened(call_.bias_ih[row]);
-                bias += call_.bias_hh == nullptr ? 0 : widened(call_.bias_hh[row]);
-                biases_[gate] = bias;  // the unit is the same in every tile
-            }
-        });
-    }
-
-    __device__ void finish(int64_t step, int tile, const Place& place,
-                           const float (&projected)[gates]) {
+    __device__ void begin(const Place& place, Kept& kept, float (&biases)[gates]) const {
+        if (!place.is_real) return;
         const int64_t index = place.sample * shape_.hidden + place.unit;
-        if (step >= place.length) {
+        kept.length = sequence_length(shape_, call_.lengths, place.sample);
+        if (gates == 4) kept.cell = widened(call_.initial_cell[index]);
+        if (kept.length == 0) {
+            call_.final_hidden[index] = call_.initial_hidden[index];
+            if (gates == 4) call_.final_cell[index] = call_.initial_cell[index];
+        }
+#pragma unroll
+        for (int gate = 0; gate < gates; ++gate) {
+            const int64_t row = gate * shape_.hidden + place.unit;
+            float bias = call_.bias_ih == nullptr ? 0 : widened(call_.bias_ih[row]);
+            bias += call_.bias_hh == nullptr ? 0 : widened(call_.bias_hh[row]);
+            biases[gate] = bias;  // the unit is the same in every entry
+        }
+    }
+
+    __device__ void read_ahead(const Place& place, int64_t length, int64_t step,
+                               float (&projected)[gates]) const {
+#pragma unroll
+        for (float& number : projected) number = 0;
+        if (step < length) {
+            const float* from = projections_of(place, length, step);
+#pragma unroll
+            for (int gate = 0; gate < gates; ++gate) projected[gate] = from[gate * shape_.hidden];
+        }
+        if (step + steps_ahead < length) {
+            const float* from = projections_of(place, length, step + steps_ahead);
+#pragma unroll
+            for (int gate = 0; gate < gates; ++gate) prefetch(from + gate * shape_.hidden);
+        }
+    }
+
+    __device__ void step_of(const Entries& all, int64_t step, const Place& place, Kept& kept,
+                            const float (&sums)[gates]) const {
+        float state = 0, cell = kept.cell;
+        [[maybe_unused]] LstmGates<float> activated{};
+        if constexpr (gates == 4) {
+            activated = {sigmoid_for<T>(sums[0]), sigmoid_for<T>(sums[1]), tanh_for<T>(sums[2]),
+                         sigmoid_for<T>(sums[3])};
+            cell = activated.f * cell + activated.i * activated.g;
+            state = activated.o * tanh_for<T>(cell);
+        } else {
+            state = rnn_state(shape_.cell, sums[0]);
+        }
+        const bool runs = step < kept.length;
+        const T rounded = runs ? narrowed<T>(state) : T{};
+        all.give(step + 1, place, 0, rounded);
+        if (!place.is_real) return;
+        const int64_t index = place.sample * shape_.hidden + place.unit;
+        if (!runs) {
             call_.output[step * shape_.batch * shape_.hidden + index] = T{};
             return;
         }
-        float gate_sums[gates];
-#pragma unroll
-        for (int gate = 0; gate < gates; ++gate) {
-            const float sum =
-                product_.total(place.row % rows_of_matrix, gate * units + place.column);
-            gate_sums[gate] = sum + projected[gate] + biases_[gate];
-        }
-        const int64_t at = position_at(place, step);
-        float state;
+        kept.cell = cell;
+        const int64_t at = position_at(place, kept.length, step);
+        call_.output[at * shape_.hidden + place.unit] = rounded;
         if constexpr (gates == 4) {
-            const auto activated = LstmGates<float>::of_sums(gate_sums);
-            float& cell = cells_[tile];
-            state = activated.step(cell);
             if (call_.gates != nullptr) {
-                float* kept = call_.gates + at * 4 * shape_.hidden + place.unit;
-                kept[0] = activated.i;
-                kept[shape_.hidden] = activated.f;
-                kept[2 * shape_.hidden] = activated.g;
-                kept[3 * shape_.hidden] = activated.o;
+                float* stored = call_.gates + at * 4 * shape_.hidden + place.unit;
+                stored[0] = activated.i;
+                stored[shape_.hidden] = activated.f;
+                stored[2 * shape_.hidden] = activated.g;
+                stored[3 * shape_.hidden] = activated.o;
                 call_.cells[at * shape_.hidden + place.unit] = cell;
             }
-            if (step == place.length - 1) call_.final_cell[index] = narrowed<T>(cell);
-        } else {
-            state = rnn_state(shape_.cell, gate_sums[0]);
         }
-        const T rounded = narrowed<T>(state);
-        product_.row_for(step + 1, place.row)[place.unit] = rounded;
-        call_.output[at * shape_.hidden + place.unit] = rounded;
-        if (step == place.length - 1) call_.final_hidden[index] = rounded;
+        if (step == kept.length - 1) {
+            call_.final_hidden[index] = rounded;
+            if (gates == 4) call_.final_cell[index] = narrowed<T>(cell);
+        }
     }
 
     const RecurrenceForward<T>& call_;
     const RecurrenceShape& shape_;
     const RecurrencePlan& plan_;
-    Product product_;
-    float cells_[most_row_tiles];
-    float biases_[gates];
+    const Exchange& exchange_;
 };
 
-template <class T, int gates, int units>
-__global__ __launch_bounds__(persistent_warps* warp_threads) void persistent_forward(
-    RecurrenceForward<T> call, RecurrencePlan plan, Exchange<T> exchange) {
-    PersistentForward<T, gates, units>(call, plan, exchange).run();
+template <class T, int gates, int units, int sample_tiles>
+__global__ __launch_bounds__(persistent_threads,
+                             1) void persistent_forward(RecurrenceForward<T> call,
+                                                        RecurrencePlan plan, Exchange<T> exchange) {
+    using Own = MemoryExchange<T>;
+    const Own own(call.shape, plan, exchange, call.shape.steps - 1);
+    const PersistentForward<Own, T, gates, units, sample_tiles> forward(call, plan, own);
+    share_work([&] { forward.multiply(); }, [&] { forward.finish(); });
+}
+
+template <class T, int gates>
+__global__ __launch_bounds__(persistent_threads, 1) void cluster_forward(RecurrenceForward<T> call,
+                                                                         RecurrencePlan plan,
+                                                                         Exchange<T>) {
+    using Own = ClusterExchange<T>;
+    const Own own(call.shape, plan, call.shape.steps - 1,
+                  [&](int64_t sample, int64_t unit) { return initial_state(call, sample, unit); });
+    const PersistentForward<Own, T, gates, 16, 1> forward(call, plan, own);
+    share_work([&] { forward.multiply(); }, [&] { forward.finish(); });
+    own.end();
 }
 
 }  // namespace seqkernels::cuda

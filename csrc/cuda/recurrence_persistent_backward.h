@@ -2,81 +2,90 @@
 //
 // The equations, shapes and ownership are recurrence_simple.h's, the product of a step is
 // recurrent_product.h's: a block has `units` hidden units, and of weight_hh (G H, H) their columns;
-// what the blocks of a slice exchange are the gradients of all gates, (rows, G H). A thread
-// finishes a sample's unit; the running gradient of its cell state stays in its registers.
+// what the blocks of a slice exchange are the gradients of all gates, (rows, G, units of all
+// blocks). A thread of the finishing warps has a sample's unit; the running gradient of its cell
+// state stays with it.
 //
 // Scratch, owned by the caller: Exchange, of the gates' gradients.
 //
-// Cost of a step: 2 N G H^2 FLOPs and, for each block, rows G H numbers from L2: at N 16, H 768 98
-// KB for each of 48 blocks, about 1 us at 5 TB/s; expected with sums and barrier 3 us. Blocks of 8
-// units would read that twice over. Compiled and verified by emulation; not timed.
+// Cost of a step: 2 N G H^2 FLOPs and, for each block, rows G H numbers from L2: at N 16, H 768 49
+// KB for each of 96 blocks, about 0.9 us at 5 TB/s; expected with their way, sums and gates 1.6 us.
 #pragma once
 
+#include "recurrence_cluster.h"
 #include "recurrence_simple.h"
 #include "recurrent_product.h"
 
 namespace seqkernels::cuda {
 
-// Nothing yet, and no arrivals.
+// Nothing follows the last step.
 template <class T>
 __global__ void clear_exchange(RecurrencePlan plan, Exchange<T> exchange) {
-    const int64_t count = 2 * plan.slices * plan.rows() * depth_steps(plan.depth) * 16;
-    for (int64_t index = thread_in_grid(); index < count; index += threads_in_grid()) {
-        exchange.rows[index] = T{};
-        if (index < plan.slices) exchange.arrivals[index] = 0;
-    }
+    fill_exchange<T>(plan, exchange, [](int64_t, int64_t) { return T{}; });
 }
 
-template <class T, int gates>
+template <class Exchange, class T, int gates, int sample_tiles>
 class PersistentBackward {
-    using Place = RecurrentPlace;
-    static constexpr int units = backward_units;
+    static constexpr int units = 16;  // of a block
+    using Entries = RecurrentEntries<Exchange, T, units, 1, sample_tiles>;
+    using Place = typename Entries::Place;
+    static constexpr int entries = Entries::entries;
+    static constexpr int rounds_at_most = sample_tiles == 1 ? 1 : most_rounds;
 
  public:
-    using Product = RecurrentProduct<T, units>;
-
     __device__ PersistentBackward(const RecurrenceBackward<T>& call, const RecurrencePlan& plan,
-                                  const Exchange<T>& exchange)
-        : call_(call), shape_(call.shape), plan_(plan), product_(plan, exchange) {}
+                                  const Exchange& exchange)
+        : call_(call), shape_(call.shape), plan_(plan), exchange_(exchange) {}
 
-    __device__ void run() {
-        const int64_t first_unit = blockIdx.x % plan_.unit_blocks * units;
-        product_.load_weights([&](int64_t k, int column) {
-            const int64_t unit = first_unit + column;
-            return unit < shape_.hidden ? call_.weight[k * shape_.hidden + unit] : T{};
+    // Turn t is of step T - 1 - t; the last one, of no step, is the initial states'.
+    __device__ void multiply() const {
+        RecurrentProduct<Exchange, T, units, 1, sample_tiles> product(exchange_, plan_);
+        const int units_of_gate = static_cast<int>(plan_.units_padded());
+        product.load_weights([&](int k, int, int unit) {
+            const int64_t gate = k / units_of_gate, row = k % units_of_gate;
+            const int64_t column = exchange_.first_unit() + unit;
+            const bool is_real = row < shape_.hidden && column < shape_.hidden;
+            return is_real ? call_.weight[(gate * shape_.hidden + row) * shape_.hidden + column]
+                           : T{};
         });
-        for_each([&](int tile, const Place&) { grad_cells_[tile] = 0; });
-        // Turn t is of step T - 1 - t; the last one, of no step, is the initial states'.
+        product.run(shape_.steps + 1, rounds());
+    }
+
+    __device__ void finish() const {
+        Entries all(exchange_, plan_, shape_.steps + 1);
+        Running running[rounds_at_most][entries] = {};
+        for (int round = 0; round < rounds(); ++round) {
+#pragma unroll
+            for (int entry = 0; entry < entries; ++entry) {
+                const Place place = all.place(shape_, round, entry);
+                if (!place.is_real) continue;
+                running[round][entry].length = sequence_length(shape_, call_.lengths, place.sample);
+            }
+        }
         for (int64_t turn = 0; turn <= shape_.steps; ++turn) {
+            exchange_.begin_turn(turn);
             const int64_t step = shape_.steps - 1 - turn;
-            Kept kept[most_row_tiles];
-            for_each([&](int tile, const Place& place) {
-                if (place.is_real && step >= 0 && step < place.length) {
-                    kept[tile] = kept_of(place, step);
+            for (int round = 0; round < rounds(); ++round) {
+                Place places[entries] = {};
+                Kept kept[entries] = {};
+                float totals[entries][1] = {};
+#pragma unroll
+                for (int entry = 0; entry < entries; ++entry) {
+                    places[entry] = all.place(shape_, round, entry);
+                    kept[entry] = read_ahead(places[entry], running[round][entry].length, step);
                 }
-            });
-            product_.wait(turn);
-            for_each([&](int tile, const Place& place) {
-                product_.multiply(turn, tile);
-                if (place.is_real) {
-                    const float from_following =
-                        step == place.length - 1
-                            ? of(call_.grad_final_hidden, index_of(place))
-                            : product_.total(place.row % rows_of_matrix, place.column);
-                    if (step >= 0) {
-                        finish(step, tile, place, kept[tile], from_following);
-                    } else {
-                        end(tile, place, from_following);
-                    }
+                all.wait(places, totals);
+#pragma unroll
+                for (int entry = 0; entry < entries; ++entry) {
+                    step_of(all, step, places[entry], running[round][entry], kept[entry],
+                            totals[entry][0]);
                 }
-                __syncthreads();
-            });
-            product_.arrive_at_next();
+            }
         }
     }
 
  private:
-    // What the forward kept of a sample's step, and its output's gradient: read before the wait.
+    // What the forward kept of a sample's step, and its output's gradient.
     struct Kept {
         float activated[gates];  // the gates; of an RNN its state
         float cell;
@@ -84,10 +93,27 @@ class PersistentBackward {
         float grad_output;
     };
 
-    __device__ Kept kept_of(const Place& place, int64_t step) const {
-        const int64_t row = position_at(place, step);
-        const int64_t at = row * shape_.hidden + place.unit;
+    // What stays with a sample's unit.
+    struct Running {
+        float grad_cell;
+        int64_t length;
+    };
+
+    // Memory is that many steps away.
+    static constexpr int64_t steps_ahead = 2;
+
+    __device__ int rounds() const {
+        return rounds_at_most == 1 ? 1 : static_cast<int>(plan_.rounds);
+    }
+
+    __device__ Kept read_ahead(const Place& place, int64_t length, int64_t step) const {
+        if (step >= steps_ahead && step - steps_ahead < length) {
+            prefetch_kept(place, length, step - steps_ahead);
+        }
         Kept kept{};
+        if (step < 0 || step >= length) return kept;
+        const int64_t row = position_at(place, length, step);
+        const int64_t at = row * shape_.hidden + place.unit;
         kept.grad_output = of(call_.grad_output, at);
         if constexpr (gates == 1) {
             kept.activated[0] = widened(call_.output[at]);
@@ -97,65 +123,85 @@ class PersistentBackward {
             for (int gate = 0; gate < 4; ++gate) kept.activated[gate] = from[gate * shape_.hidden];
             kept.cell = call_.cells[at];
             kept.cell_before =
-                step == 0 ? widened(call_.initial_cell[index_of(place)])
-                          : call_.cells[position_at(place, step - 1) * shape_.hidden + place.unit];
+                step == 0
+                    ? widened(call_.initial_cell[index_of(place)])
+                    : call_
+                          .cells[position_at(place, length, step - 1) * shape_.hidden + place.unit];
         }
         return kept;
     }
 
-    template <class Function>
-    __device__ void for_each(Function&& function) {
-        for_each_tile<units>(shape_, plan_, call_.lengths, function);
+    __device__ void prefetch_kept(const Place& place, int64_t length, int64_t step) const {
+        const int64_t row = position_at(place, length, step);
+        const int64_t at = row * shape_.hidden + place.unit;
+        if (call_.grad_output != nullptr) prefetch(call_.grad_output + at);
+        if constexpr (gates == 1) {
+            prefetch(call_.output + at);
+        } else {
+            const float* from = call_.gates + row * 4 * shape_.hidden + place.unit;
+#pragma unroll
+            for (int gate = 0; gate < 4; ++gate) prefetch(from + gate * shape_.hidden);
+            if (step > 0) {
+                prefetch(call_.cells + position_at(place, length, step - 1) * shape_.hidden +
+                         place.unit);
+            }
+        }
     }
+
     __device__ int64_t index_of(const Place& place) const {
         return place.sample * shape_.hidden + place.unit;
     }
-    __device__ int64_t position_at(const Place& place, int64_t step) const {
-        return position_of(shape_, place.length, step) * shape_.batch + place.sample;
+    __device__ int64_t position_at(const Place& place, int64_t length, int64_t step) const {
+        return position_of(shape_, length, step) * shape_.batch + place.sample;
     }
     __device__ static float of(const T* gradients, int64_t index) {
         return gradients == nullptr ? 0 : widened(gradients[index]);
     }
 
-    __device__ void store(const Place& place, int64_t row, int64_t turn, int gate, float gradient) {
-        const T rounded = narrowed<T>(gradient);
-        const int64_t column = gate * shape_.hidden + place.unit;
-        call_.grad_gates[row * gates * shape_.hidden + column] = rounded;
-        product_.row_for(turn, place.row)[column] = rounded;
-    }
-
-    __device__ void finish(int64_t step, int tile, const Place& place, const Kept& kept,
-                           float from_following) {
-        const int64_t next_turn = shape_.steps - step;
-        if (step >= place.length) {
-            const int64_t row = step * shape_.batch + place.sample;
-#pragma unroll
-            for (int gate = 0; gate < gates; ++gate) store(place, row, next_turn, gate, 0);
+    // total: the product with the gradients of the following step.
+    __device__ void step_of(const Entries& all, int64_t step, const Place& place, Running& running,
+                            const Kept& kept, float total) const {
+        const bool runs = step >= 0 && step < running.length;
+        const float from_following = step == running.length - 1 && place.is_real
+                                         ? of(call_.grad_final_hidden, index_of(place))
+                                         : total;
+        if (step < 0) {
+            if (place.is_real) end(running, place, from_following);
             return;
         }
-        const int64_t row = position_at(place, step);
         const float dh = from_following + kept.grad_output;
+        float gradients[gates] = {};
         if constexpr (gates == 1) {
-            store(place, row, next_turn, 0, rnn_gradient(shape_.cell, kept.activated[0], dh));
-        } else {
-            float& grad_cell = grad_cells_[tile];
-            if (step == place.length - 1) grad_cell = of(call_.grad_final_cell, index_of(place));
+            if (runs) gradients[0] = rnn_gradient(shape_.cell, kept.activated[0], dh);
+        } else if (runs) {
+            if (step == running.length - 1) {
+                running.grad_cell = of(call_.grad_final_cell, index_of(place));
+            }
             const float (&a)[gates] = kept.activated;
-            float gradients[4];
-            lstm_gradients<float>({a[0], a[1], a[2], a[3]}, kept.cell, kept.cell_before, dh,
-                                  grad_cell, gradients);
+            lstm_gradients<float>({a[0], a[1], a[2], a[3]}, tanh_for<T>(kept.cell),
+                                  kept.cell_before, dh, running.grad_cell, gradients);
+        }
+        T rounded[gates];
 #pragma unroll
-            for (int gate = 0; gate < 4; ++gate)
-                store(place, row, next_turn, gate, gradients[gate]);
+        for (int gate = 0; gate < gates; ++gate) {
+            rounded[gate] = narrowed<T>(gradients[gate]);
+            all.give(shape_.steps - step, place, gate, rounded[gate]);
+        }
+        if (!place.is_real) return;
+        const int64_t row =
+            runs ? position_at(place, running.length, step) : step * shape_.batch + place.sample;
+#pragma unroll
+        for (int gate = 0; gate < gates; ++gate) {
+            call_.grad_gates[(row * gates + gate) * shape_.hidden + place.unit] = rounded[gate];
         }
     }
 
-    __device__ void end(int tile, const Place& place, float from_following) {
+    __device__ void end(const Running& running, const Place& place, float from_following) const {
         const int64_t index = index_of(place);
         call_.grad_initial_hidden[index] = narrowed<T>(from_following);
         if constexpr (gates == 4) {
             const float gradient =
-                place.length == 0 ? of(call_.grad_final_cell, index) : grad_cells_[tile];
+                running.length == 0 ? of(call_.grad_final_cell, index) : running.grad_cell;
             call_.grad_initial_cell[index] = narrowed<T>(gradient);
         }
     }
@@ -163,14 +209,29 @@ class PersistentBackward {
     const RecurrenceBackward<T>& call_;
     const RecurrenceShape& shape_;
     const RecurrencePlan& plan_;
-    Product product_;
-    float grad_cells_[most_row_tiles];
+    const Exchange& exchange_;
 };
 
+template <class T, int gates, int sample_tiles>
+__global__ __launch_bounds__(persistent_threads,
+                             1) void persistent_backward(RecurrenceBackward<T> call,
+                                                         RecurrencePlan plan,
+                                                         Exchange<T> exchange) {
+    using Own = MemoryExchange<T>;
+    const Own own(call.shape, plan, exchange, call.shape.steps);
+    const PersistentBackward<Own, T, gates, sample_tiles> backward(call, plan, own);
+    share_work([&] { backward.multiply(); }, [&] { backward.finish(); });
+}
+
 template <class T, int gates>
-__global__ __launch_bounds__(persistent_warps* warp_threads) void persistent_backward(
-    RecurrenceBackward<T> call, RecurrencePlan plan, Exchange<T> exchange) {
-    PersistentBackward<T, gates>(call, plan, exchange).run();
+__global__ __launch_bounds__(persistent_threads,
+                             1) void cluster_backward(RecurrenceBackward<T> call,
+                                                      RecurrencePlan plan, Exchange<T>) {
+    using Own = ClusterExchange<T>;
+    const Own own(call.shape, plan, call.shape.steps, [](int64_t, int64_t) { return T{}; });
+    const PersistentBackward<Own, T, gates, 1> backward(call, plan, own);
+    share_work([&] { backward.multiply(); }, [&] { backward.finish(); });
+    own.end();
 }
 
 }  // namespace seqkernels::cuda

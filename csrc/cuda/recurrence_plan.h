@@ -9,41 +9,85 @@
 
 namespace seqkernels::cuda {
 
-constexpr int persistent_warps = 8;
-constexpr int rows_of_matrix = 16;  // samples in a product of the matrix units
-constexpr int most_row_tiles = 4;   // such tiles of samples in a block
-
-constexpr int backward_units = 16;
+constexpr int product_warps = 8;      // of a block: they multiply
+constexpr int finishing_warps = 4;    // and these make states of the sums
+constexpr int rows_of_matrix = 16;    // gates' rows of weights in a product of the matrix units
+constexpr int samples_of_matrix = 8;  // samples in one
+constexpr int depth_of_group = 32;    // of a product's depth that a warp takes at a time
+constexpr int most_sample_tiles = 2;  // such eights of samples that a product is made of at once
+constexpr int most_rounds = 4;        // such products of a step
+constexpr int exchange_slots = 64;    // steps whose states are kept
 
 enum class Pass { forward, backward };
+
+// The numbers that the matrix units multiply for one of a type: float32 as the sum of three of 8
+// bits each, which hold all of its 24.
+constexpr int planes_of(int64_t element_bytes) { return element_bytes == 4 ? 3 : 1; }
 
 struct RecurrencePlan {
     bool fits;            // otherwise a kernel is launched for every step
     int units;            // hidden units of a block: 8 or 16
-    int columns;          // of its weights: all gates of them forward, the units backward
-    int64_t depth;        // of the product: H forward, G H backward
+    int gates;            // whose weights of those units a block has: all forward, 1 backward
+    int planes;           // of a number
+    int depths;           // parts of a product's depth, each of all units: 1 forward, G backward
     int64_t unit_blocks;  // blocks of a slice
-    int64_t row_tiles;    // of samples of a block
+    int sample_tiles;     // eights of samples of a round
+    int64_t rounds;       // of a step
     int64_t slices;       // of the batch, which know nothing of each other
+    int64_t slots;        // of the exchange through memory
+    bool in_cluster;      // the blocks of a slice are one, and exchange through shared memory
 
-    constexpr int64_t rows() const { return row_tiles * rows_of_matrix; }
+    constexpr int row_tiles() const { return units * gates / rows_of_matrix; }
+    constexpr int64_t units_padded() const { return unit_blocks * units; }
+    constexpr int64_t depth() const { return depths * units_padded(); }
+    // A warp has every eighth group.
+    constexpr int64_t groups() const { return divide_rounding_up(depth(), depth_of_group); }
+    constexpr int64_t groups_of_warp() const { return divide_rounding_up(groups(), product_warps); }
+    constexpr int64_t row_elements() const { return groups() * depth_of_group; }
+    // A row in a cluster's exchange, an odd number of groups long: lanes read different banks.
+    constexpr int cluster_row_elements() const {
+        return (static_cast<int>(groups()) | 1) * depth_of_group;
+    }
+    constexpr int64_t rows() const { return rounds * sample_tiles * samples_of_matrix; }
     constexpr int64_t blocks() const { return unit_blocks * slices; }
 };
 
-// Steps of 16 in a product's depth.
-constexpr int64_t depth_steps(int64_t depth) { return divide_rounding_up(depth, 16); }
+// Groups of a warp whose weights lie in its registers: 8 registers for each row tile and plane, 96
+// at most. The rest lie in shared memory.
+constexpr int groups_in_registers(int row_tiles, int planes) { return 12 / (row_tiles * planes); }
 
-// Columns of a block's partial sums, padded so that rows of them fall into different banks, two by
-// two: 8 columns more would spread them fully, and leave an LSTM of 1536 units no room.
-constexpr int sums_stride(int columns) { return columns + 4; }
-
-// Shared memory of a block: weights of 16 bits, and a product's partial sums of each warp.
-constexpr int64_t persistent_shared_bytes(const RecurrencePlan& plan) {
-    return depth_steps(plan.depth) * plan.columns * 32 +
-           int64_t{persistent_warps} * rows_of_matrix * sums_stride(plan.columns) * 4;
+constexpr int weight_bytes_of_group(int row_tiles, int planes) {
+    return row_tiles * planes * 2 * 32 * 16;
 }
 
-RecurrencePlan plan_recurrence(const RecurrenceShape& shape, Pass pass, int multiprocessors,
-                               int64_t shared_bytes_of_block);
+// A warp's partial sums of a round: of each sample all units, 4 gates of a unit side by side;
+// single ones are padded so that the lanes of a warp write to different banks.
+constexpr int sums_of_sample(int units, int gates) { return gates == 4 ? units * 4 : units + 4; }
+constexpr int64_t sums_bytes(int units, int gates, int sample_tiles) {
+    return int64_t{product_warps} * sample_tiles * samples_of_matrix *
+           sums_of_sample(units, gates) * 4;
+}
+
+// Shared memory of a block: two rounds' partial sums, weights beyond the registers', and in a
+// cluster two turns' rows of the exchange, with their mailboxes.
+constexpr int64_t exchange_offset(const RecurrencePlan& plan) {
+    const int64_t beyond =
+        larger(0, plan.groups_of_warp() - groups_in_registers(plan.row_tiles(), plan.planes));
+    return 2 * sums_bytes(plan.units, plan.gates, plan.sample_tiles) +
+           beyond * product_warps * weight_bytes_of_group(plan.row_tiles(), plan.planes);
+}
+constexpr int64_t persistent_shared_bytes(const RecurrencePlan& plan) {
+    const int64_t exchange = 2 * plan.rows() * plan.cluster_row_elements() * 2 + 2 * 8;
+    return exchange_offset(plan) + (plan.in_cluster ? exchange : 0);
+}
+
+struct RecurrenceGpu {
+    int multiprocessors;
+    int64_t shared_bytes_of_block;
+    bool has_clusters;
+};
+
+RecurrencePlan plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                               const RecurrenceGpu& gpu);
 
 }  // namespace seqkernels::cuda

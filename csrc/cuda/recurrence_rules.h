@@ -38,17 +38,34 @@ struct LstmGates {
 // Gradients of the gates' sums, in their order, from dh, that of the hidden state. grad_cell, that
 // of the cell state from the following step, becomes that of the state before.
 template <class Number>
-__device__ inline void lstm_gradients(const LstmGates<Number>& gates, Number cell,
+__device__ inline void lstm_gradients(const LstmGates<Number>& gates, Number tanh_c,
                                       Number cell_before, Number dh, Number& grad_cell,
                                       Number (&gradients)[4]) {
     const auto [i, f, g, o] = gates;
-    const Number tanh_c = std::tanh(cell);
     const Number dc = grad_cell + dh * o * (1 - tanh_c * tanh_c);
     gradients[0] = dc * g * (i * (1 - i));
     gradients[1] = dc * cell_before * (f * (1 - f));
     gradients[2] = dc * i * (1 - g * g);
     gradients[3] = dh * tanh_c * (o * (1 - o));
     grad_cell = dc * f;
+}
+
+// For what is rounded to type T in the end: of 16 bits to about 2^-21 of the value.
+template <class T>
+__device__ inline float sigmoid_for(float x) {
+    if constexpr (!is_sixteen_bit<T>) return sigmoid(x);
+    return fast_reciprocal(1 + fast_exp2(-1.442695041f * x));
+}
+template <class T>
+__device__ inline float tanh_for(float x) {
+    if constexpr (!is_sixteen_bit<T>) return std::tanh(x);
+    const float magnitude = fabsf(x);
+    if (magnitude < 0.0625f) {  // where 1 - e cancels
+        const float square = x * x;
+        return x * (1 + square * (-1.0f / 3 + square * (2.0f / 15)));
+    }
+    const float e = fast_exp2(-2.885390082f * magnitude);
+    return copysignf((1 - e) * fast_reciprocal(1 + e), x);  // NaN stays
 }
 
 template <class Number>

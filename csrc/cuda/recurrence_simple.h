@@ -61,9 +61,9 @@ __global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
         for (int64_t gate = 0; gate < shape.gates(); ++gate) {
             const int64_t row = gate * hidden + unit;
             Number sum = 0;
-            const T* column = call.weight_transposed + row;
+            const T* weights = call.weight + row * hidden;
             for (int64_t k = 0; k < hidden; ++k) {
-                sum += widened(before[sample * hidden + k]) * widened(column[k * rows]);
+                sum += widened(before[sample * hidden + k]) * widened(weights[k]);
             }
             sum += call.projections[place + gate * hidden];
             if (call.bias_ih != nullptr) sum += widened(call.bias_ih[row]);
@@ -149,7 +149,7 @@ __global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
         }
         Number gradients[4];
         lstm_gradients<Number>({gates[0], gates[hidden], gates[2 * hidden], gates[3 * hidden]},
-                               call.cells[at], before, dh, grad_cell, gradients);
+                               std::tanh(call.cells[at]), before, dh, grad_cell, gradients);
         call.grad_cell[index] = grad_cell;
         for (int gate = 0; gate < 4; ++gate) {
             call.grad_gates[place + gate * hidden] = narrowed<T>(gradients[gate]);

@@ -29,7 +29,8 @@ struct Cuda {
     template <class T>
     static void backward(const ConvolutionBackward<T>& call, const Where& where, int device) {
         const cuda::How how = how_of(where);
-        const cuda::Where place = place_of(where, 0, device);
+        const int64_t bytes = cuda::scratch_bytes(call, how, device);
+        const cuda::Where place = place_of(where, bytes, device);
         const py::gil_scoped_release release;
         cuda::convolution_backward(call, how, place);
     }
@@ -39,13 +40,14 @@ struct Cuda {
     }
 };
 
-// Bytes of scratch that a forward needs, a multiple of 256.
-int64_t forward_scratch(const TensorView& input, const TensorView& weight,
-                        const std::array<int64_t, 6>& geometry, const std::string& kernels) {
+// Bytes of scratch that a call needs, a multiple of 256.
+template <template <class> class Call>
+int64_t scratch_of(const TensorView& input, const TensorView& weight,
+                   const std::array<int64_t, 6>& geometry, const std::string& kernels) {
     const cuda::How how{kernels_named(kernels), false};
     int64_t bytes = 0;
     with_element_type("input", input, [&](auto element) {
-        ConvolutionForward<decltype(element)> call{};
+        Call<decltype(element)> call{};
         call.shape =
             checked_shape(input, weight, ConvolutionFace<Cuda>::unpacked(geometry), "identity");
         call.input = sequence_view(input);
@@ -57,7 +59,8 @@ int64_t forward_scratch(const TensorView& input, const TensorView& weight,
 }  // namespace
 
 void define_cuda_convolution(py::module_& module) {
-    module.def("conv1d_max_pool_forward_scratch", &forward_scratch);
+    module.def("conv1d_max_pool_forward_scratch", &scratch_of<ConvolutionForward>);
+    module.def("conv1d_max_pool_backward_scratch", &scratch_of<ConvolutionBackward>);
     ConvolutionFace<Cuda>::define(module);
 }
 

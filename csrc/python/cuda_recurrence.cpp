@@ -29,14 +29,12 @@ RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
 
 void forward(const std::string& cell, bool reverse, const TensorView& projections,
              const TensorView& initial_hidden, const OptionalView& initial_cell,
-             const TensorView& weight_transposed, const OptionalView& bias_ih,
-             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
-             const TensorView& final_hidden, const OptionalView& final_cell,
-             const OptionalView& running_cell, const OptionalView& gates, const OptionalView& cells,
-             const CudaWhere& where) {
-    expect_dimensions("weight_transposed", weight_transposed, 2);
-    const RecurrenceShape shape =
-        checked_shape(projections, weight_transposed.sizes[0], cell, reverse);
+             const TensorView& weight, const OptionalView& bias_ih, const OptionalView& bias_hh,
+             const OptionalView& lengths, const TensorView& output, const TensorView& final_hidden,
+             const OptionalView& final_cell, const OptionalView& running_cell,
+             const OptionalView& gates, const OptionalView& cells, const CudaWhere& where) {
+    expect_dimensions("weight", weight, 2);
+    const RecurrenceShape shape = checked_shape(projections, weight.sizes[1], cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell);
     expect_given("final_cell", final_cell, has_cell);
@@ -45,7 +43,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
     expect_given("gates", gates, cells.has_value());
     expect_device(projections.device, {{"initial_hidden", &initial_hidden},
                                        {"initial_cell", if_there(initial_cell)},
-                                       {"weight_transposed", &weight_transposed},
+                                       {"weight", &weight},
                                        {"bias_ih", if_there(bias_ih)},
                                        {"bias_hh", if_there(bias_hh)},
                                        {"lengths", if_there(lengths)},
@@ -70,8 +68,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
             contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
         call.initial_cell =
             contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
-        call.weight_transposed =
-            contiguous_data<T>("weight_transposed", weight_transposed, dtype, {hidden, rows});
+        call.weight = contiguous_data<T>("weight", weight, dtype, {rows, hidden});
         call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {rows});
         call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {rows});
         call.lengths = contiguous_data<int64_t>("lengths", lengths, DataType::int64, {batch});
@@ -176,9 +173,20 @@ int64_t scratch(const std::string& cell, int64_t steps, const TensorView& initia
     return bytes;
 }
 
+int64_t rounds(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden,
+               int64_t element_bytes, int device) {
+    RecurrenceShape shape{};
+    shape.steps = steps;
+    shape.batch = batch;
+    shape.hidden = hidden;
+    shape.cell = cell_named(cell);
+    return cuda::staying_rounds(shape, element_bytes, device);
+}
+
 }  // namespace
 
 void define_cuda_recurrence(py::module_& module) {
+    module.def("recurrence_rounds", &rounds);
     module.def("recurrence_scratch", &scratch);
     module.def("recurrence_forward", &forward);
     module.def("recurrence_backward", &backward);

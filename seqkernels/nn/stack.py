@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .. import checks, functional
+from .. import checks, cuda, functional
 from . import fallback
 
 States = tuple[Tensor, ...]
@@ -165,7 +165,8 @@ class RecurrentLayers(nn.Module):
             time_major = time_major.unsqueeze(1)
             hx = None if hx is None else tuple(state.unsqueeze(1) for state in hx)
 
-        if self._has_kernel(input):
+        steps, batch = time_major.shape[:2]
+        if self._has_kernel(input, steps, batch, lengths is not None):
             output, states = self._run_layers(time_major, hx, weights, lengths, packed=False)
         else:
             output, states = fallback.run_padded(self, time_major, hx, weights, lengths)
@@ -182,7 +183,7 @@ class RecurrentLayers(nn.Module):
         self._check_input(data, hx, weights, (int(batch_sizes[0]),))
         if hx is not None and sorted_indices is not None:
             hx = tuple(state.index_select(1, sorted_indices) for state in hx)
-        if self._has_kernel(data):
+        if self._has_kernel(data, len(batch_sizes), int(batch_sizes[0]), True):
             padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
             output, states = self._run_layers(padded, hx, weights, lengths, packed=True)
             output = pack_padded_sequence(output, lengths).data
@@ -230,15 +231,20 @@ class RecurrentLayers(nn.Module):
         data, *rest = pack_padded_sequence(output, packed_lengths)
         return pad_packed_sequence(PackedSequence(F.dropout(data, self.dropout), *rest))[0]
 
-    def _has_kernel(self, input: Tensor) -> bool:
+    def _has_kernel(self, input: Tensor, steps: int, batch: int, is_ragged: bool) -> bool:
         if self.proj_size:
             functional.say_once(f"nn.{type(self).__name__} with proj_size", input)
             return False
-        # On a GPU whole layers are cuDNN's, until ours have been timed beside it. Under autocast
-        # the functions bring input and weights to one dtype themselves.
+        # Under autocast the functions bring input and weights to one dtype themselves.
         name = type(self).__name__.lower()
         if input.is_cpu and (functional.is_autocast(input) or functional.has_kernel(name, input)):
             return True
+        # On a GPU cuDNN is no fallback to be warned of, but the faster of two.
+        if input.is_cuda and functional.has_kernel(name, input) and input.dtype != torch.float64:
+            cell = "lstm" if name == "lstm" else f"rnn_{self.nonlinearity}"
+            return not functional.is_autocast(input) and cuda.is_ahead_of_cudnn(
+                cell, input, steps, batch, self.hidden_size, is_ragged
+            )
         functional.say_once(f"nn.{type(self).__name__}", input)
         return False
 

@@ -52,7 +52,7 @@ def forward(
         projections.unflatten(0, input.shape[:2]),
         states[0].contiguous(),
         states[1].contiguous() if is_lstm else None,
-        weight_hh.t().contiguous(),
+        weight_hh.contiguous(),
         *(None if bias is None else bias.contiguous() for bias in biases),
         lengths,
         output,

@@ -2,13 +2,15 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/cluster.h"
+#include "cuda/warpgroup.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -27,6 +29,16 @@ struct Copy {
     int valid;
 };
 
+// A thread's part of a warpgroup's product. Its sums are out of reach until it is waited for.
+struct Product {
+    float* visible;
+    int count;  // of sums
+    uint32_t left;
+    uint32_t right;
+    bool adds;
+    MultiplyRow multiply;
+};
+
 // Where a thread of control goes on. Contexts begin it; from then on jumps, which make no system
 // calls.
 using Place = jmp_buf;
@@ -35,13 +47,25 @@ struct Fiber {
     ucontext_t context;
     Place place;
     bool is_begun = false;
-    std::unique_ptr<char[]> stack = std::make_unique<char[]>(stack_bytes);
+    // Not made zero: that would take its memory at once.
+    std::unique_ptr<char[]> stack{new char[stack_bytes]};
     std::vector<std::vector<Copy>> groups;  // the last is the open one
+    bool has_unshown_copies = false;        // that have arrived since show_to_products
+    bool may_begin_products = false;        // since begin_products
+    std::vector<Product> products;          // begun and not waited for
+    std::vector<float> sums;                // of theirs
+    std::size_t committed_products = 0;
     void* sanitizer_stack = nullptr;
     bool is_waiting = false;
     bool gave_way = false;
     bool is_done = false;
 };
+
+struct NumberedBarrier {
+    int arrived = 0;
+    std::vector<int> waiting;
+};
+constexpr std::size_t numbered_barriers = 16;
 
 // Blocks that run at the same time: one after another they are alone, cooperating ones all at once.
 struct Block {
@@ -50,6 +74,9 @@ struct Block {
     int64_t index = 0;
     int arrived = 0;
     std::vector<int> warp_arrived;
+    std::vector<NumberedBarrier> barriers;
+    std::vector<int> warpgroup_arrived;
+    std::vector<std::vector<uint64_t>> operands;  // of each warpgroup's products, as they began
     std::vector<void*> brought;
 };
 
@@ -57,6 +84,8 @@ struct Machine {
     std::vector<Block> blocks;
     int running_blocks = 0;
     int threads = 0;
+    int met = 0;      // threads of a cluster: the running blocks
+    int meeting = 0;  // how often they have
     int current_block = 0;
     int current = 0;  // thread of the block
     const std::function<void()>* kernel = nullptr;
@@ -124,6 +153,7 @@ void run_fiber() {
         for (const auto& group : mine.groups) {
             if (!group.empty()) throw std::logic_error("a thread ended before its copies");
         }
+        if (!mine.products.empty()) throw std::logic_error("a thread ended before its products");
     } catch (...) {
         if (!machine.failure) machine.failure = std::current_exception();
     }
@@ -134,6 +164,9 @@ void run_fiber() {
 void prepare(Fiber& fiber) {
     fiber.is_waiting = fiber.gave_way = fiber.is_done = fiber.is_begun = false;
     fiber.groups.assign(1, {});
+    fiber.has_unshown_copies = fiber.may_begin_products = false;
+    fiber.products.clear();
+    fiber.committed_products = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = stack_bytes;
@@ -185,11 +218,16 @@ int64_t turn_of_all(bool& went_on) {
 
 void run_blocks(int64_t first, int64_t count, std::size_t shared_bytes) {
     machine.running_blocks = static_cast<int>(count);
+    machine.met = machine.meeting = 0;
     for (int64_t b = 0; b < count; ++b) {
         Block& block = machine.blocks[static_cast<std::size_t>(b)];
         block.index = first + b;
         block.arrived = 0;
         block.warp_arrived.assign(static_cast<std::size_t>(machine.threads / warp_threads), 0);
+        block.warpgroup_arrived.assign(
+            static_cast<std::size_t>(machine.threads / warpgroup_threads + 1), 0);
+        block.operands.assign(block.warpgroup_arrived.size(), {});
+        block.barriers.assign(numbered_barriers, {});
         block.brought.assign(static_cast<std::size_t>(machine.threads), nullptr);
         fill_with_noise(block.shared.get(), shared_bytes < 4096 ? shared_bytes : 4096);
         for (int i = 0; i < machine.threads; ++i)
@@ -251,6 +289,23 @@ void run(int64_t blocks, int64_t at_once, int threads, int64_t shared_bytes,
 
 char* shared_memory() { return static_cast<char*>(current_block().shared.get()); }
 
+char* shared_memory_of(int block) {
+    if (block >= machine.running_blocks) throw std::logic_error("a block beyond the cluster");
+    return static_cast<char*>(machine.blocks[static_cast<std::size_t>(block)].shared.get());
+}
+
+void meet_in_cluster() {
+    const int meeting = machine.meeting;
+    if (++machine.met == machine.running_blocks * machine.threads) {
+        machine.met = 0;
+        ++machine.meeting;
+    }
+    for (int turns = 0; machine.meeting == meeting; ++turns) {
+        if (turns > 1'000'000) throw std::logic_error("a block waits for its cluster in vain");
+        give_way();
+    }
+}
+
 void give_way() {
     Fiber& mine = current();
     mine.gave_way = true;
@@ -273,13 +328,29 @@ void meet(void* brought, void (*compute)(void* const (&all)[warp_threads])) {
     release(first, first + warp_threads);
 }
 
+void barrier(int number, int threads, bool waits) {
+    NumberedBarrier& barrier = current_block().barriers.at(static_cast<std::size_t>(number));
+    if (number == 0 || threads % warp_threads != 0) throw std::logic_error("barrier: wrong number");
+    if (waits) barrier.waiting.push_back(machine.current);
+    if (++barrier.arrived < threads) {
+        if (waits) wait_to_be_released();
+        return;
+    }
+    for (const int thread : barrier.waiting) {
+        current_block().fibers[static_cast<std::size_t>(thread)]->is_waiting = false;
+    }
+    barrier = {};
+}
+
 void copy(void* target, const void* source, int bytes, int valid) {
     const auto misplaced = [&](const void* pointer) {
         return reinterpret_cast<uintptr_t>(pointer) % static_cast<unsigned>(bytes) != 0;
     };
     if (misplaced(target) || misplaced(source)) throw std::logic_error("cp.async: misaligned");
     if (valid < 0 || valid > bytes) throw std::logic_error("cp.async: a size that is out of range");
-    current().groups.back().push_back({target, source, bytes, valid});
+    const Copy begun{target, source, bytes, valid};
+    if (copies_are_early) perform(begun);
+    current().groups.back().push_back(begun);
 }
 
 void commit() { current().groups.emplace_back(); }
@@ -287,9 +358,155 @@ void commit() { current().groups.emplace_back(); }
 void wait(int pending) {
     auto& groups = current().groups;
     while (static_cast<int>(groups.size()) - 1 > pending) {
-        for (const Copy& copy : groups.front()) perform(copy);
+        for (const Copy& copy : groups.front()) {
+            if (!copies_are_early) perform(copy);
+        }
+        if (!groups.front().empty()) current().has_unshown_copies = true;
         groups.erase(groups.begin());
     }
+}
+
+namespace {
+
+// All threads of the warpgroup wait for each other; the last to come calls compute with the first's
+// number.
+template <class Compute>
+void meet_warpgroup(Compute&& compute) {
+    const int warpgroup = machine.current / warpgroup_threads;
+    const int first = warpgroup * warpgroup_threads;
+    if (first + warpgroup_threads > machine.threads) throw std::logic_error("a broken warpgroup");
+    int& arrived = current_block().warpgroup_arrived[static_cast<std::size_t>(warpgroup)];
+    if (++arrived < warpgroup_threads) {
+        wait_to_be_released();
+        return;
+    }
+    arrived = 0;
+    compute(first);
+    release(first, first + warpgroup_threads);
+}
+
+// The base of the block's shared memory: not a multiple of the 1024 that operands lie by.
+constexpr uint32_t first_address = 128;
+
+const char* operand_row(uint32_t operand, int row, int piece) {
+    const auto start = (operand & 0x3FFF) << 4;
+    const uint32_t address = start + static_cast<uint32_t>(row * 128 + piece * 16);
+    const uint32_t place = address ^ ((address >> 7 & 7) << 4);
+    return emulated::shared_memory() + (place - first_address);
+}
+
+// A number that changes with what an operand holds.
+uint64_t sum_of(uint64_t seed, uint32_t operand, int rows) {
+    for (int row = 0; row < rows; ++row) {
+        for (int piece = 0; piece < 2; ++piece) {
+            uint64_t halves[2];
+            std::memcpy(halves, operand_row(operand, row, piece), sizeof halves);
+            for (const uint64_t half : halves) seed = (seed ^ half) * 0x9E3779B97F4A7C15u;
+        }
+    }
+    return seed;
+}
+
+uint64_t operands_of(const Product& product) {
+    return sum_of(sum_of(1, product.left, 64), product.right, product.count * 2);
+}
+
+// What a warpgroup's threads have begun, one product after another.
+void perform_products(int first) {
+    const auto fiber = [&](int i) -> Fiber& {
+        return *current_block().fibers[static_cast<std::size_t>(first + i)];
+    };
+    const std::size_t count = fiber(0).products.size();
+    std::vector<uint64_t>& begun =
+        current_block().operands[static_cast<std::size_t>(first / warpgroup_threads)];
+    for (int i = 0; i < warpgroup_threads; ++i) {
+        if (fiber(i).products.size() != count || fiber(i).committed_products != count) {
+            throw std::logic_error("wgmma: threads disagree, or wait for what is not committed");
+        }
+    }
+    for (std::size_t p = 0; p < count; ++p) {
+        const Product& leading = fiber(0).products[p];
+        const int columns = leading.count * 2;
+        for (int i = 0; i < warpgroup_threads; ++i) {
+            const Product& product = fiber(i).products[p];
+            if (product.left != leading.left || product.right != leading.right ||
+                product.adds != leading.adds || product.multiply != leading.multiply) {
+                throw std::logic_error("wgmma: threads disagree");
+            }
+        }
+        // They may be read from when the first thread begins to when the last has waited.
+        if (operands_of(leading) != begun[p]) {
+            throw std::logic_error("wgmma: operands that are not there yet, or no longer");
+        }
+        for (int row = 0; row < 64; ++row) {
+            const char* left[2] = {operand_row(leading.left, row, 0),
+                                   operand_row(leading.left, row, 1)};
+            for (int column = 0; column < columns; ++column) {
+                const char* right[2] = {operand_row(leading.right, column, 0),
+                                        operand_row(leading.right, column, 1)};
+                const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
+                const int sum = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+                float& to = fiber(thread).sums[static_cast<std::size_t>(sum)];
+                if (!leading.adds) to = 0;
+                for (int piece = 0; piece < 2; ++piece) {
+                    to = leading.multiply(left[piece], right[piece], to);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < warpgroup_threads; ++i) {
+        Fiber& mine = fiber(i);
+        if (count > 0) {
+            std::copy(mine.sums.begin(), mine.sums.end(), mine.products[0].visible);
+        }
+        mine.products.clear();
+        mine.committed_products = 0;
+        mine.may_begin_products = false;
+    }
+    begun.clear();
+}
+
+}  // namespace
+
+void meet_in_warpgroup() {
+    meet_warpgroup([](int) {});
+}
+
+void show_copies() { current().has_unshown_copies = false; }
+
+void allow_products() { current().may_begin_products = true; }
+
+void begin_product(float* sums, int count, uint32_t left, uint32_t right, bool adds,
+                   MultiplyRow multiply) {
+    Fiber& mine = current();
+    if (!mine.may_begin_products) throw std::logic_error("wgmma: without wgmma.fence");
+    if (mine.has_unshown_copies) throw std::logic_error("wgmma: without fence.proxy.async");
+    for (const uint32_t operand : {left, right}) {
+        if (operand >> 14 != 4 || operand % 2 != 0) {
+            throw std::logic_error("wgmma: an operand that is none");
+        }
+    }
+    if (!mine.products.empty() && mine.products[0].visible != sums) {
+        throw std::logic_error("wgmma: the emulator knows one set of sums at a time");
+    }
+    const Product product{sums, count, left, right, adds, multiply};
+    std::vector<uint64_t>& begun =
+        current_block().operands[static_cast<std::size_t>(machine.current / warpgroup_threads)];
+    if (begun.size() == mine.products.size()) begun.push_back(operands_of(product));
+    if (mine.products.empty()) {
+        mine.sums.assign(sums, sums + count);
+        std::fill(sums, sums + count, NAN);  // who reads them early finds no number
+    }
+    mine.products.push_back(product);
+}
+
+void commit_products() { current().committed_products = current().products.size(); }
+
+void wait_for_products() { meet_warpgroup(perform_products); }
+
+uint32_t shared_address(const void* pointer) {
+    return first_address +
+           static_cast<uint32_t>(static_cast<const char*>(pointer) - shared_memory());
 }
 
 }  // namespace seqkernels::cuda::emulated

@@ -2,10 +2,10 @@
 // block runs after another, cooperating ones by turns. What the instructions do is computed as
 // NVIDIA's PTX ISA describes it.
 //
-// It finds what a GPU may hide: asynchronous copies arrive as late as they may, shared memory
-// begins as noise, threads run forwards or backwards (`order`), and arrays are plain memory, for
-// the sanitizers to watch. Speed, memory ordering between blocks and the limits of a GPU it knows
-// not.
+// It finds what a GPU may hide: asynchronous copies arrive as late as they may, or as early, shared
+// memory begins as noise, threads run forwards or backwards (`order`), and arrays are plain memory,
+// for the sanitizers to watch. Speed, memory ordering between blocks and the limits of a GPU it
+// knows not.
 #pragma once
 
 #include <cmath>
@@ -53,6 +53,11 @@ namespace emulated {
 
 enum class Order { forwards, backwards };
 inline Order order = Order::forwards;
+// Whether asynchronous copies arrive as early as they may, not as late.
+inline bool copies_are_early = false;
+// Few, so that kernels share the work of one sample out.
+constexpr int few_multiprocessors = 8;
+inline int multiprocessor_count = few_multiprocessors;
 // Of a grid: kernels are to loop over what is beyond.
 inline int64_t most_blocks = 0x7FFFFFFF;
 
@@ -65,6 +70,7 @@ void give_way();
 // Waits for all lanes of the warp, of which the last to come calls compute with what each brought.
 void meet(void* brought, void (*compute)(void* const (&all)[warp_threads]));
 void copy(void* target, const void* source, int bytes, int valid);
+void barrier(int number, int threads, bool waits);
 void commit();
 void wait(int pending);
 
@@ -79,6 +85,9 @@ inline float number_of(uint32_t word, int, float) {
 }
 
 }  // namespace emulated
+
+inline uint32_t bits_of(float number) { return bits_of_float(number); }
+inline float float_of(uint32_t bits) { return float_of_bits(bits); }
 
 template <class T>
 inline T narrowed(Accumulator<T> number) {
@@ -100,6 +109,22 @@ inline T from_lane_xor(T value, int mask) {
         for (int lane = 0; lane < warp_threads; ++lane) {
             Brought& to = *static_cast<Brought*>(all[lane]);
             to.result = static_cast<Brought*>(all[lane ^ to.mask])->value;
+        }
+    });
+    return mine.result;
+}
+
+template <class T>
+inline T from_lane(T value, int lane) {
+    struct Brought {
+        T value;
+        int lane;
+        T result;
+    } mine{value, lane, {}};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        for (void* to : all) {
+            Brought& mine = *static_cast<Brought*>(to);
+            mine.result = static_cast<Brought*>(all[mine.lane])->value;
         }
     });
     return mine.result;
@@ -154,6 +179,29 @@ inline void load_matrices(uint32_t (&words)[4], const void* row) {
     });
 }
 
+inline void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+    struct Brought {
+        const void* row;
+        uint32_t* words;
+    } mine{row, words};
+    emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
+        const auto number = [&](int matrix, int row_of, int column) -> uint32_t {
+            const void* from = static_cast<Brought*>(all[matrix * 8 + row_of])->row;
+            if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+                throw std::logic_error("ldmatrix: a row that is not aligned to 16 bytes");
+            }
+            return static_cast<const uint16_t*>(from)[column];
+        };
+        for (int lane = 0; lane < warp_threads; ++lane) {
+            for (int matrix = 0; matrix < 4; ++matrix) {
+                const int first = lane % 4 * 2, column = lane / 4;
+                static_cast<Brought*>(all[lane])->words[matrix] =
+                    number(matrix, first, column) | number(matrix, first + 1, column) << 16;
+            }
+        }
+    });
+}
+
 inline uint32_t rounded_to_tf32(uint32_t bits) {
     const bool is_finite = (bits & 0x7F800000u) != 0x7F800000u;
     return (is_finite ? bits + 0x1000u : bits) & 0xFFFFE000u;
@@ -192,6 +240,8 @@ struct LaunchShape {
     int64_t shared_bytes;
     void* stream;
     bool cooperating = false;
+    int cluster = 1;
+    bool overlaps = false;
 };
 
 constexpr int64_t most_shared_bytes = 227 * 1024;
@@ -206,8 +256,9 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...),
     const int64_t blocks = shape.cooperating || shape.blocks < emulated::most_blocks
                                ? shape.blocks
                                : emulated::most_blocks;
-    emulated::run(blocks, shape.cooperating ? blocks : 1, shape.threads, shape.shared_bytes,
-                  [&] { kernel(arguments...); });
+    if (blocks % shape.cluster != 0) throw std::logic_error("a grid is to be of whole clusters");
+    emulated::run(blocks, shape.cooperating ? blocks : shape.cluster, shape.threads,
+                  shape.shared_bytes, [&] { kernel(arguments...); });
 }
 
 template <class Kernel>
@@ -215,19 +266,35 @@ int blocks_at_once(Kernel*, int, int64_t) {
     return 1;
 }
 
-inline void load_from_others(const uint32_t* words, uint32_t& first, uint32_t& second) {
-    if (reinterpret_cast<uintptr_t>(words) % 8 != 0) throw std::logic_error("ld.v2: misaligned");
-    first = words[0];
-    second = words[1];
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
+
+inline void prefetch(const void*) {}
+
+inline void load_from_others(const void* place, uint32_t& word0, uint32_t& word1, uint32_t& word2,
+                             uint32_t& word3) {
+    if (reinterpret_cast<uintptr_t>(place) % 16 != 0) throw std::logic_error("ld.v4: misaligned");
+    const uint32_t* words = static_cast<const uint32_t*>(place);
+    word0 = words[0], word1 = words[1], word2 = words[2], word3 = words[3];
 }
-inline void arrive(uint32_t* arrivals) { ++*arrivals; }
-inline void wait_for_arrivals(const uint32_t* arrivals, uint32_t count) {
-    int turns = 0;
-    while (*arrivals < count) {
-        if (++turns > 1'000'000) throw std::logic_error("a block waits for others in vain");
-        emulated::give_way();
-    }
+inline void store_for_others(uint32_t* place, uint32_t word) {
+    if (reinterpret_cast<uintptr_t>(place) % 4 != 0) throw std::logic_error("st: misaligned");
+    *place = word;
 }
+inline void order_memory() {}
+inline void barrier_wait(int number, int threads) { emulated::barrier(number, threads, true); }
+inline void barrier_arrive(int number, int threads) { emulated::barrier(number, threads, false); }
+
+constexpr bool registers_can_move = true;
+template <int count>
+inline void take_registers() {}
+template <int count>
+inline void leave_registers() {}
+
+inline void let_next_kernel_start() {}
+inline void wait_for_kernel_before() {}
+
+inline void let_others_go_on() { emulated::give_way(); }
 
 inline bool blocks_can_cooperate(int) { return true; }
 
@@ -235,7 +302,6 @@ inline int64_t shared_bytes_of_block(int) { return most_shared_bytes; }
 
 inline void expect_current_device(int) {}
 
-// Few, so that kernels share the work of one sample out.
-inline int multiprocessors(int) { return 8; }
+inline int multiprocessors(int) { return emulated::multiprocessor_count; }
 
 }  // namespace seqkernels::cuda

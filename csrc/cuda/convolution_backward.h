@@ -9,15 +9,15 @@
 //     of those that have a winner each warp takes every eighth, and the warps' sums are added in
 //     their order. The block of the first stretch sums the bias too.
 //   inputs: a block has a stretch of a sample's positions and of its channels. It lists the winners
-//     that reach into it, in the order of pools and filters; a warp takes a position after the
-//     other, its lanes find those of the list that cover it, and each adds to its own channels.
+//     that reach into it, in the order of pools and filters; a warp's lanes find those that cover
+//     each of its positions, and each lane adds them to its own channels.
 // So no two threads write one address, and every sum has one order: no atomics.
 //
 // Shapes, strides and ownership: ConvolutionBackward in csrc/core/convolution.h. Scratch, owned by
 // the caller: WinnerScratch. Input that does not lie in rows of whole fours of channels is
 // repacked first (convolution_operands.h).
 //
-// A block of inputs that lists more than once keeps its sums in shared memory in between.
+// Sums of inputs are kept in shared memory: so a warp has loads for all its positions under way.
 //
 // Cost: 2 N P F k C FLOPs each. Bytes, from L2: weight N P F k C numbers of input; input N P F k C
 // numbers of weights, and N L C written. Limit: pooled over time L2, memory and launches (N 64, L
@@ -130,10 +130,16 @@ class WinnerGradients {
     using Four = Columns<T>;
     static constexpr int loads_at_once = loads_of_lane<T>;
 
-    // A tap of a filter, F k in all, and the gradient that it is multiplied with.
+    struct alignas(lane_columns * sizeof(float)) Sums {
+        float numbers[lane_columns];
+    };
+
+    // A tap of a filter, F k in all, the gradient that it is multiplied with, and for which of its
+    // warp's positions.
     struct WeightLine {
         uint32_t line;
         float gradient;
+        int32_t position;
     };
 
  public:
@@ -142,7 +148,7 @@ class WinnerGradients {
         int32_t starts[backward_threads];
         int32_t owners[backward_threads];   // weights: the sample; inputs: the filter
         int32_t lengths[backward_threads];  // weights: of the sample
-        float sums[backward_positions][backward_columns];  // weights: of the warps
+        alignas(16) float sums[backward_positions][backward_columns];  // weights: of the warps
         float biases[backward_warps];
         int counts[backward_warps];
         WeightLine found[backward_warps][2 * warp_threads];  // inputs
@@ -240,6 +246,8 @@ class WinnerGradients {
         const WinnerGradient* winners =
             scratch_.of_samples + (sample * shape_.pooled + pools.begin) * shape_.filters;
         const int64_t reach = shape_.dilation * (shape_.kernel_size - 1);
+        const auto own_positions = static_cast<int>(
+            larger(0, smaller(warp_positions, shape_.length - first - warp_ * warp_positions)));
 
         int64_t begin = 0;
         do {
@@ -256,25 +264,16 @@ class WinnerGradients {
                 shared_.owners[listing.place] = static_cast<int32_t>(candidate % shape_.filters);
             }
             __syncthreads();
-            const bool is_first = begin == 0;
+            if (begin == 0) {
+                for (int p = 0; p < own_positions; ++p) *sums_of(p) = {};
+            }
             begin += backward_threads;
-            const bool is_last = begin >= candidates;
-            for (int p = 0; p < warp_positions; ++p) {
-                const int position = warp_ * warp_positions + p;
-                if (first + position >= shape_.length) break;
-                float* kept = shared_.sums[position] + lane_ * lane_columns;
-                float sum[lane_columns] = {};
-#pragma unroll
-                for (int v = 0; v < lane_columns && !is_first; ++v) sum[v] = kept[v];
-                if (first + position < end) {
-                    add_inputs(position, listing.length, is_column, from, sum);
-                }
-                if (is_last) {
-                    store_input(sample * shape_.length + first + position, first_channel, sum);
-                } else {
-#pragma unroll
-                    for (int v = 0; v < lane_columns; ++v) kept[v] = sum[v];
-                }
+            add_inputs(end - first, listing.length, is_column, from);
+            if (begin < candidates) continue;
+            for (int p = 0; p < own_positions; ++p) {
+                const int64_t position =
+                    sample * shape_.length + first + warp_ * warp_positions + p;
+                store_input(position, first_channel, *sums_of(p));
             }
         } while (begin < candidates);
         __syncthreads();
@@ -326,67 +325,81 @@ class WinnerGradients {
             narrowed<T>(total);
     }
 
-    // What the list gives to a position of the block, in the list's order: the lanes find which of
-    // it cover the position, and what they found is added when it is enough, or the last.
-    __device__ void add_inputs(int position, int listed, bool is_column, const T* from,
-                               float (&sum)[lane_columns]) const {
+    // This lane's sums of a position of its warp.
+    __device__ Sums* sums_of(int position) const {
+        return reinterpret_cast<Sums*>(shared_.sums[warp_ * warp_positions + position]) + lane_;
+    }
+
+    // What the list gives to the warp's positions, those before `end` of the block, in the list's
+    // order: position after position the lanes find which of it cover it, and what they found is
+    // added when it is enough, or all.
+    __device__ void add_inputs(int64_t end, int listed, bool is_column, const T* from) const {
         const auto dilation = static_cast<int32_t>(shape_.dilation);
         const auto taps = static_cast<int32_t>(shape_.kernel_size);
         WeightLine* found = shared_.found[warp_];
         int count = 0;
-        for (int begin = 0; begin < listed; begin += warp_threads) {
-            const int mine = begin + lane_;
-            bool covers = false;
-            int32_t tap = 0;
-            if (mine < listed) {
-                const int32_t offset = position - shared_.starts[mine];
-                tap = dilation == 1 ? offset : offset / dilation;
-                covers = offset >= 0 && tap < taps && tap * dilation == offset;
+        for (int p = 0; p < warp_positions; ++p) {
+            const int position = warp_ * warp_positions + p;
+            if (position >= end) break;
+            for (int begin = 0; begin < listed; begin += warp_threads) {
+                const int mine = begin + lane_;
+                bool covers = false;
+                int32_t tap = 0;
+                if (mine < listed) {
+                    const int32_t offset = position - shared_.starts[mine];
+                    tap = dilation == 1 ? offset : offset / dilation;
+                    covers = offset >= 0 && tap < taps && tap * dilation == offset;
+                }
+                const uint32_t covering = lanes_where(covers);
+                if (covers) {
+                    const auto line =
+                        static_cast<uint32_t>(int64_t{shared_.owners[mine]} * taps + tap);
+                    found[count + bits_set(covering & ((1u << lane_) - 1))] = {
+                        line, shared_.gradients[mine], p};
+                }
+                count += bits_set(covering);
+                if (count <= warp_threads) continue;
+                add_found(found, count, is_column, from);
+                count = 0;
             }
-            const uint32_t covering = lanes_where(covers);
-            if (covers) {
-                const auto line = static_cast<uint32_t>(int64_t{shared_.owners[mine]} * taps + tap);
-                found[count + bits_set(covering & ((1u << lane_) - 1))] = {line,
-                                                                           shared_.gradients[mine]};
-            }
-            count += bits_set(covering);
-            if (count == 0 || (count <= warp_threads && begin + warp_threads < listed)) continue;
-            __syncwarp();
-            for (int first = 0; first < count; first += loads_at_once) {
-                add_lines(found, first, count, is_column, from, sum);
-            }
-            count = 0;
-            __syncwarp();
         }
+        add_found(found, count, is_column, from);
+    }
+
+    __device__ void add_found(const WeightLine* found, int count, bool is_column,
+                              const T* from) const {
+        __syncwarp();
+        for (int first = 0; first < count; first += loads_at_once) {
+            add_lines(found, first, count, is_column, from);
+        }
+        __syncwarp();
     }
 
     // loads_at_once of those found, from `first` on.
     __device__ void add_lines(const WeightLine* found, int first, int count, bool is_column,
-                              const T* from, float (&sum)[lane_columns]) const {
+                              const T* from) const {
         Four numbers[loads_at_once] = {};
-        float gradients[loads_at_once] = {};
+#pragma unroll
+        for (int u = 0; u < loads_at_once; ++u) {
+            if (first + u >= count || !is_column) continue;
+            const int64_t line = found[first + u].line;
+            numbers[u] = *reinterpret_cast<const Four*>(from + line * scratch_.channels);
+        }
 #pragma unroll
         for (int u = 0; u < loads_at_once; ++u) {
             if (first + u >= count) continue;
             const WeightLine line = found[first + u];
-            gradients[u] = line.gradient;
-            if (is_column) {
-                numbers[u] =
-                    *reinterpret_cast<const Four*>(from + int64_t{line.line} * scratch_.channels);
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < loads_at_once; ++u) {
-            if (first + u < count) add(gradients[u], numbers[u], sum);
+            Sums sums = *sums_of(line.position);
+            add(line.gradient, numbers[u], sums.numbers);
+            *sums_of(line.position) = sums;
         }
     }
 
-    __device__ void store_input(int64_t row, int64_t channel,
-                                const float (&sum)[lane_columns]) const {
+    __device__ void store_input(int64_t row, int64_t channel, const Sums& sums) const {
         T* to = call_.grad_input + row * shape_.channels + channel;
         Four four;
 #pragma unroll
-        for (int v = 0; v < lane_columns; ++v) four.numbers[v] = narrowed<T>(sum[v]);
+        for (int v = 0; v < lane_columns; ++v) four.numbers[v] = narrowed<T>(sums.numbers[v]);
         const bool is_whole = channel + lane_columns <= shape_.channels;
         if (is_whole && reinterpret_cast<uintptr_t>(to) % sizeof(Four) == 0) {
             *reinterpret_cast<Four*>(to) = four;
@@ -421,13 +434,13 @@ __global__ __launch_bounds__(backward_threads, 3) void winner_gradients(Convolut
     __shared__ typename Gradients::Shared shared;
     Gradients gradients(call, scratch, rows, shared);
     // Of a gradient that fits in memory there are fewer than 2^32 items, of 128 numbers and more.
-    const auto weight_items = static_cast<uint32_t>(Gradients::weight_items(call, scratch));
-    const auto items = static_cast<uint32_t>(weight_items + Gradients::input_items(call));
+    const auto input_items = static_cast<uint32_t>(Gradients::input_items(call));
+    const auto items = static_cast<uint32_t>(input_items + Gradients::weight_items(call, scratch));
     for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {
-        if (item < weight_items) {
-            gradients.weights(item);
+        if (item < input_items) {
+            gradients.inputs(item);
         } else {
-            gradients.inputs(item - weight_items);
+            gradients.weights(item - input_items);
         }
     }
 }

@@ -19,18 +19,17 @@
 // shared memory (16 clocks, 24). Warpgroups wait for their own products alone, so that one's copies
 // and comparisons are hidden by the others' products.
 //
-// Measured on an H200, with filters read as below: half of that limit (3 taps of 128 channels and
-// filters: 469 TFLOP/s beyond the start). A warpgroup waits some 2000 clocks at each chunk,
-// whatever its number of filters: show_to_products is a fence of all memory (MEMBAR.ALL.CTA in
-// machine code), which may be waiting for the copies of the stages ahead.
+// Measured on an H200, 3 taps of 128 channels and filters, samples of 512: 64 samples 19 us, 512 61
+// us (419 TFLOP/s), 2048 229 us (448); torch.mm of 8192 x 8192 there 790.
 //
 // Tried: three warpgroups with 128 filters spill 1 KiB a thread. A number of products that depends
 // on the chunk, in a loop or a branch, and ptxas has every product wait for the one before (C7520).
 // Filters read by each block as they lie, and unravelled number by number: 27 us of every launch
-// with 128 filters of 3 x 128 numbers, 10 to 15 us with fewer. Each chunk copied by all four warps:
-// the fence that shows it to products, MEMBAR.ALL.CTA in machine code, then comes while a warp's
-// copies of the stages ahead are under way. Small pools by threads that read
-// shared memory number by number: 145 us where pooling over time takes 41.
+// with 128 filters of 3 x 128 numbers, 10 to 15 us with fewer. Each chunk copied by one warp of the
+// four by turns, for show_to_products, a fence of all of a warp's memory operations, to have no
+// copies to wait for: 254 us where all four copying take 229, and the same without any fence. Small
+// pools by threads that read shared memory number by number: 145 us where pooling over time takes
+// 41.
 #pragma once
 
 #include "convolution_operands.h"
@@ -102,14 +101,6 @@ __global__ void pack_right_operands(ConvolutionShape shape, ConvolutionWeight we
     }
 }
 
-// Warps of a warpgroup that copy a chunk: one, by turns, so that a warp that waits for its chunk,
-// and at a fence for all its memory operations, has begun no other. (4, all, is for comparison.)
-#ifndef SEQKERNELS_COPYING_WARPS
-#define SEQKERNELS_COPYING_WARPS 1
-#endif
-constexpr int copying_warps = SEQKERNELS_COPYING_WARPS;
-static_assert(copying_warps == 1 || copying_warps == warpgroup_threads / warp_threads);
-
 template <class T, int filters, bool has_small_pools>
 class WarpgroupForward {
     static constexpr int columns = filters / 4;  // of a thread
@@ -133,8 +124,7 @@ class WarpgroupForward {
           partial_(partial),
           packed_(reinterpret_cast<const char*>(packed) + filter_tile * own_.filter_bytes(taps())),
           first_filter_(filter_tile * filters),
-          warpgroup_(agreed(static_cast<int>(threadIdx.x) / warpgroup_threads)),
-          warp_(agreed(Thread::warp())) {
+          warpgroup_(agreed(static_cast<int>(threadIdx.x) / warpgroup_threads)) {
         filters_ = shared_memory();
         filters_ += -shared_address(filters_) & (shared_alignment - 1);
         char* stages = filters_ + own_.filter_bytes(taps());
@@ -151,7 +141,6 @@ class WarpgroupForward {
         WindowTile next = tile;
         int next_chunk = 0;
         int next_stage = 0;
-        int next_turn = 0;
         const auto begin_next = [&] {
             if (next_chunk == 0) {
                 for (; next.index < end; next.advance(own_)) {
@@ -160,10 +149,7 @@ class WarpgroupForward {
                 }
             }
             if (next.index < end) {
-                if (copies_at(next_turn)) {
-                    begin_rows(stages_ + next_stage * own_.stage_bytes(), next, next_chunk);
-                }
-                ++next_turn;
+                begin_rows(stages_ + next_stage * own_.stage_bytes(), next, next_chunk);
                 if (++next_stage == own_.stages) next_stage = 0;
                 if (++next_chunk == own_.chunks) {
                     next_chunk = 0;
@@ -179,12 +165,11 @@ class WarpgroupForward {
         show_to_products();
         __syncthreads();
         int stage = 0;
-        int turn = 0;
         // The compiler is to see that all threads agree on how many products there are, or it has
         // them wait for each other: it does for a number of the plan, not for one of the chunk.
         const auto step = [&](int chunk, int products) {
             wait_for_stage();
-            if (copies_at(turn++)) show_to_products();
+            show_to_products();
             wait_for_warpgroup();
             multiply(stages_ + stage * own_.stage_bytes(), chunk, products);
             // All threads have waited for the products of the stage before: it is free.
@@ -216,11 +201,6 @@ class WarpgroupForward {
     __device__ float sum(int half, int j) const { return Thread::sum(sums_, half, j); }
     __device__ int taps() const { return static_cast<int>(call_.shape.kernel_size); }
 
-    // Whether this warp copies the chunk of a turn.
-    __device__ bool copies_at(int turn) const {
-        return copying_warps > 1 || turn % warps_down == warp_;
-    }
-
     __device__ void wait_for_stage() const {
         switch (own_.stages) {
             case 2:
@@ -248,8 +228,7 @@ class WarpgroupForward {
     template <int bytes>
     __device__ void copy_rows(char* stage, const WindowTile& tile, int chunk) const {
         constexpr int in_row = row_bytes / bytes;
-        constexpr int copying = copying_warps * warp_threads;
-        constexpr int rows_at_once = copying / in_row;
+        constexpr int rows_at_once = warpgroup_threads / in_row;
         const int unit = Thread::index() % in_row;
         const int channel = chunk * elements_in_row<T> + unit * (bytes / int{sizeof(T)});
         const int products = chunk + 1 == own_.chunks ? own_.last_products : products_in_chunk;
@@ -262,7 +241,7 @@ class WarpgroupForward {
         const int first_real = -position;
         const auto reals = static_cast<unsigned>(channel < plan_.channels ? tile.length : 0);
         const int64_t step = rows_at_once * rows_.stride_length;
-        int row = Thread::index() % copying / in_row;
+        int row = Thread::index() / in_row;
         int64_t offset = tile.sample * rows_.stride_batch +
                          (int64_t{position} + row) * rows_.stride_length + channel;
         char* to = piece_at(stage, row, unit * bytes / piece_bytes) + unit * bytes % piece_bytes;

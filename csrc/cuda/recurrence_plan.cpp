@@ -34,7 +34,9 @@ RecurrencePlan plan_in_clusters(const RecurrenceShape& shape, int64_t element_by
                                 const RecurrenceGpu& gpu) {
     constexpr int64_t most_blocks = 16;
     RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, 16);
-    if (!gpu.has_clusters || element_bytes != 2 || plan.unit_blocks > most_blocks) return {};
+    if (!gpu.has_clusters || element_bytes != 2) return {};
+    // A single block is none: launched without a cluster it may not send.
+    if (plan.unit_blocks < 2 || plan.unit_blocks > most_blocks) return {};
     plan.in_cluster = true;
     // A cluster is in one part of the GPU, of 16 or 18 multiprocessors; a part may be short of
     // them.

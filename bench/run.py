@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
         "peaks": [],
         "rows": [],
     }
-    paths = _saved_to(document, arguments)
+    paths = _saved_to(document, arguments, todo)
     for path in paths:
         check_writable(path)
     interrupted = False
@@ -189,11 +189,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.wrong(rows) or report.ours_failed(rows) else 0
 
 
-def _saved_to(document: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
+def _saved_to(
+    document: dict[str, Any], arguments: argparse.Namespace, todo: list[Case]
+) -> list[Path]:
     """The file named, then the record."""
     paths = [Path(arguments.save)] if arguments.save else []
     if arguments.record:
-        on_gpu = any(row["device"] == "cuda" for row in document["rows"])
+        on_gpu = any(case.device == "cuda" for case in todo)
         name = environment.machine_name(document["environment"], "cuda" if on_gpu else "cpu")
         paths.append(Path(arguments.records) / f"{name}.json")
     return paths

@@ -109,7 +109,7 @@ def measure() -> bool:
         "timings",
         *(*bench, *short, "--record", "--save", BUILD / "timings.json"),
         *("--suite", "gpu-convolution,gpu-recurrence", "--precision", "highest,high"),
-        *("--provider", "seqkernels,cudnn,cudnn-graph,torch-compile:conv1d+amax"),
+        *("--provider", "seqkernels:graph,cudnn,cudnn-graph,torch-compile:conv1d+amax"),
         limit=240,
     )
     cells = run(

@@ -319,8 +319,9 @@ def test_runs_in_torchs_current_stream_on_cuda():
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", functional.NATIVE_DTYPES, ids=str)
-def test_a_cuda_graph_replays_forward_and_backward(dtype):
-    arguments = on_device(dtype)
+@pytest.mark.parametrize("pooling", [{}, {"pool_size": 2}], ids=str)
+def test_a_cuda_graph_replays_forward_and_backward(dtype, pooling):
+    arguments = on_device(dtype) | pooling
     arguments["lengths"] = torch.arange(200, 184, -1, device="cuda")
     leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias")]
 

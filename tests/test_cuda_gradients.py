@@ -16,11 +16,8 @@ from convolutions import (
     quarters,
     tensors,
 )
-from seqkernels import cuda, functional
+from seqkernels import functional
 
-needs_gpu = pytest.mark.skipif(
-    not cuda.is_available(), reason="no GPU here, or no CUDA kernels in this installation"
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What a convolution is called with: N, C, L, F, k, and keywords.
 CASES = {
@@ -122,35 +119,3 @@ def test_float32_is_rounded_to_tf32_only_by_torchs_leave():
         for mine, right in zip(found, exact, strict=False):
             error = ((mine - right).abs().max() / right.abs().max()).item()
             assert least <= error < most, precision
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_cuda_graph_replays_dense_gradients(dtype):
-    arguments = laid_out(converted(tensors((16, 64, 200, 96, 3)), dtype), True)
-    arguments = {
-        name: value.cuda() if isinstance(value, torch.Tensor) else value
-        for name, value in arguments.items()
-    } | {"activation": "relu", "pool_size": 2}
-    arguments["lengths"] = torch.arange(200, 184, -1, device="cuda")
-    leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias")]
-
-    def run():
-        output = functional.conv1d_max_pool(**arguments)
-        return torch.autograd.grad(output, leaves, torch.ones_like(output))
-
-    expected = run()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    for _ in range(2):
-        for result in results:
-            result.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(map(torch.equal, results, expected))

@@ -24,8 +24,9 @@
 // 128. Bytes from L2: 16 KiB for every 2^19 multiply-adds of 16-bit numbers, for half as many of
 // float32; and splits F k C sums written and read. Limit: the matrix units, as far as mma.sync
 // drives them; float32 the multiply-add rate. N 64, L 512, C 128, F 128, k 3 in bfloat16: 3.2
-// GFLOP, 11 us at 300 TFLOP/s; g 25 MB, 6 us; the sums 12 MB each way, 4 us. Compiled and verified
-// by emulation; not timed.
+// GFLOP, 11 us at 300 TFLOP/s; g 25 MB, 6 us; the sums 12 MB each way, 4 us. Measured there with
+// pools of 2 on an H200: scatter_gradients 29 us, the weight's products 28, their sums 5.5, the
+// input's convolution some 25; by the winners alone 6 ms.
 #pragma once
 
 #include <limits>

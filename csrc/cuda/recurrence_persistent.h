@@ -11,7 +11,15 @@
 // Cost of a step: 2 N G H^2 FLOPs and, for each block, rows H states from L2. Expected on an H100
 // at N 16, H 768: 2 slices of 48 blocks of 16 units; 0.45 us for a state's way through L2, 0.2 us
 // for 12 KiB of them into each block, 0.1 us for 24 products a warp, 0.15 us for sums and gates:
-// 0.9 us.
+// 0.9 us. Measured on an H200, an LSTM in float16, 1024 steps: N 16, H 768 1.95 us; within clusters
+// N 16, H 256 1.13 us, H 128 0.94, N 1, H 128 0.81; N 64, H 512 3.1 us; float32, N 16, H 512 4.3.
+// Of 2.6 us a finishing thread's instructions took 0.2 for gates, 0.1 for sums, a product warp's
+// 0.25 for products; the rest is the states' way.
+//
+// Tried at N 16, H 768: a counter that all blocks raise in place of words that are there or not 3.9
+// us; slices of 16 samples 3.5; the warps that multiply finishing too 2.2; all groups looked for
+// again and again at once 2.1. At H 512 clusters with 32 units a block: as long as through memory,
+// with 16 samples twice as long.
 #pragma once
 
 #include "recurrence_cluster.h"

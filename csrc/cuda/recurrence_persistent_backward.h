@@ -10,6 +10,7 @@
 //
 // Cost of a step: 2 N G H^2 FLOPs and, for each block, rows G H numbers from L2: at N 16, H 768 49
 // KB for each of 96 blocks, about 0.9 us at 5 TB/s; expected with their way, sums and gates 1.6 us.
+// Measured on an H200, float16: about 2.8 us there.
 #pragma once
 
 #include "recurrence_cluster.h"

@@ -23,21 +23,12 @@ bool is_dense(const ConvolutionShape& shape) {
     return pays_dense(shape, sizeof(T)) && shape.windows(shape.length) > 0;
 }
 
+// The input, where the weight's gradient needs it.
 template <class T>
 InputRows<T> rows_of(const ConvolutionBackward<T>& call, T* repacked, int64_t channels,
                      void* stream) {
-    const ConvolutionShape& shape = call.shape;
-    const SequenceView& input = call.input;
-    if (repacked == nullptr || call.grad_weight == nullptr) {
-        return {static_cast<const T*>(input.numbers.data), input.stride_batch, input.stride_length};
-    }
-    const int64_t squares = shape.batch * divide_rounding_up(shape.length, warp_threads) *
-                            divide_rounding_up(channels, warp_threads);
-    if (squares > 0) {
-        launch({squares, threads_per_block, 0, stream}, repack_input<T>, shape, input, channels,
-               repacked);
-    }
-    return {repacked, shape.length * channels, channels};
+    T* target = call.grad_weight == nullptr ? nullptr : repacked;
+    return input_rows(call.shape, call.input, channels, target, stream);
 }
 
 int64_t rounded_up(int64_t count, int64_t unit) { return divide_rounding_up(count, unit) * unit; }
@@ -55,7 +46,7 @@ WinnerScratch<T> winner_scratch(ScratchParts& parts, const ConvolutionBackward<T
     scratch.of_filters = parts.take<WinnerGradient>(winners);
     scratch.weights =
         parts.take<T>(checked_product({shape.filters, shape.kernel_size, scratch.channels}));
-    if (copy_bytes_of_rows(shape, call.input, sizeof(T), bytes_of_columns) == 0) {
+    if (copy_bytes_in_place(shape, call.input, sizeof(T), bytes_of_columns) == 0) {
         scratch.repacked =
             parts.take<T>(checked_product({shape.batch, shape.length, scratch.channels}));
     }
@@ -129,7 +120,7 @@ DenseScratch<T> dense_scratch(ScratchParts& parts, const ConvolutionBackward<T>&
     scratch.biases = parts.take<float>(checked_product(
         {shape.batch, divide_rounding_up(windows, scattered_windows), shape.filters}));
     scratch.channels = shape.channels;
-    scratch.copy_bytes = static_cast<int>(copy_bytes_of_rows(shape, call.input, sizeof(T), 8));
+    scratch.copy_bytes = copy_bytes_in_place(shape, call.input, sizeof(T), 8);
     if (scratch.copy_bytes == 0) {
         scratch.copy_bytes = piece_bytes;
         scratch.channels = rounded_up(shape.channels, piece);

@@ -38,22 +38,4 @@ constexpr int64_t steps_of_split(int64_t tiles, int64_t steps, int multiprocesso
     return larger(16, divide_rounding_up(steps, wanted));
 }
 
-// The widest copies, 16 bytes or 8, that bring rows of channels as they lie; 0: none do.
-inline int64_t copy_bytes_of_rows(const ConvolutionShape& shape, const SequenceView& input,
-                                  int64_t element_bytes, int64_t least) {
-    if (input.stride_channel != 1 && shape.channels > 1) return 0;
-    const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
-    for (int64_t bytes = 16; bytes >= least; bytes /= 2) {
-        const auto fits = [&](int64_t count, int64_t stride) {
-            return count <= 1 || stride * element_bytes % bytes == 0;
-        };
-        if (address % static_cast<uintptr_t>(bytes) == 0 &&
-            shape.channels * element_bytes % bytes == 0 && fits(shape.batch, input.stride_batch) &&
-            fits(shape.length, input.stride_length)) {
-            return bytes;
-        }
-    }
-    return 0;
-}
-
 }  // namespace seqkernels::cuda

@@ -147,22 +147,20 @@ __global__ void repack_input(ConvolutionShape shape, SequenceView input, int64_t
     }
 }
 
-// The input as rows: as it lies, or repacked first.
+// The input as rows: as it lies, or where there is room for it repacked first.
 template <class T>
-InputRows<T> input_rows(const ConvolutionForward<T>& call, const ConvolutionPlan& plan, T* repacked,
-                        void* stream) {
-    const ConvolutionShape& shape = call.shape;
-    if (!plan.is_repacked) {
-        return {static_cast<const T*>(call.input.numbers.data), call.input.stride_batch,
-                call.input.stride_length};
+InputRows<T> input_rows(const ConvolutionShape& shape, const SequenceView& input, int64_t channels,
+                        T* repacked, void* stream) {
+    if (repacked == nullptr) {
+        return {static_cast<const T*>(input.numbers.data), input.stride_batch, input.stride_length};
     }
     const int64_t squares = shape.batch * divide_rounding_up(shape.length, warp_threads) *
-                            divide_rounding_up(plan.channels, warp_threads);
+                            divide_rounding_up(channels, warp_threads);
     if (squares > 0) {
-        launch({squares, threads_per_block, 0, stream}, repack_input<T>, shape, call.input,
-               plan.channels, repacked);
+        launch({squares, threads_per_block, 0, stream}, repack_input<T>, shape, input, channels,
+               repacked);
     }
-    return {repacked, shape.length * plan.channels, plan.channels};
+    return {repacked, shape.length * channels, channels};
 }
 
 // The filters as right tiles: packed[chunk][filter][number], zeros beyond the last.

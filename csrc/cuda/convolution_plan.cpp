@@ -12,24 +12,6 @@ int widest_copy(int64_t bytes_of_row) {
     return bytes_of_row % 16 == 0 ? 16 : bytes_of_row % 8 == 0 ? 8 : 4;
 }
 
-// The widest copies that bring the input as it lies, 0 if there are none.
-int copy_bytes_in_place(const ConvolutionShape& shape, const SequenceView& input,
-                        int64_t element_bytes) {
-    if (input.stride_channel != 1 && shape.channels > 1) return 0;
-    const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
-    for (int bytes = widest_copy(shape.channels * element_bytes); bytes >= 4; bytes /= 2) {
-        const auto fits = [&](int64_t count, int64_t stride) {
-            return count <= 1 || stride * element_bytes % bytes == 0;
-        };
-        if (address % static_cast<uintptr_t>(bytes) == 0 &&
-            shape.channels * element_bytes % bytes == 0 && fits(shape.batch, input.stride_batch) &&
-            fits(shape.length, input.stride_length)) {
-            return bytes;
-        }
-    }
-    return 0;
-}
-
 // Several pools share a tile while they waste little of it: pools that overlap or follow each
 // other closely, of up to a quarter of a tile. 0: they do not.
 int64_t pools_in(const ConvolutionShape& shape, int64_t tile) {
@@ -140,6 +122,23 @@ WarpgroupPlan plan_warpgroups(const ConvolutionShape& shape, int64_t channels,
 
 }  // namespace
 
+int copy_bytes_in_place(const ConvolutionShape& shape, const SequenceView& input,
+                        int64_t element_bytes, int64_t least) {
+    if (input.stride_channel != 1 && shape.channels > 1) return 0;
+    const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
+    for (int bytes = widest_copy(shape.channels * element_bytes); bytes >= least; bytes /= 2) {
+        const auto fits = [&](int64_t count, int64_t stride) {
+            return count <= 1 || stride * element_bytes % bytes == 0;
+        };
+        if (address % static_cast<uintptr_t>(bytes) == 0 &&
+            shape.channels * element_bytes % bytes == 0 && fits(shape.batch, input.stride_batch) &&
+            fits(shape.length, input.stride_length)) {
+            return bytes;
+        }
+    }
+    return 0;
+}
+
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
                                  int64_t element_bytes, const GpuTraits& gpu) {
     const int multiprocessors = gpu.multiprocessors;
@@ -148,7 +147,7 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceVi
     const int64_t bytes_of_row =
         larger(1, divide_rounding_up(shape.channels * element_bytes, least_copy)) * least_copy;
     plan.channels = bytes_of_row / element_bytes;
-    plan.copy_bytes = copy_bytes_in_place(shape, input, element_bytes);
+    plan.copy_bytes = copy_bytes_in_place(shape, input, element_bytes, least_copy);
     plan.is_repacked = shape.channels == 0 || plan.copy_bytes == 0;
     if (plan.is_repacked) plan.copy_bytes = widest_copy(bytes_of_row);
     // With the taps of a chunk following each other a window's numbers are read from L1 by all but

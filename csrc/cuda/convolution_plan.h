@@ -97,6 +97,10 @@ struct GpuTraits {
     int most_filters = 128;
 };
 
+// The widest copies, of 16 bytes to `least`, that bring rows of channels as they lie; 0: none do.
+int copy_bytes_in_place(const ConvolutionShape& shape, const SequenceView& input,
+                        int64_t element_bytes, int64_t least);
+
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const SequenceView& input,
                                  int64_t element_bytes, const GpuTraits& gpu);
 

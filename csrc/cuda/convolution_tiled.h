@@ -293,7 +293,8 @@ void run_tiled(const ConvolutionForward<T>& call, const ConvolutionPlan& plan,
     const int64_t filters = plan.chunks * plan.filters_padded() * elements_in_row<T>;
     launch(one_thread_each(filters, stream), pack_filters<T>, shape, call.weight, plan,
            scratch.filters);
-    const InputRows<T> rows = input_rows(call, plan, scratch.repacked, stream);
+    const InputRows<T> rows =
+        input_rows(shape, call.input, plan.channels, scratch.repacked, stream);
     const auto start = [&](auto kernel, int64_t shared_bytes, int threads) {
         launch({plan.items(shape), threads, shared_bytes, stream}, kernel, call, plan, rows,
                scratch.filters, scratch.partial);

@@ -429,7 +429,8 @@ void run_warpgroups(const ConvolutionForward<T>& call, const ConvolutionPlan& pl
                     const TiledScratch<T>& scratch, void* stream) {
     const ConvolutionShape& shape = call.shape;
     const WarpgroupPlan& own = plan.warpgroup;
-    const InputRows<T> rows = input_rows(call, plan, scratch.repacked, stream);
+    const InputRows<T> rows =
+        input_rows(shape, call.input, plan.channels, scratch.repacked, stream);
     // Right before the forward, which overlaps with this kernel alone.
     const int64_t pieces = own.filter_tiles * own.filter_bytes(shape.kernel_size) / piece_bytes;
     launch({divide_rounding_up(pieces, packing_threads), packing_threads, 0, stream},

@@ -38,39 +38,39 @@ using ForwardKernel = void (*)(RecurrenceForward<T>, RecurrencePlan, Exchange<T>
 template <class T>
 using BackwardKernel = void (*)(RecurrenceBackward<T>, RecurrencePlan, Exchange<T>);
 
-template <class T, int gates, int sample_tiles>
-ForwardKernel<T> forward_kernel_of(const RecurrencePlan& plan) {
-    if constexpr (is_sixteen_bit<T> && sample_tiles == 1) {
-        if (plan.in_cluster) return cluster_forward<T, gates>;
-    }
-    if constexpr (gates == 4) {
-        if (plan.units == 8) return persistent_forward<T, 4, 8, sample_tiles>;
-    }
-    return persistent_forward<T, gates, 16, sample_tiles>;
-}
-template <class T>
-ForwardKernel<T> forward_kernel(const RecurrencePlan& plan) {
-    const bool is_lstm = plan.gates == 4, is_narrow = plan.sample_tiles == 1;
-    if (is_lstm) {
-        return is_narrow ? forward_kernel_of<T, 4, 1>(plan) : forward_kernel_of<T, 4, 2>(plan);
-    }
-    return is_narrow ? forward_kernel_of<T, 1, 1>(plan) : forward_kernel_of<T, 1, 2>(plan);
+// function(gates, sample tiles), as types that have the numbers.
+template <class Function>
+auto with_sizes(bool is_lstm, int sample_tiles, Function&& function) {
+    constexpr std::integral_constant<int, 1> one;
+    constexpr std::integral_constant<int, most_sample_tiles> most;
+    constexpr std::integral_constant<int, 4> four;
+    if (is_lstm) return sample_tiles == 1 ? function(four, one) : function(four, most);
+    return sample_tiles == 1 ? function(one, one) : function(one, most);
 }
 
-template <class T, int gates, int sample_tiles>
-BackwardKernel<T> backward_kernel_of(const RecurrencePlan& plan) {
-    if constexpr (is_sixteen_bit<T> && sample_tiles == 1) {
-        if (plan.in_cluster) return cluster_backward<T, gates>;
-    }
-    return persistent_backward<T, gates, sample_tiles>;
+template <class T>
+ForwardKernel<T> forward_kernel(const RecurrencePlan& plan) {
+    return with_sizes(plan.gates == 4, plan.sample_tiles,
+                      [&](auto gates, auto tiles) -> ForwardKernel<T> {
+                          if constexpr (is_sixteen_bit<T> && tiles() == 1) {
+                              if (plan.in_cluster) return cluster_forward<T, gates()>;
+                          }
+                          if constexpr (gates() == 4) {
+                              if (plan.units == 8) return persistent_forward<T, 4, 8, tiles()>;
+                          }
+                          return persistent_forward<T, gates(), 16, tiles()>;
+                      });
 }
+
 template <class T>
 BackwardKernel<T> backward_kernel(const RecurrencePlan& plan) {
-    const bool is_lstm = plan.depths == 4, is_narrow = plan.sample_tiles == 1;
-    if (is_lstm) {
-        return is_narrow ? backward_kernel_of<T, 4, 1>(plan) : backward_kernel_of<T, 4, 2>(plan);
-    }
-    return is_narrow ? backward_kernel_of<T, 1, 1>(plan) : backward_kernel_of<T, 1, 2>(plan);
+    return with_sizes(plan.depths == 4, plan.sample_tiles,
+                      [&](auto gates, auto tiles) -> BackwardKernel<T> {
+                          if constexpr (is_sixteen_bit<T> && tiles() == 1) {
+                              if (plan.in_cluster) return cluster_backward<T, gates()>;
+                          }
+                          return persistent_backward<T, gates(), tiles()>;
+                      });
 }
 
 // Queues a kernel that stays, where its blocks exchange through memory after one that readies the

@@ -50,8 +50,9 @@ def use_kernels(name: str) -> Iterator[None]:
     "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
     it, and so the gradients of small pools, those of large ones from the winning windows alone; and
     recurrences of 2 steps and more in a kernel that stays for the whole sequence, where weights and
-    batch fit the GPU; "simple" as the definitions read. float64 is always "simple". The choice is
-    the whole process's, as ``seqkernels.cpu.use_isa``'s is.
+    batch fit the GPU, and else by a product of torch's for each step; "simple" as the definitions
+    read. float64 is always "simple". The choice is the whole process's, as
+    ``seqkernels.cpu.use_isa``'s is.
 
     Raises:
         ValueError: an unknown name.
@@ -90,8 +91,24 @@ def is_ahead_of_cudnn(
         return False
     if input.dtype == torch.float16 and hidden > 256 and not is_ragged:
         return False
-    sizes = (steps, batch, hidden, input.dtype.itemsize, input.get_device())
-    return 1 <= _native().recurrence_rounds(cell, *sizes) <= 2
+    return all(1 <= _rounds(cell, input, steps, batch, hidden, way) <= 2 for way in (True, False))
+
+
+def _rounds(cell: str, tensor: Tensor, steps: int, batch: int, hidden: int, forward: bool) -> int:
+    """Products of a step of the kernel that stays for a whole sequence, 0 where none fits."""
+    sizes = (steps, batch, hidden, tensor.dtype.itemsize)
+    return _native().recurrence_rounds(cell, *sizes, forward, tensor.get_device())
+
+
+def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool) -> bool:
+    """Whether a recurrence of (N, H) states goes a step at a time, by products of torch's.
+
+    Where no kernel stays for the whole sequence: for single steps and large sizes. float64, and all
+    by the "simple" kernels, is computed by the definition.
+    """
+    if _kernels == "simple" or states.dtype == torch.float64 or 0 in (steps, states.numel()):
+        return False
+    return _rounds(cell, states, steps, *states.shape, forward) == 0
 
 
 def is_on_device(input: Tensor) -> bool:
@@ -116,19 +133,29 @@ def conv1d_max_pool_backward(*arguments) -> None:
     _call("conv1d_max_pool_backward", input, *arguments, _where(input, count, kernels))
 
 
-def recurrence_forward(cell, reverse, projections, initial_hidden, *tensors) -> None:
-    """The native forward over projected inputs, (T, N, G H)."""
-    kernels = _kernels
-    count = _native().recurrence_scratch(cell, len(projections), initial_hidden, True, kernels)
-    arguments = (cell, reverse, projections, initial_hidden, *tensors)
+def recurrence_forward(
+    cell, reverse, projections, initial_hidden, *tensors, recurrent=None, step=0
+) -> None:
+    """The native forward over projected inputs, (T, N, G H), or a step by its product."""
+    kernels, count = _kernels, 0
+    if recurrent is None:
+        count = _native().recurrence_scratch(cell, len(projections), initial_hidden, True, kernels)
+    else:
+        kernels = "simple"
+    arguments = (cell, reverse, projections, initial_hidden, *tensors, recurrent, step)
     _call("recurrence_forward", projections, *arguments, _where(projections, count, kernels))
 
 
-def recurrence_backward(cell, reverse, grad_gates, *tensors) -> None:
+def recurrence_backward(
+    cell, reverse, grad_gates, *tensors, from_following=None, step_gates=None, step=0
+) -> None:
     """The native backward, up to the gates' gradients, which it fills; last an LSTM's cell's."""
-    kernels, grad_hidden = _kernels, tensors[-2]
-    count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, kernels)
-    arguments = (cell, reverse, grad_gates, *tensors)
+    kernels, count, grad_hidden = _kernels, 0, tensors[-2]
+    if from_following is None:
+        count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, kernels)
+    else:
+        kernels = "simple"
+    arguments = (cell, reverse, grad_gates, *tensors, from_following, step_gates, step)
     _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count, kernels))
 
 

@@ -253,6 +253,38 @@ def test_the_face_of_the_backward_asks_for_scratch(emulated):
     assert not any(torch.any(result == 7) for result in results.values())
 
 
+def test_the_face_of_recurrences_refuses_a_step_that_is_none(emulated):
+    steps, batch, hidden = 3, 2, 4
+    tensors = {
+        "projections": torch.randn(steps, batch, hidden),
+        "initial_hidden": torch.randn(batch, hidden),
+        "initial_cell": None,
+        "weight": torch.randn(hidden, hidden),
+        "bias_ih": None,
+        "bias_hh": None,
+        "lengths": None,
+        "output": torch.full((steps, batch, hidden), 7.0),
+        "final_hidden": torch.zeros(batch, hidden),
+        "final_cell": None,
+        "running_cell": None,
+        "gates": None,
+        "cells": None,
+        "recurrent": torch.randn(batch, hidden),
+    }
+    where = (0, None, "simple", False)
+
+    def run(step, **changes):
+        emulated.recurrence_forward("rnn_tanh", False, *(tensors | changes).values(), step, where)
+
+    run(0)
+    assert torch.all(tensors["output"][0] != 7) and torch.all(tensors["output"][1:] == 7)
+    for step in (-1, 3):
+        with pytest.raises(ValueError, match=f"^step: expected 0 to 2, got {step}"):
+            run(step)
+    with pytest.raises(ValueError, match="^recurrent: expected float32 of shape"):
+        run(1, recurrent=torch.randn(batch + 1, hidden))
+
+
 # What is peculiar to these kernels
 
 

@@ -116,10 +116,9 @@ bool stayed(const RecurrenceBackward<T>& call, Kernels kernels, const Where& whe
 
 }  // namespace
 
-int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, int device) {
-    const RecurrencePlan forward = staying_plan(shape, element_bytes, Pass::forward, device);
-    const RecurrencePlan backward = staying_plan(shape, element_bytes, Pass::backward, device);
-    return forward.fits && backward.fits ? larger(forward.rounds, backward.rounds) : 0;
+int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, Pass pass, int device) {
+    const RecurrencePlan plan = staying_plan(shape, element_bytes, pass, device);
+    return plan.fits ? plan.rounds : 0;
 }
 
 template <class T>
@@ -135,10 +134,15 @@ void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
+    const LaunchShape each = one_thread_each(states, where.stream);
+    if (call.recurrent != nullptr) {
+        if (call.step == 0) launch(each, begin_recurrence<T>, call);
+        launch(each, simple_step<T>, call, call.step);
+        return;
+    }
     if constexpr (can_stay<T>) {
         if (stayed(call, kernels, where)) return;
     }
-    const LaunchShape each = one_thread_each(states, where.stream);
     launch(each, begin_recurrence<T>, call);
     for (int64_t step = 0; step < call.shape.steps; ++step) {
         launch(each, simple_step<T>, call, step);
@@ -150,10 +154,18 @@ void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, con
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
+    const LaunchShape each = one_thread_each(states, where.stream);
+    if (call.from_following != nullptr) {
+        if (call.step >= 0) {
+            launch(each, simple_step_backward<T>, call, call.step);
+        } else {
+            launch(each, end_recurrence_backward<T>, call);
+        }
+        return;
+    }
     if constexpr (can_stay<T>) {
         if (stayed(call, kernels, where)) return;
     }
-    const LaunchShape each = one_thread_each(states, where.stream);
     for (int64_t step = call.shape.steps - 1; step >= 0; --step) {
         launch(each, simple_step_backward<T>, call, step);
     }

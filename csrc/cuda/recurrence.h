@@ -30,6 +30,10 @@ struct RecurrenceForward {
     Accumulator<T>* gates;  // (T, N, G H): after their activations, for the backward; or null.
                             // Not written where lengths end.
     Accumulator<T>* cells;  // (T, N, H): every cell state, given together with `gates`
+    // One step at a time, from the first on, by a product that the caller makes of the weight and
+    // the states before the step (initial_hidden, then final_hidden); or null, and all steps.
+    const Accumulator<T>* recurrent;  // (N, G H)
+    int64_t step;
 };
 
 template <class T>
@@ -48,11 +52,15 @@ struct RecurrenceBackward {
     T* grad_gates;                // (T, N, G H): before the activations, written whole
     T* grad_initial_hidden;       // (N, H)
     T* grad_initial_cell;         // (N, H); null without a cell state
+    // One step at a time, from the last on to -1, the initial states', by a product that the caller
+    // makes of the following step's gradients of gates (zeros at first) and the weight; or null.
+    const Accumulator<T>* from_following;  // (N, H)
+    T* step_gates;                         // (N, G H): the step's gradients of gates; or null
+    int64_t step;
 };
 
-// Products of a step of the kernels that stay for a whole sequence, forward or backward, whichever
-// has more; 0 where one of them does not fit the device.
-int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, int device);
+// Products of a step of the kernel that stays for a whole sequence; 0 where none fits the device.
+int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, Pass pass, int device);
 
 template <class T>
 int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device);

@@ -16,6 +16,8 @@
 // Shapes and ownership: recurrence.h. No output aliases an input, but a step reads what earlier
 // ones wrote.
 //
+// The product with the weight may be the caller's, a step at a time.
+//
 // Cost of a step: 2 N G H^2 FLOPs by dot products whose weights come from L2, G H^2 numbers for
 // every sample; and a launch. Limit: L2 and launches; far from the matrix units. Measured on an
 // H200, with weights transposed beforehand: N 16, H 512 in float32 174 us.
@@ -62,8 +64,12 @@ __global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
             const int64_t row = gate * hidden + unit;
             Number sum = 0;
             const T* weights = call.weight + row * hidden;
-            for (int64_t k = 0; k < hidden; ++k) {
-                sum += widened(before[sample * hidden + k]) * widened(weights[k]);
+            if (call.recurrent != nullptr) {
+                sum = call.recurrent[sample * rows + row];
+            } else {
+                for (int64_t k = 0; k < hidden; ++k) {
+                    sum += widened(before[sample * hidden + k]) * widened(weights[k]);
+                }
             }
             sum += call.projections[place + gate * hidden];
             if (call.bias_ih != nullptr) sum += widened(call.bias_ih[row]);
@@ -87,7 +93,7 @@ __global__ void simple_step(RecurrenceForward<T> call, int64_t step) {
             state = rnn_state(shape.cell, sums[0]);
         }
         call.output[position * states + index] = narrowed<T>(state);
-        if (step == length - 1) call.final_hidden[index] = narrowed<T>(state);
+        call.final_hidden[index] = narrowed<T>(state);
     }
 }
 
@@ -102,6 +108,7 @@ __device__ inline Accumulator<T> from_following_step(const RecurrenceBackward<T>
     if (step == length - 1) {
         return call.grad_final_hidden == nullptr ? 0 : widened(call.grad_final_hidden[index]);
     }
+    if (call.from_following != nullptr) return call.from_following[index];
     const int64_t following = position_of(shape, length, step + 1);
     const T* gradients = call.grad_gates + (following * shape.batch + sample) * rows;
     Accumulator<T> sum = 0;
@@ -109,6 +116,16 @@ __device__ inline Accumulator<T> from_following_step(const RecurrenceBackward<T>
         sum += widened(gradients[row]) * widened(call.weight[row * hidden + unit]);
     }
     return sum;
+}
+
+// A gradient of a gate's sum, to its place.
+template <class T>
+__device__ inline void store_gradient(const RecurrenceBackward<T>& call, int64_t row,
+                                      int64_t sample, int64_t column, Accumulator<T> gradient) {
+    const int64_t rows = call.shape.gates() * call.shape.hidden;
+    const T rounded = narrowed<T>(gradient);
+    call.grad_gates[row * rows + column] = rounded;
+    if (call.step_gates != nullptr) call.step_gates[sample * rows + column] = rounded;
 }
 
 template <class T>
@@ -122,10 +139,10 @@ __global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
         const int64_t length = sequence_length(shape, call.lengths, sample);
         const bool runs = step < length;
         const int64_t position = runs ? position_of(shape, length, step) : step;
-        const int64_t place = (position * shape.batch + sample) * rows + unit;
+        const int64_t row = position * shape.batch + sample;
         if (!runs) {
             for (int64_t gate = 0; gate < shape.gates(); ++gate) {
-                call.grad_gates[place + gate * hidden] = narrowed<T>(0);
+                store_gradient(call, row, sample, gate * hidden + unit, 0);
             }
             continue;
         }
@@ -134,10 +151,10 @@ __global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
         if (call.grad_output != nullptr) dh += widened(call.grad_output[at]);
         if (shape.cell != RecurrentCell::lstm) {
             const Number h = widened(call.output[at]);
-            call.grad_gates[place] = narrowed<T>(rnn_gradient(shape.cell, h, dh));
+            store_gradient(call, row, sample, unit, rnn_gradient(shape.cell, h, dh));
             continue;
         }
-        const Accumulator<T>* gates = call.gates + place;
+        const Accumulator<T>* gates = call.gates + row * rows + unit;
         const Number before =
             step == 0 ? widened(call.initial_cell[index])
                       : call.cells[position_of(shape, length, step - 1) * states + index];
@@ -152,7 +169,7 @@ __global__ void simple_step_backward(RecurrenceBackward<T> call, int64_t step) {
                                std::tanh(call.cells[at]), before, dh, grad_cell, gradients);
         call.grad_cell[index] = grad_cell;
         for (int gate = 0; gate < 4; ++gate) {
-            call.grad_gates[place + gate * hidden] = narrowed<T>(gradients[gate]);
+            store_gradient(call, row, sample, gate * hidden + unit, gradients[gate]);
         }
     }
 }

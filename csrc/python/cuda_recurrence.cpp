@@ -27,12 +27,19 @@ RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
     return shape;
 }
 
+void expect_step(int64_t step, int64_t least, const RecurrenceShape& shape) {
+    if (step >= least && step < shape.steps) return;
+    throw std::invalid_argument("step: expected " + std::to_string(least) + " to " +
+                                std::to_string(shape.steps - 1) + ", got " + std::to_string(step));
+}
+
 void forward(const std::string& cell, bool reverse, const TensorView& projections,
              const TensorView& initial_hidden, const OptionalView& initial_cell,
              const TensorView& weight, const OptionalView& bias_ih, const OptionalView& bias_hh,
              const OptionalView& lengths, const TensorView& output, const TensorView& final_hidden,
              const OptionalView& final_cell, const OptionalView& running_cell,
-             const OptionalView& gates, const OptionalView& cells, const CudaWhere& where) {
+             const OptionalView& gates, const OptionalView& cells, const OptionalView& recurrent,
+             int64_t step, const CudaWhere& where) {
     expect_dimensions("weight", weight, 2);
     const RecurrenceShape shape = checked_shape(projections, weight.sizes[1], cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
@@ -41,6 +48,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
     expect_given("running_cell", running_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
     expect_given("gates", gates, cells.has_value());
+    if (recurrent) expect_step(step, 0, shape);
     expect_device(projections.device, {{"initial_hidden", &initial_hidden},
                                        {"initial_cell", if_there(initial_cell)},
                                        {"weight", &weight},
@@ -52,7 +60,8 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
                                        {"final_cell", if_there(final_cell)},
                                        {"running_cell", if_there(running_cell)},
                                        {"gates", if_there(gates)},
-                                       {"cells", if_there(cells)}});
+                                       {"cells", if_there(cells)},
+                                       {"recurrent", if_there(recurrent)}});
     const DataType dtype = initial_hidden.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
     const int64_t rows = shape.gates() * hidden;
@@ -80,6 +89,9 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
             contiguous_data<Number>("running_cell", running_cell, accumulated, {batch, hidden});
         call.gates = contiguous_data<Number>("gates", gates, accumulated, {steps, batch, rows});
         call.cells = contiguous_data<Number>("cells", cells, accumulated, {steps, batch, hidden});
+        call.recurrent =
+            contiguous_data<Number>("recurrent", recurrent, accumulated, {batch, rows});
+        call.step = step;
         const cuda::Kernels kernels = kernels_named(std::get<2>(where));
         const int64_t bytes =
             cuda::scratch_bytes<T>(shape, cuda::Pass::forward, kernels, projections.device);
@@ -95,7 +107,8 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
               const OptionalView& cells, const OptionalView& grad_output,
               const OptionalView& grad_final_hidden, const OptionalView& grad_final_cell,
               const OptionalView& running_grad_cell, const TensorView& grad_initial_hidden,
-              const OptionalView& grad_initial_cell, const CudaWhere& where) {
+              const OptionalView& grad_initial_cell, const OptionalView& from_following,
+              const OptionalView& step_gates, int64_t step, const CudaWhere& where) {
     expect_dimensions("weight", weight, 2);
     const RecurrenceShape shape = checked_shape(grad_gates, weight.sizes[1], cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
@@ -105,6 +118,8 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
     expect_given("running_grad_cell", running_grad_cell, has_cell);
     expect_given("grad_initial_cell", grad_initial_cell, has_cell);
     if (!has_cell) expect_given("grad_final_cell", grad_final_cell, false);
+    expect_given("step_gates", step_gates, from_following.has_value());
+    if (from_following) expect_step(step, -1, shape);
     expect_device(grad_gates.device, {{"initial_cell", if_there(initial_cell)},
                                       {"weight", &weight},
                                       {"lengths", if_there(lengths)},
@@ -116,7 +131,9 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
                                       {"grad_final_cell", if_there(grad_final_cell)},
                                       {"running_grad_cell", if_there(running_grad_cell)},
                                       {"grad_initial_hidden", &grad_initial_hidden},
-                                      {"grad_initial_cell", if_there(grad_initial_cell)}});
+                                      {"grad_initial_cell", if_there(grad_initial_cell)},
+                                      {"from_following", if_there(from_following)},
+                                      {"step_gates", if_there(step_gates)}});
     const DataType dtype = grad_gates.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
     const int64_t rows = shape.gates() * hidden;
@@ -146,6 +163,10 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
             contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
         call.grad_initial_cell =
             contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
+        call.from_following =
+            contiguous_data<Number>("from_following", from_following, accumulated, {batch, hidden});
+        call.step_gates = contiguous_data<T>("step_gates", step_gates, dtype, {batch, rows});
+        call.step = step;
         const cuda::Kernels kernels = kernels_named(std::get<2>(where));
         const int64_t bytes =
             cuda::scratch_bytes<T>(shape, cuda::Pass::backward, kernels, grad_gates.device);
@@ -174,13 +195,14 @@ int64_t scratch(const std::string& cell, int64_t steps, const TensorView& initia
 }
 
 int64_t rounds(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden,
-               int64_t element_bytes, int device) {
+               int64_t element_bytes, bool is_forward, int device) {
     RecurrenceShape shape{};
     shape.steps = steps;
     shape.batch = batch;
     shape.hidden = hidden;
     shape.cell = cell_named(cell);
-    return cuda::staying_rounds(shape, element_bytes, device);
+    const cuda::Pass pass = is_forward ? cuda::Pass::forward : cuda::Pass::backward;
+    return cuda::staying_rounds(shape, element_bytes, pass, device);
 }
 
 }  // namespace

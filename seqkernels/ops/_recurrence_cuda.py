@@ -46,7 +46,8 @@ def forward(
     projections = _product(input.flatten(0, 1), weight_ih.t())
     is_lstm = cell == "lstm"
     output, *final = results
-    cuda.recurrence_forward(
+    run = functools.partial(
+        cuda.recurrence_forward,
         cell,
         reverse,
         projections.unflatten(0, input.shape[:2]),
@@ -61,6 +62,13 @@ def forward(
         running,
         *kept,
     )
+    steps, hidden = len(input), states[0]
+    if not cuda.takes_products_of_steps(cell, hidden, steps, True):
+        return run()
+    for step in range(steps):
+        run(recurrent=_product(hidden, weight_hh.t()), step=step)
+        hidden = final[0]
+    return None
 
 
 @without_autocast
@@ -87,7 +95,8 @@ def backward(
     grad_input, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh, grad_bias = gradients
     is_lstm = cell == "lstm"
     grad_gates = input.new_empty(*output.shape[:2], len(weight_hh))
-    cuda.recurrence_backward(
+    run = functools.partial(
+        cuda.recurrence_backward,
         cell,
         reverse,
         grad_gates,
@@ -101,6 +110,14 @@ def backward(
         grad_hidden,
         grad_cell if is_lstm else None,
     )
+    steps = len(input)
+    if cuda.takes_products_of_steps(cell, states[0], steps, False):
+        step_gates = grad_gates.new_zeros(grad_gates.shape[1:])
+        for step in range(steps - 1, -2, -1):
+            product = _product(step_gates, weight_hh)
+            run(from_following=product, step_gates=step_gates, step=step)
+    else:
+        run()
     rows = grad_gates.flatten(0, 1)
     if needs[0]:
         torch.mm(rows, weight_ih, out=grad_input.view(len(rows), input.shape[2]))

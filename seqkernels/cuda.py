@@ -74,6 +74,7 @@ def has_kernel(operation: str, input: Tensor) -> bool:
         _IS_BUILT
         and operation in OPERATIONS
         and input.is_cuda
+        and torch.cuda.is_available()  # a tensor may be a fake one
         and torch.cuda.get_device_properties(input.device).major >= LEAST_CAPABILITY
     )
 
@@ -83,13 +84,19 @@ def is_ahead_of_cudnn(
 ) -> bool:
     """Whether a recurrent layer is computed sooner by these kernels than by cuDNN's.
 
-    As measured on an H200, for which ``bench/records`` has the figures: in bfloat16 and float32
-    wherever a kernel stays for the whole sequence and makes at most two products a step. In
-    float16, for which cuDNN has such a kernel too, but not for ragged batches, up to 256 units.
+    As measured on an H200, for which ``bench/records`` has the figures (of other GPUs nothing is
+    known): in bfloat16 and float32 wherever a kernel stays for the whole sequence and makes at most
+    two products a step. In float16, for which cuDNN has such a kernel too, but not for ragged
+    batches, an LSTM of up to 256 units. With the "simple" kernels chosen it is they that compute.
     """
     if torch.compiler.is_compiling():  # which cannot ask the native module
         return False
-    if input.dtype == torch.float16 and hidden > 256 and not is_ragged:
+    if _kernels == "simple":
+        return True
+    if torch.cuda.get_device_capability(input.device) != (9, 0):
+        return False
+    is_small = cell == "lstm" and hidden <= 256
+    if input.dtype == torch.float16 and not (is_small or is_ragged):
         return False
     return all(1 <= _rounds(cell, input, steps, batch, hidden, way) <= 2 for way in (True, False))
 

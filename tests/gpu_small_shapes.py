@@ -25,12 +25,19 @@ SHAPES = (
     ((1, 72, 300, 70, 2), {}),
     ((5, 24, 150, 130, 2), {"padding": 1}),
     ((3, 24, 70, 20, 3), {"pool_size": 3, "pool_stride": 2}),
+    ((2, 40, 70, 40, 3), {"pool_size": 2}),  # dense gradients
     ((1, 8, 200, 20, 3), {"pool_size": 90, "pool_stride": 40}),
 )
 
 
 # Kinds, T, N, I, H.
-RECURRENCES = (("lstm", (4, 5, 6, 20)), ("lstm", (3, 40, 6, 33)), ("rnn_tanh", (4, 20, 6, 50)))
+RECURRENCES = (
+    ("lstm", (4, 5, 6, 20)),
+    ("lstm", (3, 40, 6, 33)),
+    ("rnn_tanh", (4, 20, 6, 50)),
+    ("lstm", (70, 9, 6, 40)),  # the exchange's slots twice
+    ("lstm", (3, 9, 6, 300)),  # beyond a cluster
+)
 
 
 def run_recurrences(name: str) -> None:

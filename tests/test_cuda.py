@@ -281,7 +281,7 @@ def test_the_face_of_recurrences_refuses_a_step_that_is_none(emulated):
     for step in (-1, 3):
         with pytest.raises(ValueError, match=f"^step: expected 0 to 2, got {step}"):
             run(step)
-    with pytest.raises(ValueError, match="^recurrent: expected float32 of shape"):
+    with pytest.raises(ValueError, match=r"^recurrent: expected float32 of shape"):
         run(1, recurrent=torch.randn(batch + 1, hidden))
 
 

@@ -1,5 +1,5 @@
 // What a kernel whose blocks run in clusters is written with beyond device.h: such blocks run at
-// once, side by side, and write to each other's shared memory. From compute capability 9.0 on.
+// once, side by side, and write to each other's shared memory. In code for sm_90a alone.
 //
 // tests/emulated_cuda/cuda/cluster.h has the same names for a processor without a GPU.
 #pragma once
@@ -14,10 +14,11 @@ constexpr int most_blocks_of_cluster = 16;
 // A place in the shared memory of a block of the cluster.
 using ClusterAddress = uint32_t;
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // All threads of all blocks of the cluster meet; what was written before is there after.
 __device__ inline void meet_in_cluster() {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
 }
@@ -73,11 +74,11 @@ __device__ inline void send(ClusterAddress target, ClusterAddress mailbox,
 
 #else
 
-// Kernels with clusters are not launched where there are none, but compiled.
+// Kernels with clusters are compiled where there are none, but not launched.
 struct Mailbox {
     uint64_t state;
 };
-__device__ inline void meet_in_cluster() {}
+__device__ inline void meet_in_cluster() { __trap(); }
 __device__ inline ClusterAddress address_in_cluster(const void*, int) { return 0; }
 __device__ inline void begin_mailbox(Mailbox&) {}
 __device__ inline void expect_bytes(Mailbox&, int) {}
@@ -86,11 +87,31 @@ __device__ inline void send(ClusterAddress, ClusterAddress, const uint32_t (&)[4
 
 #endif
 
-inline bool has_clusters(int device) {
-    int major = 0;
+// Blocks in the largest cluster of a kernel that a device has room for, most_blocks_of_cluster at
+// the most; 0 where there are none, or this build has no code for them.
+template <class Kernel>
+int largest_cluster(int device, Kernel* kernel, int threads, int64_t shared_bytes) {
+    int size = 0;
+#ifdef SEQKERNELS_SM90A
+    int major = 0, minor = 0;
     expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
                    "attributes of a device");
-    return major == 9;
+    expect_success(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                   "attributes of a device");
+    if (major != 9 || minor != 0) return 0;
+    allow_shared_memory(kernel, shared_bytes);
+    expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                   "size of a cluster");
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(most_blocks_of_cluster);
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    expect_success(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config),
+                   "largest cluster of a kernel");
+#else
+    (void)device, (void)kernel, (void)threads, (void)shared_bytes;
+#endif
+    return size < most_blocks_of_cluster ? size : most_blocks_of_cluster;
 }
 
 }  // namespace seqkernels::cuda

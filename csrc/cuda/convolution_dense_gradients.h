@@ -14,8 +14,8 @@
 // is shared out to `splits` blocks, whose parts add_splits adds in their order.
 //
 // For strides of 1. An input or a weight that is not finite makes the gradients that it enters NaN,
-// as torch's dense ones are, whether or not its window won; what stands beyond a length is not
-// read.
+// as torch's dense ones are, whether or not its window won, a weight those of samples too short for
+// a window too; what stands beyond a length is not read.
 //
 // Shapes, strides and ownership: ConvolutionBackward in csrc/core/convolution.h. Scratch, owned by
 // the caller: DenseScratch.
@@ -68,9 +68,9 @@ __global__ __launch_bounds__(threads_per_block,
     const auto weights = static_cast<uint32_t>(shape.channels * shape.filters * shape.kernel_size);
     const auto taps = static_cast<uint32_t>(shape.kernel_size);
     const auto lines = static_cast<uint32_t>(shape.filters);
-    for (auto index = static_cast<uint32_t>(thread_in_grid()); index < weights;
-         index += static_cast<uint32_t>(threads_in_grid())) {
-        const uint32_t line = index / taps, tap = index % taps;
+    for (int64_t index = thread_in_grid(); index < weights; index += threads_in_grid()) {
+        const auto number = static_cast<uint32_t>(index);
+        const uint32_t line = number / taps, tap = number % taps;
         scratch.turned[index] = weight[line % lines * call.weight.stride_filter +
                                        line / lines * call.weight.stride_channel +
                                        (taps - 1 - tap) * call.weight.stride_tap];

@@ -38,12 +38,16 @@ int64_t clocks_with(const ConvolutionShape& shape, int64_t channels, int64_t ele
     const int64_t together = divide_rounding_up(larger(1, plan.runs()), plan.blocks);
     plan.busy_warpgroups = static_cast<int>(together);
     const int64_t room = gpu.shared_bytes - shared_alignment - plan.filter_bytes(shape.kernel_size);
-    const int64_t stages = (room / together - plan.exchange_bytes()) / plan.stage_bytes();
-    if (stages < 2) {
+    const auto stages_of = [&](int64_t warpgroups) {
+        return (room / warpgroups - plan.exchange_bytes()) / plan.stage_bytes();
+    };
+    // There is to be room for all warpgroups, busy or not: whether the kernel takes a convolution
+    // must not depend on the batch, nor on the length, which would change the order of its sums.
+    if (stages_of(plan.warpgroups()) < 2) {
         plan.filters = 0;
         return 0;
     }
-    plan.stages = static_cast<int>(smaller(stages, most_warpgroup_stages));
+    plan.stages = static_cast<int>(smaller(stages_of(together), most_warpgroup_stages));
     // A product of 64 windows and 16 channels takes the matrix units half a clock a filter, and
     // reads (64 + filters) 32 bytes of shared memory at 128 a clock. A multiprocessor gets about 24
     // bytes a clock from L2.

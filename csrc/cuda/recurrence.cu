@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include "recurrence.h"
 #include "recurrence_persistent.h"
 #include "recurrence_persistent_backward.h"
@@ -10,6 +12,19 @@ namespace {
 template <class T>
 constexpr bool can_stay = !std::is_same_v<T, double>;
 
+// Asked once: it is the driver's to work out.
+int blocks_of_cluster(int device) {
+    constexpr int devices = 64;
+    constexpr int64_t shared_bytes = 48 * 1024;  // as many as any plan's
+    static std::atomic<int> known[devices];      // one more than found, 0 before
+    const bool is_kept = device >= 0 && device < devices;
+    if (is_kept && known[device] > 0) return known[device] - 1;
+    const int found =
+        largest_cluster(device, cluster_backward<Bfloat16, 4>, persistent_threads, shared_bytes);
+    if (is_kept) known[device] = found + 1;
+    return found;
+}
+
 RecurrencePlan staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                             int device) {
     const bool is_empty = shape.batch == 0 || shape.hidden == 0;
@@ -18,7 +33,7 @@ RecurrencePlan staying_plan(const RecurrenceShape& shape, int64_t element_bytes,
     }
     return plan_recurrence(
         shape, element_bytes, pass,
-        {multiprocessors(device), shared_bytes_of_block(device), has_clusters(device)});
+        {multiprocessors(device), shared_bytes_of_block(device), blocks_of_cluster(device)});
 }
 
 template <class T>

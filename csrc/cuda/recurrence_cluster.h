@@ -89,13 +89,11 @@ class ClusterExchange : public RecurrentBlock<T> {
     }
 
     // No block ends before what it sends has come.
-    __device__ void end() const {
-        __syncwarp();
-        meet_in_cluster();
-    }
+    __device__ void end() const { meet_in_cluster(); }
 
  private:
     static constexpr int peers = most_blocks_of_cluster / 8;
+    static_assert(units_of_cluster_block * most_blocks_of_cluster == most_units_of_cluster);
 
     __device__ static void all_of_eight(uint32_t own, uint32_t (&words)[4]) {
         const int first = static_cast<int>(threadIdx.x) % warp_threads / 8 * 8;

@@ -32,11 +32,10 @@ void slice(RecurrencePlan& plan, int64_t batch, int64_t most_slices) {
 // us, through memory 1.5).
 RecurrencePlan plan_in_clusters(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                                 const RecurrenceGpu& gpu) {
-    constexpr int64_t most_blocks = 16;
-    RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, 16);
-    if (!gpu.has_clusters || element_bytes != 2) return {};
+    RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, units_of_cluster_block);
+    if (element_bytes != 2 || shape.hidden > most_units_of_cluster) return {};
     // A single block is none: launched without a cluster it may not send.
-    if (plan.unit_blocks < 2 || plan.unit_blocks > most_blocks) return {};
+    if (plan.unit_blocks < 2 || plan.unit_blocks > gpu.largest_cluster) return {};
     plan.in_cluster = true;
     // A cluster is in one part of the GPU, of 16 or 18 multiprocessors; a part may be short of
     // them.

@@ -17,6 +17,8 @@ constexpr int depth_of_group = 32;    // of a product's depth that a warp takes 
 constexpr int most_sample_tiles = 2;  // such eights of samples that a product is made of at once
 constexpr int most_rounds = 4;        // such products of a step
 constexpr int exchange_slots = 64;    // steps whose states are kept
+constexpr int units_of_cluster_block = 16;
+constexpr int most_units_of_cluster = 256;
 
 enum class Pass { forward, backward };
 
@@ -84,7 +86,7 @@ constexpr int64_t persistent_shared_bytes(const RecurrencePlan& plan) {
 struct RecurrenceGpu {
     int multiprocessors;
     int64_t shared_bytes_of_block;
-    bool has_clusters;
+    int largest_cluster;  // blocks of the kernels with clusters that share one; 0: no such kernels
 };
 
 RecurrencePlan plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,

@@ -74,10 +74,9 @@ class RecurrentProduct {
     static constexpr int at_once = words_of_all <= most_words || in_registers == 1 ? in_registers
                                    : words_of_all <= 2 * most_words ? in_registers / 2
                                                                     : in_registers / 4;
-    // Sums that do not wait for each other; of float32 the first planes' and the rest.
-    static constexpr int chains = planes == 3                     ? 2
-                                  : row_tiles * sample_tiles >= 4 ? 1
-                                                                  : 4 / (row_tiles * sample_tiles);
+    // Sums that do not wait for each other, however the batch is cut; of float32 the first planes'
+    // and the rest.
+    static constexpr int chains = planes == 1 && gates == 4 ? 1 : 2;
     using Totals = float[chains][row_tiles][sample_tiles][4];
     static_assert(in_registers % at_once == 0);
     static_assert(gates == 1 || gates == 4);

@@ -29,8 +29,9 @@ class LSTM(RecurrentLayers):
         proj_size: size of a projection of h; if it is not 0, torch's own operation computes, and a
             warning says so once.
         device, dtype: of the parameters. On the CPU float32, float64, bfloat16 and float16, the
-            last two with sums, gates and states in float32; other dtypes and devices are computed
-            by torch's own operation, and a warning says so once.
+            last two with sums, gates and states in float32; on a GPU float32, bfloat16 and float16
+            where this package's kernels are ahead of cuDNN's, and else by cuDNN; other dtypes and
+            devices are computed by torch's own operation, and a warning says so once.
         recompute: keep no gates and cell states for the backward pass, which computes them once
             more: 5 T N H numbers less for each layer and direction, for a third more time; see
             ``functional.lstm``. Not with proj_size, nor for what torch's own operation computes.

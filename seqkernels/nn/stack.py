@@ -224,7 +224,8 @@ class RecurrentLayers(nn.Module):
     def _drop(self, output: Tensor, packed_lengths: Tensor | None) -> Tensor:
         """Dropout of a layer's output; of the packed rows where torch would have those.
 
-        So the random numbers fall on the same elements as torch's from the same generator state.
+        So the random numbers fall on the same elements as torch's from the same generator state; on
+        a GPU they are not those that cuDNN would draw.
         """
         if packed_lengths is None:
             return F.dropout(output, self.dropout)

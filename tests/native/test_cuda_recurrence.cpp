@@ -192,7 +192,7 @@ TEST(emulated_cuda_recurrence_that_stays_agrees_with_one_step_after_another) {
     for (const Case& test : cases()) {
         cuda::emulated::order = turn++ % 2 == 0 ? Order::forwards : Order::backwards;
         for (const bool has_clusters : {false, true}) {
-            cuda::emulated::has_clusters = has_clusters;
+            cuda::emulated::cluster_blocks = has_clusters ? cuda::most_blocks_of_cluster : 0;
             compare<Bfloat16>(test);
             compare<Float16>(test);
             if (!has_clusters) compare<float>(test);
@@ -203,16 +203,16 @@ TEST(emulated_cuda_recurrence_that_stays_agrees_with_one_step_after_another) {
 
 TEST(emulated_cuda_recurrence_has_weights_beyond_its_registers_in_shared_memory) {
     cuda::emulated::multiprocessor_count = 66;
-    cuda::emulated::has_clusters = false;
+    cuda::emulated::cluster_blocks = 0;
     compare<Bfloat16>({2, 1, 1040, RecurrentCell::lstm, false, false});
     compare<float>({2, 1, 520, RecurrentCell::lstm, false, false});
-    cuda::emulated::has_clusters = true;
+    cuda::emulated::cluster_blocks = cuda::most_blocks_of_cluster;
     cuda::emulated::multiprocessor_count = cuda::emulated::few_multiprocessors;
 }
 
 TEST(recurrence_plans_fit_the_gpu) {
     constexpr int64_t h100_shared = 227 * 1024;
-    constexpr cuda::RecurrenceGpu h100{132, h100_shared, true};
+    constexpr cuda::RecurrenceGpu h100{132, h100_shared, cuda::most_blocks_of_cluster};
     for (const int64_t hidden : {1, 8, 100, 128, 256, 512, 650, 768, 1024, 1056, 2048, 4096}) {
         for (const int64_t batch : {1, 16, 17, 64, 65, 128, 1000}) {
             for (const RecurrentCell cell : {RecurrentCell::lstm, RecurrentCell::rnn_tanh}) {

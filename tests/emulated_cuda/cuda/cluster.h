@@ -60,10 +60,12 @@ inline void send(ClusterAddress target, ClusterAddress mailbox, const uint32_t (
     emulated::open_if_complete(told);
 }
 
-// Whether the emulated GPU has them: those of before 9.0 have not.
 namespace emulated {
-inline bool has_clusters = true;
+inline int cluster_blocks = most_blocks_of_cluster;  // 0: a GPU without clusters
 }
-inline bool has_clusters(int) { return emulated::has_clusters; }
+template <class Kernel>
+int largest_cluster(int, Kernel*, int, int64_t) {
+    return emulated::cluster_blocks;
+}
 
 }  // namespace seqkernels::cuda

@@ -119,9 +119,9 @@ std::vector<Case> warpgroup_cases() {
         {shape_of(2, 70, 40, 20, 2, 1, 1, 1, 0, 0, A::relu), true, true},
         {shape_of(2, 9, 0, 5, 2, 1, 0, 1, 0, 0, A::identity), false, false},
         // many tiles of 128 filters, runs that end within samples
-        {shape_of(3, 900, 24, 128, 3, 1, 1, 1, 0, 0, A::identity), false, false},
-        {shape_of(9, 300, 72, 120, 2, 1, 1, 1, 0, 0, A::identity), false, true},
-        {shape_of(1, 1500, 16, 20, 3, 1, 1, 1, 0, 0, A::relu), false, false},
+        {shape_of(3, 500, 24, 128, 3, 1, 1, 1, 0, 0, A::identity), false, false},
+        {shape_of(5, 300, 72, 120, 2, 1, 1, 1, 0, 0, A::identity), false, true},
+        {shape_of(1, 900, 16, 20, 3, 1, 1, 1, 0, 0, A::relu), false, false},
         // room for 2, 3, 4 and more stages
         {shape_of(17, 12, 300, 10, 16, 1, 8, 1, 0, 0, A::relu), false, true},
         {shape_of(17, 12, 300, 10, 12, 1, 8, 1, 0, 0, A::relu), false, true},
@@ -142,8 +142,8 @@ std::vector<Case> warpgroup_cases() {
         {shape_of(2, 97, 24, 40, 3, 1, 1, 1, 1, 1, A::identity), false, true},
         {shape_of(3, 151, 24, 128, 3, 1, 1, 1, 2, 2, A::identity), false, true},
         {shape_of(3, 131, 24, 16, 2, 1, 1, 1, 2, 2, A::relu), true, true},
-        {shape_of(9, 300, 72, 120, 2, 1, 1, 1, 2, 2, A::relu), false, true},
-        {shape_of(9, 300, 72, 120, 2, 1, 1, 1, 3, 2, A::identity), false, true},
+        {shape_of(5, 300, 72, 120, 2, 1, 1, 1, 2, 2, A::relu), false, true},
+        {shape_of(5, 300, 72, 120, 2, 1, 1, 1, 3, 2, A::identity), false, true},
         {shape_of(2, 70, 24, 33, 3, 1, 1, 1, 2, 2, A::tanh), false, true},
         {shape_of(2, 70, 24, 36, 3, 1, 1, 1, 1, 1, A::sigmoid), false, true},
         // filters that do not fit in shared memory: not for this kernel
@@ -187,6 +187,9 @@ void check_winners(const ConvolutionShape& shape, bool ragged) {
                 shape.filters + (layout == Layout::filters_last_with_gaps ? 3 : 0);
             for (const bool has_argmax : {true, false}) {
                 if (is_simple && !has_argmax) continue;
+                // How the output lies has little to do with what is in it.
+                const bool is_usual = layout == Layout::filters_last && has_argmax;
+                if (!is_simple && !is_usual && extremes != 3) continue;
                 std::vector<T> output(static_cast<std::size_t>(shape.batch * shape.pooled * width));
                 std::vector<int32_t> argmax(outputs);
                 ConvolutionForward<T> call{};
@@ -279,7 +282,7 @@ TEST(emulated_cuda_convolution_in_warpgroups_agrees_with_its_definition) {
     for (const Case& test : warpgroup_cases()) {
         const Problem exact(test);
         const bool is_large = test.shape.kernel_size * test.shape.channels > 2000;
-        for (int turn = 0; turn < (is_large ? 1 : 3); ++turn) {
+        for (int turn = 0; turn < (is_large ? 1 : 2); ++turn) {
             turns.next();
             run_on_gpu<Bfloat16>(exact, How{Kernels::fast, false}, tolerance<Bfloat16>());
         }

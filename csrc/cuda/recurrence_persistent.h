@@ -48,7 +48,8 @@ class PersistentForward {
     using Entries = RecurrentEntries<Exchange, T, units, gates, sample_tiles>;
     using Place = typename Entries::Place;
     static constexpr int entries = Entries::entries;
-    static constexpr int rounds_at_most = sample_tiles == 1 ? 1 : most_rounds;
+    static constexpr int rounds_at_most = Entries::rounds_at_most;
+    static constexpr int64_t steps_ahead = Entries::steps_ahead;
 
  public:
     __device__ PersistentForward(const RecurrenceForward<T>& call, const RecurrencePlan& plan,
@@ -105,25 +106,16 @@ class PersistentForward {
         int64_t length;
     };
 
-    // Memory is that many steps away.
-    static constexpr int64_t steps_ahead = 2;
+    __device__ int rounds() const { return Entries::rounds_of(plan_); }
 
-    __device__ int rounds() const {
-        return rounds_at_most == 1 ? 1 : static_cast<int>(plan_.rounds);
-    }
-
-    // The row of an array (T, N, ...) that a sample's step is at.
-    __device__ int64_t position_at(const Place& place, int64_t length, int64_t step) const {
-        return position_of(shape_, length, step) * shape_.batch + place.sample;
-    }
     __device__ const float* projections_of(const Place& place, int64_t length, int64_t step) const {
-        return call_.projections + position_at(place, length, step) * gates * shape_.hidden +
-               place.unit;
+        return call_.projections +
+               row_of(shape_, place.sample, length, step) * gates * shape_.hidden + place.unit;
     }
 
     __device__ void begin(const Place& place, Kept& kept, float (&biases)[gates]) const {
         if (!place.is_real) return;
-        const int64_t index = place.sample * shape_.hidden + place.unit;
+        const int64_t index = place.in_states(shape_);
         kept.length = sequence_length(shape_, call_.lengths, place.sample);
         if (gates == 4) kept.cell = widened(call_.initial_cell[index]);
         if (kept.length == 0) {
@@ -171,13 +163,13 @@ class PersistentForward {
         const T rounded = runs ? narrowed<T>(state) : T{};
         all.give(step + 1, place, 0, rounded);
         if (!place.is_real) return;
-        const int64_t index = place.sample * shape_.hidden + place.unit;
+        const int64_t index = place.in_states(shape_);
         if (!runs) {
             call_.output[step * shape_.batch * shape_.hidden + index] = T{};
             return;
         }
         kept.cell = cell;
-        const int64_t at = position_at(place, kept.length, step);
+        const int64_t at = row_of(shape_, place.sample, kept.length, step);
         call_.output[at * shape_.hidden + place.unit] = rounded;
         if constexpr (gates == 4) {
             if (call_.gates != nullptr) {

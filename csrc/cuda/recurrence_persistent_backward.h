@@ -31,7 +31,8 @@ class PersistentBackward {
     using Entries = RecurrentEntries<Exchange, T, units, 1, sample_tiles>;
     using Place = typename Entries::Place;
     static constexpr int entries = Entries::entries;
-    static constexpr int rounds_at_most = sample_tiles == 1 ? 1 : most_rounds;
+    static constexpr int rounds_at_most = Entries::rounds_at_most;
+    static constexpr int64_t steps_ahead = Entries::steps_ahead;
 
  public:
     __device__ PersistentBackward(const RecurrenceBackward<T>& call, const RecurrencePlan& plan,
@@ -100,12 +101,7 @@ class PersistentBackward {
         int64_t length;
     };
 
-    // Memory is that many steps away.
-    static constexpr int64_t steps_ahead = 2;
-
-    __device__ int rounds() const {
-        return rounds_at_most == 1 ? 1 : static_cast<int>(plan_.rounds);
-    }
+    __device__ int rounds() const { return Entries::rounds_of(plan_); }
 
     __device__ Kept read_ahead(const Place& place, int64_t length, int64_t step) const {
         if (step >= steps_ahead && step - steps_ahead < length) {
@@ -113,7 +109,7 @@ class PersistentBackward {
         }
         Kept kept{};
         if (step < 0 || step >= length) return kept;
-        const int64_t row = position_at(place, length, step);
+        const int64_t row = row_of(shape_, place.sample, length, step);
         const int64_t at = row * shape_.hidden + place.unit;
         kept.grad_output = of(call_.grad_output, at);
         if constexpr (gates == 1) {
@@ -125,15 +121,15 @@ class PersistentBackward {
             kept.cell = call_.cells[at];
             kept.cell_before =
                 step == 0
-                    ? widened(call_.initial_cell[index_of(place)])
-                    : call_
-                          .cells[position_at(place, length, step - 1) * shape_.hidden + place.unit];
+                    ? widened(call_.initial_cell[place.in_states(shape_)])
+                    : call_.cells[row_of(shape_, place.sample, length, step - 1) * shape_.hidden +
+                                  place.unit];
         }
         return kept;
     }
 
     __device__ void prefetch_kept(const Place& place, int64_t length, int64_t step) const {
-        const int64_t row = position_at(place, length, step);
+        const int64_t row = row_of(shape_, place.sample, length, step);
         const int64_t at = row * shape_.hidden + place.unit;
         if (call_.grad_output != nullptr) prefetch(call_.grad_output + at);
         if constexpr (gates == 1) {
@@ -143,18 +139,13 @@ class PersistentBackward {
 #pragma unroll
             for (int gate = 0; gate < 4; ++gate) prefetch(from + gate * shape_.hidden);
             if (step > 0) {
-                prefetch(call_.cells + position_at(place, length, step - 1) * shape_.hidden +
+                prefetch(call_.cells +
+                         row_of(shape_, place.sample, length, step - 1) * shape_.hidden +
                          place.unit);
             }
         }
     }
 
-    __device__ int64_t index_of(const Place& place) const {
-        return place.sample * shape_.hidden + place.unit;
-    }
-    __device__ int64_t position_at(const Place& place, int64_t length, int64_t step) const {
-        return position_of(shape_, length, step) * shape_.batch + place.sample;
-    }
     __device__ static float of(const T* gradients, int64_t index) {
         return gradients == nullptr ? 0 : widened(gradients[index]);
     }
@@ -164,7 +155,7 @@ class PersistentBackward {
                             const Kept& kept, float total) const {
         const bool runs = step >= 0 && step < running.length;
         const float from_following = step == running.length - 1 && place.is_real
-                                         ? of(call_.grad_final_hidden, index_of(place))
+                                         ? of(call_.grad_final_hidden, place.in_states(shape_))
                                          : total;
         if (step < 0) {
             if (place.is_real) end(running, place, from_following);
@@ -176,7 +167,7 @@ class PersistentBackward {
             if (runs) gradients[0] = rnn_gradient(shape_.cell, kept.activated[0], dh);
         } else if (runs) {
             if (step == running.length - 1) {
-                running.grad_cell = of(call_.grad_final_cell, index_of(place));
+                running.grad_cell = of(call_.grad_final_cell, place.in_states(shape_));
             }
             const float (&a)[gates] = kept.activated;
             lstm_gradients<float>({a[0], a[1], a[2], a[3]}, tanh_for<T>(kept.cell),
@@ -189,8 +180,8 @@ class PersistentBackward {
             all.give(shape_.steps - step, place, gate, rounded[gate]);
         }
         if (!place.is_real) return;
-        const int64_t row =
-            runs ? position_at(place, running.length, step) : step * shape_.batch + place.sample;
+        const int64_t row = runs ? row_of(shape_, place.sample, running.length, step)
+                                 : step * shape_.batch + place.sample;
 #pragma unroll
         for (int gate = 0; gate < gates; ++gate) {
             call_.grad_gates[(row * gates + gate) * shape_.hidden + place.unit] = rounded[gate];
@@ -198,7 +189,7 @@ class PersistentBackward {
     }
 
     __device__ void end(const Running& running, const Place& place, float from_following) const {
-        const int64_t index = index_of(place);
+        const int64_t index = place.in_states(shape_);
         call_.grad_initial_hidden[index] = narrowed<T>(from_following);
         if constexpr (gates == 4) {
             const float gradient =

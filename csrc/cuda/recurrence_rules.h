@@ -20,6 +20,12 @@ __device__ inline int64_t position_of(const RecurrenceShape& shape, int64_t leng
     return shape.reverse ? length - 1 - step : step;
 }
 
+// The row of an array (T, N, ...) that a sample's step is at.
+__device__ inline int64_t row_of(const RecurrenceShape& shape, int64_t sample, int64_t length,
+                                 int64_t step) {
+    return position_of(shape, length, step) * shape.batch + sample;
+}
+
 // An LSTM's gates of one unit after their activations.
 template <class Number>
 struct LstmGates {

@@ -368,6 +368,9 @@ class RecurrentEntries {
  public:
     static constexpr int entries =
         static_cast<int>(divide_rounding_up(units * samples, finishing_threads));
+    static constexpr int rounds_at_most = sample_tiles == 1 ? 1 : most_rounds;
+    // What is read of memory in a step is asked for that many steps ahead.
+    static constexpr int64_t steps_ahead = 2;
 
     struct Place {
         bool is_there;  // a sample, and a unit of the block, be it one beyond the last
@@ -377,7 +380,16 @@ class RecurrentEntries {
         int column;
         int64_t sample;
         int64_t unit;
+
+        // In an array (N, H).
+        __device__ int64_t in_states(const RecurrenceShape& shape) const {
+            return sample * shape.hidden + unit;
+        }
     };
+
+    __device__ static int rounds_of(const RecurrencePlan& plan) {
+        return rounds_at_most == 1 ? 1 : static_cast<int>(plan.rounds);
+    }
 
     __device__ RecurrentEntries(const Exchange& exchange, const RecurrencePlan& plan, int64_t turns)
         : exchange_(exchange), rounds_(turns * plan.rounds) {}

@@ -106,8 +106,10 @@ int largest_cluster(int device, Kernel* kernel, int threads, int64_t shared_byte
     config.gridDim = dim3(most_blocks_of_cluster);
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    expect_success(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config),
-                   "largest cluster of a kernel");
+    if (cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) != cudaSuccess) {
+        cudaGetLastError();  // parts of a GPU may have no clusters
+        return 0;
+    }
 #else
     (void)device, (void)kernel, (void)threads, (void)shared_bytes;
 #endif

@@ -91,14 +91,8 @@ __device__ inline void send(ClusterAddress, ClusterAddress, const uint32_t (&)[4
 // the most; 0 where there are none, or this build has no code for them.
 template <class Kernel>
 int largest_cluster(int device, Kernel* kernel, int threads, int64_t shared_bytes) {
+    if (!runs_code_for_sm90a(device)) return 0;
     int size = 0;
-#ifdef SEQKERNELS_SM90A
-    int major = 0, minor = 0;
-    expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                   "attributes of a device");
-    expect_success(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                   "attributes of a device");
-    if (major != 9 || minor != 0) return 0;
     allow_shared_memory(kernel, shared_bytes);
     expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                    "size of a cluster");
@@ -110,9 +104,6 @@ int largest_cluster(int device, Kernel* kernel, int threads, int64_t shared_byte
         cudaGetLastError();  // parts of a GPU may have no clusters
         return 0;
     }
-#else
-    (void)device, (void)kernel, (void)threads, (void)shared_bytes;
-#endif
     return size < most_blocks_of_cluster ? size : most_blocks_of_cluster;
 }
 

@@ -25,7 +25,7 @@
 // loads four channels at once, and several winners' before it adds the first: with one number a
 // load, and a load waiting for the sum before it, they took 52 us of an H200 there, and 74 us of N
 // 50, L 56, C 300, F 100; with both, but a position of an input after the other, 24 and 34 us in
-// the second launch and 3 in the first; as it is now some 8 and 12 us less.
+// the second launch and 3 in the first; as it is now 8 and 11 us less.
 #pragma once
 
 #include <limits>

@@ -308,6 +308,21 @@ inline void expect_current_device(int device) {
     }
 }
 
+// Whether a device is of compute capability 9.0, and this build has code for just that (sm_90a).
+inline bool runs_code_for_sm90a(int device) {
+#ifdef SEQKERNELS_SM90A
+    int major = 0, minor = 0;
+    expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                   "attributes of a device");
+    expect_success(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                   "attributes of a device");
+    return major == 9 && minor == 0;
+#else
+    (void)device;
+    return false;
+#endif
+}
+
 // Whether a device's blocks can all be made to run at once.
 inline bool blocks_can_cooperate(int device) {
     int can = 0;

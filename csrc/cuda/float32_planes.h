@@ -2,7 +2,8 @@
 //
 // A float32 is the sum of three bfloat16 numbers, its planes: each has the leading 8 bits of what
 // those before it leave, and so the sum is exact. Of the nine products of two such sums the six are
-// made whose planes' numbers add up to 2 at most; the rest is below 2^-23 of the product.
+// made whose planes' numbers add up to 2 at most; the rest is below 2^-21 of the product, some
+// 2^-23 of it on average.
 //
 // The matrix units cut off what a sum has no bits for, always towards zero: the products of the
 // first planes, of 16 numbers, are therefore added by an ordinary addition, which rounds. The other

@@ -18,19 +18,7 @@ namespace seqkernels::cuda {
 constexpr int warpgroup_threads = 128;
 
 // Whether a device runs these instructions, and this build has code for it.
-inline bool has_warpgroup_products(int device) {
-#ifdef SEQKERNELS_SM90A
-    int major = 0, minor = 0;
-    expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                   "attributes of a device");
-    expect_success(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                   "attributes of a device");
-    return major == 9 && minor == 0;
-#else
-    (void)device;
-    return false;
-#endif
-}
+inline bool has_warpgroup_products(int device) { return runs_code_for_sm90a(device); }
 
 // A value on which all lanes agree, so that the compiler knows it: where it sees branches that may
 // part a warp, it has products wait for each other.

@@ -7,10 +7,11 @@
 //
 // Shapes, strides and ownership: ConvolutionForward in kernels.h. No output aliases an input.
 // Scratch, owned by the call: the packed weights, F k C; k C integers; C zeros, read in place of
-// padding; and for each thread the running maxima of one sample and their windows, 2 F; the
-// convolution of one stretch of windows for one panel of filters (windowed pooling only); one
-// stretch of input as it is multiplied, channels side by side (only where it does not lie so
-// already); in matrix tiles a panel of weights, and a mark for each sample.
+// padding; the stretches of the batch (window_stretches.h), and the maxima of samples that are cut,
+// 2 F for each part; and for each thread the convolution of one stretch for one panel of filters
+// (windowed pooling only); one stretch of input as it is multiplied, channels side by side (only
+// where it does not lie so already); in matrix tiles a panel of weights, and a mark for each
+// sample.
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
 // whose left operand has row stride `stride C`: it is read where it lies. Only the maximum and its
@@ -18,8 +19,9 @@
 // activation on what is left.
 //
 // Cost: 2 N W F k C FLOPs, W being the windows of a sample; where pools overlap, up to a third
-// more, for the windows that two stretches share. Bytes: the input once; a panel of weights for
-// every tile of windows, from L1 while it fits, else from L2. Limit: the multiply-add rate.
+// more, for the windows that two stretches share; in tiles those of the rows between samples.
+// Bytes: the input once; a panel of weights for every tile of windows, from L1 while it fits, else
+// from L2. Limit: the multiply-add rate.
 #pragma once
 
 #include <atomic>
@@ -28,40 +30,14 @@
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
-#include "activation.h"
 #include "convolution_input.h"
+#include "pooled_output.h"
 #include "product.h"
 #include "vector_product.h"
 #include "window_depths.h"
+#include "window_stretches.h"
 
 namespace seqkernels {
-
-// Windows worked on at a stretch, so that their input, and the convolution where it is kept, stay
-// in L2 while all panels of filters pass: stretches as even as whole tiles of rows let them be.
-template <class Product>
-static inline int64_t windows_at_a_stretch(const ConvolutionShape& shape) {
-    using T = typename Product::T;
-    constexpr int64_t element_bytes = sizeof(T);
-    // Cores with matrix tiles have 2 MiB of L2, a half-empty tile costs them as much as a full one.
-    constexpr int64_t stretch_bytes = (Product::in_tiles ? 256 : 128) * 1024;
-    constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
-    const int64_t row_bytes = larger(1, shape.channels * element_bytes);
-    const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
-    const int64_t positions = larger(1, stretch_bytes / row_bytes);
-    const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
-    const int64_t least = 96;  // below, reading the weights again would cost more
-    const int64_t all = larger(1, shape.windows(shape.length));
-    if (shape.pool_size == 0) {
-        const int64_t stretches = divide_rounding_up(all, larger(least, fitting));
-        const int64_t tiles = divide_rounding_up(divide_rounding_up(all, stretches), Product::rows);
-        return smaller(all, tiles * Product::rows);
-    }
-    // The convolution is kept; and where pools overlap, the windows that two stretches share are
-    // computed twice: few, against four pools' windows.
-    const int64_t kept = stretch_bytes / panel_bytes;
-    const int64_t windows = larger(least, smaller(fitting, kept));
-    return smaller(all, larger(windows, 4 * shape.pool_size));
-}
 
 template <class Vector, class Product>
 class ConvolutionForwardKernel {
@@ -81,22 +57,56 @@ class ConvolutionForwardKernel {
           shape_(arguments.shape),
           depths_(shape_, Product::in_tiles),
           layout_{shape_.filters, depths_.count(), panel_vectors, 1},
+          pooled_(arguments),
           direct_(is_read_in_place<Left>(shape_, arguments.input) &&
-                  (!Product::in_tiles || windows_are_whole_blocks())),
-          windows_per_stretch_(windows_at_a_stretch<Product>(shape_)),
-          pools_per_stretch_(shape_.pool_size == 0
-                                 ? 1
-                                 : larger(1, (windows_per_stretch_ - shape_.pool_size) /
-                                                     larger(1, shape_.pool_stride) +
-                                                 1)),
-          input_plane_(input_plane()) {}
+                  (!Product::in_tiles || windows_are_whole_blocks())) {}
 
     void run(int threads) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
-        const int64_t panels = layout_.panels();
-        // Samples are shared out one by one; where they are few, so are the panels of a sample.
-        const int64_t groups = smaller(panels, divide_rounding_up(4 * threads, shape_.batch));
-        const int64_t items = shape_.batch * groups;
+        const StretchRule rule =
+            stretch_rule<Product>(shape_, call_.lengths, depths_, direct_, threads);
+        const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
+        left_out_ = left_out.data();
+        const WindowStretches stretches(
+            shape_, call_.lengths, rule,
+            [&](int64_t n, int64_t windows) { return is_computed(n, windows, rule.rows_apart); });
+        stretches_ = &stretches;
+        input_plane_ = input_plane();
+        bool is_done = true;
+        if (stretches.count() > 0) {
+            is_done = compute(threads);
+        } else {
+            pooled_.clear_missing({0, shape_.batch});
+        }
+        if constexpr (Product::is_partial) {
+            bool some = false;
+            for (int64_t n = 0; n < shape_.batch; ++n) some = some || left_out_[n] != 0;
+            if (some || !is_done) by_vectors(is_done ? left_out_ : nullptr, threads);
+        }
+    }
+
+ private:
+    // Whether sample n is computed here; marks those that are left to vectors.
+    bool is_computed(int64_t n, int64_t windows, int64_t rows_apart) const {
+        if (marks_ != nullptr && marks_[n] == 0) return false;
+        if constexpr (Product::is_partial) {
+            left_out_[n] = !Product::pays_for(windows, rows_apart);
+            return left_out_[n] == 0;
+        }
+        return true;
+    }
+
+    // The samples that Product cannot multiply, or not as fast, by vectors; null for all.
+    void by_vectors(const uint8_t* marks, int threads) const {
+        ConvolutionForwardKernel<Vector, VectorProduct<Vector>>(call_, marks).run(threads);
+    }
+
+    // Returns whether Product can multiply these weights.
+    bool compute(int threads) {
+        // Stretches are shared out one by one; where they are few, so are the panels of each.
+        const int64_t panels = layout_.panels(), stretches = stretches_->count();
+        const int64_t groups = smaller(panels, divide_rounding_up(4 * threads, stretches));
+        const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Product::Packed> packed(Product::packed_elements(layout_));
         const Scratch<Left> zeros(shape_.channels + 1);
@@ -105,14 +115,9 @@ class ConvolutionForwardKernel {
         const Scratch<T> privates(checked_product({private_count, threads}));
         const Scratch<int64_t> places(shape_.kernel_size * shape_.channels);
         const Scratch<int64_t> offsets(depths_.blocks());
-        const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
-        left_out_ = left_out.data();
-        if constexpr (Product::is_partial) {
-            if (!leave_out_short_samples()) {
-                by_vectors(nullptr, threads);
-                return;
-            }
-        }
+        const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
+        const Scratch<T> parts(
+            cuts_samples ? checked_product({stretches_->part_count(), part_elements()}) : 0);
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             for (int64_t channel = 0; channel < shape_.channels; ++channel) {
                 places.data()[channel * shape_.kernel_size + tap] = depths_.place(tap, channel);
@@ -125,48 +130,27 @@ class ConvolutionForwardKernel {
         zeros_ = zeros.data();
         places_ = places.data();
         offsets_ = offsets.data();
+        parts_ = parts.data();
 
         std::atomic<int64_t> next{0};
-        std::atomic<bool> all_left_out{false};
+        std::atomic<bool> are_plain{true};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
             const Private mine = private_of(privates.data() + thread * private_count);
-            if (!pack_weight(part_of(panels, 1, thread, granted), mine.panel)) all_left_out = true;
+            pooled_.clear_missing(part_of(shape_.batch, 1, thread, granted));
+            if (!pack_weight(part_of(panels, 1, thread, granted), mine.panel)) are_plain = false;
             barrier.wait(granted);
-            if (all_left_out) return;
+            if (!are_plain) return;
             for (int64_t item = next++; item < items; item = next++) {
-                const int64_t n = item / groups;
-                if (marks_ != nullptr && marks_[n] == 0) continue;
-                if (Product::is_partial && __atomic_load_n(left_out_ + n, __ATOMIC_RELAXED) != 0) {
-                    continue;
-                }
-                sample(n, part_of(panels, 1, item % groups, groups), mine);
+                stretch(stretches_->segments(item / groups),
+                        part_of(panels, 1, item % groups, groups), mine);
             }
+            if (!cuts_samples) return;
+            barrier.wait(granted);
+            join_parts(part_of(stretches_->segment_count(), 1, thread, granted));
         });
-        if constexpr (Product::is_partial) {
-            bool some = false;
-            for (int64_t n = 0; n < shape_.batch; ++n) some = some || left_out_[n] != 0;
-            if (some || all_left_out) by_vectors(all_left_out ? nullptr : left_out_, threads);
-        }
-    }
-
- private:
-    // The samples that Product cannot multiply, or not as fast, by vectors.
-    void by_vectors(const uint8_t* marks, int threads) const {
-        ConvolutionForwardKernel<Vector, VectorProduct<Vector>>(call_, marks).run(threads);
-    }
-
-    // Marks samples whose windows leave tiles empty; returns whether there are others.
-    bool leave_out_short_samples() const {
-        bool others = false;
-        for (int64_t n = 0; n < shape_.batch; ++n) {
-            const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
-            const bool pays = Product::pays_for(windows);
-            left_out_[n] = !pays;
-            others = others || pays;
-        }
-        return others;
+        return are_plain;
     }
 
     // Matrix tiles read the windows of a sample in place where each fills blocks of depths.
@@ -202,155 +186,124 @@ class ConvolutionForwardKernel {
         });
     }
 
-    int64_t windows_in_stretch() const {
-        return shape_.pool_size == 0
-                   ? windows_per_stretch_
-                   : (pools_per_stretch_ - 1) * shape_.pool_stride + shape_.pool_size;
-    }
-
-    int64_t positions_in_stretch() const {
-        const int64_t spread = checked_product({windows_in_stretch() - 1, shape_.stride});
-        return spread + shape_.dilation * (shape_.kernel_size - 1) + 1;
-    }
-
     // A thread's own scratch.
     struct Private {
-        T* maxima;       // of all filters
-        T* winners;      // their windows
         T* convolution;  // of a stretch, for one panel
         T* panel;        // of weights, while they are packed
         Left* input;     // of a stretch
     };
-    int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
     int64_t convolution_elements() const {
-        return shape_.pool_size == 0 ? 0 : checked_product({windows_in_stretch(), panel_width});
+        return shape_.pool_size == 0 ? 0 : checked_product({stretches_->most_rows(), panel_width});
     }
     // Numbers of one plane of a stretch. Matrix tiles read whole blocks of depths, and as many rows
     // as a tile holds.
     int64_t input_plane() const {
         if (direct_ && !Product::in_tiles) return 0;
-        const int64_t positions = checked_product({positions_in_stretch(), shape_.channels});
-        if (!Product::in_tiles) return positions;
-        const int64_t windows = windows_in_stretch();
-        const int64_t missing = divide_rounding_up(windows, tile_rows) * tile_rows - windows;
-        return positions + checked_product({missing, window_stride(), shape_.channels}) +
-               tile_depth;
+        const int64_t most_rows = stretches_->most_rows();
+        const int64_t rows =
+            Product::in_tiles ? divide_rounding_up(most_rows, tile_rows) * tile_rows : most_rows;
+        const int64_t positions = checked_product({larger(0, rows - 1), window_stride()}) +
+                                  shape_.dilation * (shape_.kernel_size - 1) + 1;
+        const int64_t numbers = checked_product({positions, depths_.pitch()}) + depths_.beyond();
+        return divide_rounding_up(numbers, tile_depth) * tile_depth;  // each begins a cache line
     }
     // Positions from a window to the next, where there is one.
-    int64_t window_stride() const { return windows_in_stretch() == 1 ? 0 : shape_.stride; }
+    int64_t window_stride() const { return stretches_->most_rows() <= 1 ? 0 : shape_.stride; }
     int64_t private_elements() const {
         constexpr int64_t lefts = sizeof(T) / sizeof(Left);
-        const int64_t left = checked_product({Product::left_planes, input_plane()});
-        const int64_t count = 2 * maxima_elements() + convolution_elements() +
-                              Product::pack_scratch_elements(layout_) +
+        const int64_t left = checked_product({Product::left_planes, input_plane_});
+        const int64_t count = convolution_elements() + Product::pack_scratch_elements(layout_) +
                               divide_rounding_up(left, lefts);
         return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
     }
     Private private_of(T* memory) const {
         Private mine{};
-        mine.maxima = memory;
-        mine.winners = mine.maxima + maxima_elements();
-        mine.convolution = mine.winners + maxima_elements();
+        mine.convolution = memory;
         mine.panel = mine.convolution + convolution_elements();
         void* rest = mine.panel + Product::pack_scratch_elements(layout_);
         mine.input = static_cast<Left*>(rest);
         return mine;
     }
 
-    void sample(int64_t n, Range panels, const Private& mine) {
-        const int64_t length = sample_length(shape_, call_.lengths, n);
-        const int64_t windows = shape_.windows(length);
-        const int64_t pools = shape_.pools(windows);
-        if (shape_.pool_size == 0) {
-            if (pools > 0) over_time(n, length, windows, panels, mine);
-        } else {
-            windowed(n, length, pools, panels, mine);
-        }
-        no_window(n, pools, panels);
-    }
+    // The maxima of a part of a sample, and their windows.
+    int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
+    int64_t part_elements() const { return 2 * maxima_elements(); }
+    T* maxima_of_part(int64_t part) const { return parts_ + part * part_elements(); }
 
-    // Max over all windows of a sample.
-    void over_time(int64_t n, int64_t length, int64_t windows, Range panels, const Private& mine) {
-        T *maxima = mine.maxima, *winners = mine.winners;
-        typename Product::Magnitude magnitude;
-        for (int64_t begin = 0; begin < windows; begin += windows_per_stretch_) {
-            const int64_t end = smaller(windows, begin + windows_per_stretch_);
-            const SampleRows<Left> rows = reach(n, length, begin, end, mine.input, magnitude);
+    // Vectors read rows through pointers, segment after segment; in tiles all are rows together.
+    void stretch(Range segments, Range panels, const Private& mine) const {
+        const int64_t together = Product::in_tiles ? segments.end - segments.begin : 1;
+        for (int64_t i = segments.begin; i < segments.end; i += together) {
+            const Range of_rows{i, i + together};
+            const SampleRows<Left> rows = reach(of_rows, mine.input);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                const int64_t first = layout_.first_column(panel);
-                convolve_into_maxima(rows, begin, end, panel, maxima + first, winners + first,
-                                     begin == 0);
-            }
-        }
-        mark_unless_plain(n, magnitude);
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const int64_t first = layout_.first_column(panel);
-            for (int64_t unit = 0; unit < layout_.units_of(panel); ++unit) {
-                const int64_t filter = first + unit * Vector::width;
-                finish(n, 0, filter, Vector::load(maxima + filter), Vector::load(winners + filter));
-            }
-        }
-    }
-
-    // Max over windows of windows: the convolution of a stretch is kept for one panel of filters.
-    void windowed(int64_t n, int64_t length, int64_t pools, Range panels, const Private& mine) {
-        typename Product::Magnitude magnitude;
-        for (int64_t begin = 0; begin < pools; begin += pools_per_stretch_) {
-            const int64_t end = smaller(pools, begin + pools_per_stretch_);
-            const int64_t first_window = begin * shape_.pool_stride;
-            const int64_t last_window = (end - 1) * shape_.pool_stride + shape_.pool_size;
-            const SampleRows<Left> rows =
-                reach(n, length, first_window, last_window, mine.input, magnitude);
-            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                convolve_into_memory(rows, first_window, last_window, panel, mine.convolution);
-                for (int64_t pool = begin; pool < end; ++pool) {
-                    pool_from_memory(n, pool, first_window, panel, mine.convolution);
+                if (shape_.pool_size == 0) {
+                    max_over_time(rows, of_rows, panel);
+                } else {
+                    convolve_into_memory(rows, of_rows, panel, mine.convolution);
+                    pool_from_memory(of_rows, panel, mine.convolution);
                 }
             }
         }
-        mark_unless_plain(n, magnitude);
     }
 
-    // What tiles have made of numbers that are not plain is wrong. All stretches decide, so that it
-    // does not matter how long other samples are; what was read in place is never read beyond
-    // itself.
-    void mark_unless_plain(int64_t n, const typename Product::Magnitude& magnitude) const {
-        if (!Product::is_partial || direct_ || magnitude.is_plain()) return;
-        __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
-    }
-
-    // The rows that windows [begin, end) of a sample read: in place, or as they are multiplied in
-    // `scratch`, with zeros where the windows reach beyond the sample. Takes note of their
-    // magnitude.
-    SampleRows<Left> reach(int64_t n, int64_t length, int64_t begin, int64_t end, Left* scratch,
-                           typename Product::Magnitude& magnitude) const {
+    // What the windows of these segments read: in place, or as it is multiplied in `scratch`. In
+    // tiles the first row's window begins at position 0 of the result.
+    SampleRows<Left> reach(Range segments, Left* scratch) const {
         const SequenceView& input = call_.input;
-        if (direct_ && (!Product::in_tiles || tiles_are_within(n, begin, end))) {
-            const Left* numbers = static_cast<const Left*>(input.numbers.data);
-            return {numbers + n * input.stride_batch, input.stride_length, {0, length}};
+        const WindowSegment& first = stretches_->segment(segments.begin);
+        const int64_t start = window_start(shape_, first.windows.begin);
+        if (direct_ && (!Product::in_tiles ||
+                        (segments.count() == 1 && tiles_are_within(first.sample, first.windows)))) {
+            const Left* sample =
+                static_cast<const Left*>(input.numbers.data) + first.sample * input.stride_batch;
+            const int64_t length = sample_length(shape_, call_.lengths, first.sample);
+            return {sample + (Product::in_tiles ? start * input.stride_length : 0),
+                    input.stride_length,
+                    {0, length}};
         }
-        const int64_t channels = shape_.channels, plane = input_plane_;
-        const int64_t first = window_start(shape_, begin);
-        const int64_t last =
-            window_start(shape_, end - 1) + shape_.dilation * (shape_.kernel_size - 1) + 1;
-        const int64_t from = smaller(last, larger(first, 0));
-        const int64_t to = larger(from, smaller(last, length));
-        Left* const positions = scratch + (from - first) * channels;
-        pack_positions<Vector, Product>(shape_, input, n, from, to, positions, plane, magnitude);
-        const int64_t beyond = (last - to) * channels + (Product::in_tiles ? tile_depth : 0);
-        for (int p = 0; p < Product::left_planes; ++p) {
-            clear(scratch + p * plane, (from - first) * channels);
-            clear(positions + p * plane + (to - from) * channels, beyond);
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            const WindowSegment& segment = stretches_->segment(i);
+            copy_positions(segment,
+                           scratch + (segment.row - first.row) * window_stride() * depths_.pitch());
         }
-        return {scratch - first * channels, channels, {first, last}};
+        const int64_t end = window_start(shape_, first.windows.end - 1) +
+                            shape_.dilation * (shape_.kernel_size - 1) + 1;
+        return {scratch - (Product::in_tiles ? 0 : start * depths_.pitch()),
+                depths_.pitch(),
+                {start, end}};
     }
 
-    // Whether what tiles read of the windows [begin, end) of a sample, and in place of rows that
-    // are missing, lies within the batch.
-    bool tiles_are_within(int64_t n, int64_t begin, int64_t end) const {
-        const int64_t rows = divide_rounding_up(end - begin, tile_rows) * tile_rows;
-        const int64_t last =
-            window_start(shape_, begin + rows - 1) + shape_.dilation * (shape_.kernel_size - 1);
+    // The positions that a segment's windows read, with zeros where they reach beyond the sample.
+    void copy_positions(const WindowSegment& segment, Left* target) const {
+        const int64_t n = segment.sample, pitch = depths_.pitch();
+        const int64_t first = window_start(shape_, segment.windows.begin);
+        const int64_t last = window_start(shape_, segment.windows.end - 1) +
+                             shape_.dilation * (shape_.kernel_size - 1) + 1;
+        const int64_t from = smaller(last, larger(first, 0));
+        const int64_t to = larger(from, smaller(last, sample_length(shape_, call_.lengths, n)));
+        Left* const positions = target + (from - first) * pitch;
+        typename Product::Magnitude magnitude;
+        pack_positions<Vector, Product>(shape_, call_.input, n, from, to, pitch, positions,
+                                        input_plane_, magnitude);
+        for (int p = 0; p < Product::left_planes; ++p) {
+            clear(target + p * input_plane_, (from - first) * pitch);
+            clear(positions + p * input_plane_ + (to - from) * pitch,
+                  (last - to) * pitch + depths_.beyond());
+        }
+        // What tiles make of numbers that are not plain is wrong. All of a sample's segments
+        // decide, so that it does not matter how long other samples are.
+        if (Product::is_partial && !magnitude.is_plain()) {
+            __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
+        }
+    }
+
+    // Whether what tiles read of windows of a sample, and in place of rows that are missing, lies
+    // within the batch.
+    bool tiles_are_within(int64_t n, Range windows) const {
+        const int64_t rows = divide_rounding_up(windows.count(), tile_rows) * tile_rows;
+        const int64_t last = window_start(shape_, windows.begin + rows - 1) +
+                             shape_.dilation * (shape_.kernel_size - 1);
         return last * call_.input.stride_length <=
                (shape_.batch - 1 - n) * call_.input.stride_batch +
                    (shape_.length - 1) * call_.input.stride_length;
@@ -360,17 +313,19 @@ class ConvolutionForwardKernel {
         std::memset(static_cast<void*>(numbers), 0, static_cast<std::size_t>(count) * sizeof(Left));
     }
 
-    // The convolution of `tile` windows from `window` on with one panel of filters, without bias.
+    // The convolution of `tile` rows from `row` on with one panel of filters, without bias.
     void convolve(Vector* sums, int tile, int64_t vectors, const SampleRows<Left>& rows,
-                  int64_t window, const typename Product::Packed* panel) const {
+                  Range segments, int64_t row, const typename Product::Packed* panel) const {
         const int64_t channels = shape_.channels;
         const int64_t taps = shape_.kernel_size;
-        const int64_t start = window_start(shape_, window);
         if constexpr (Product::in_tiles) {
-            Product::multiply(sums, tile, vectors, rows.at(start), window_stride() * rows.stride,
-                              input_plane_, offsets_, panel, layout_.depth);
+            const int64_t stride = window_stride() * rows.stride;
+            Product::multiply(sums, tile, vectors, rows.rows + row * stride, stride, input_plane_,
+                              offsets_, panel, layout_.depth);
             return;
         } else {
+            const int64_t window = stretches_->segment(segments.begin).windows.begin + row;
+            const int64_t start = window_start(shape_, window);
             const int64_t last_start = start + (tile - 1) * shape_.stride;
             const int64_t span = shape_.dilation * (taps - 1);
             const Left* pointers[Product::rows] = {};
@@ -392,113 +347,120 @@ class ConvolutionForwardKernel {
         }
     }
 
-    void convolve_into_maxima(const SampleRows<Left>& rows, int64_t begin, int64_t end,
-                              int64_t panel, T* maxima, T* winners, bool first_stretch) const {
+    // The maxima of segments over their windows, for one panel.
+    void max_over_time(const SampleRows<Left>& rows, Range segments, int64_t panel) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
+        const int64_t first_row = stretches_->segment(segments.begin).row;
         Vector best[panel_vectors], winner[panel_vectors];
-        for (int64_t v = 0; v < vectors; ++v) {
-            // Any window takes the place of -infinity but one that is itself -infinity: the first
-            // window is the winner until another takes its place.
-            best[v] = first_stretch ? Vector::broadcast(minus_infinity)
-                                    : Vector::load(maxima + v * Vector::width);
-            winner[v] =
-                first_stretch ? Vector::from_integer(0) : Vector::load(winners + v * Vector::width);
-        }
-        Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
-            Vector sums[Product::rows * Product::vectors];
-            convolve(sums, tile, vectors, rows, begin + first, weights);
+        // Any window takes the place of -infinity but one that is itself -infinity: the first
+        // window is the winner until another takes its place.
+        const auto begin = [&](const WindowSegment& segment) {
             for (int64_t v = 0; v < vectors; ++v) {
-                Vector maximum_so_far = best[v], winner_so_far = winner[v];
-                for (int m = 0; m < tile; ++m) {
-                    take_maximum(sums[m * vectors + v], Vector::from_integer(begin + first + m),
-                                 maximum_so_far, winner_so_far);
+                best[v] = Vector::broadcast(minus_infinity);
+                winner[v] = Vector::from_integer(segment.windows.begin);
+            }
+        };
+        int64_t current = segments.begin;
+        begin(stretches_->segment(current));
+        Product::for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
+            Vector sums[Product::rows * Product::vectors];
+            convolve(sums, tile, vectors, rows, segments, first, weights);
+            while (current < segments.end) {
+                const WindowSegment& segment = stretches_->segment(current);
+                const int64_t begins = segment.row - first_row;
+                const int64_t ends = begins + segment.windows.count();
+                const int64_t end = smaller(ends, first + tile);
+                for (int64_t v = 0; v < vectors; ++v) {
+                    Vector maximum_so_far = best[v], winner_so_far = winner[v];
+                    for (int64_t row = larger(begins, first); row < end; ++row) {
+                        PooledOutput<Vector>::take_maximum(
+                            sums[(row - first) * vectors + v],
+                            Vector::from_integer(segment.windows.begin + row - begins),
+                            maximum_so_far, winner_so_far);
+                    }
+                    best[v] = maximum_so_far;
+                    winner[v] = winner_so_far;
                 }
-                best[v] = maximum_so_far;
-                winner[v] = winner_so_far;
+                if (ends > first + tile) break;
+                take_maxima(segment, panel, best, winner);
+                if (++current < segments.end) begin(stretches_->segment(current));
             }
         });
-        for (int64_t v = 0; v < vectors; ++v) {
-            best[v].store(maxima + v * Vector::width);
-            winner[v].store(winners + v * Vector::width);
+    }
+
+    // The maxima of a segment: a sample's, or those of a part of it.
+    void take_maxima(const WindowSegment& segment, int64_t panel, const Vector* best,
+                     const Vector* winner) const {
+        for (int64_t v = 0; v < layout_.units_of(panel); ++v) {
+            const int64_t filter = layout_.first_column(panel) + v * Vector::width;
+            if (segment.part < 0) {
+                pooled_.finish(segment.sample, 0, filter, best[v], winner[v]);
+            } else {
+                T* part = maxima_of_part(segment.part) + filter;
+                best[v].store(part);
+                winner[v].store(part + maxima_elements());
+            }
         }
     }
 
-    void convolve_into_memory(const SampleRows<Left>& rows, int64_t begin, int64_t end,
-                              int64_t panel, T* convolution) const {
+    // The maxima of those samples that are cut whose first parts are among these segments.
+    void join_parts(Range segments) const {
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            const WindowSegment& first = stretches_->segment(i);
+            if (first.part < 0 || first.windows.begin > 0) continue;
+            int64_t end = i;
+            while (end < stretches_->segment_count() &&
+                   stretches_->segment(end).sample == first.sample) {
+                ++end;
+            }
+            for (int64_t filter = 0; filter < shape_.filters; filter += Vector::width) {
+                const T* part = maxima_of_part(first.part) + filter;
+                Vector best = Vector::load(part), winner = Vector::load(part + maxima_elements());
+                for (int64_t later = 1; later < end - i; ++later) {
+                    part += part_elements();
+                    PooledOutput<Vector>::take_maximum(
+                        Vector::load(part), Vector::load(part + maxima_elements()), best, winner);
+                }
+                pooled_.finish(first.sample, 0, filter, best, winner);
+            }
+        }
+    }
+
+    void convolve_into_memory(const SampleRows<Left>& rows, Range segments, int64_t panel,
+                              T* convolution) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
-        Product::for_each_tile(end - begin, [&](int64_t first, int tile) {
+        Product::for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
             Vector sums[Product::rows * Product::vectors];
-            convolve(sums, tile, vectors, rows, begin + first, weights);
+            convolve(sums, tile, vectors, rows, segments, first, weights);
             for (int64_t i = 0; i < tile * vectors; ++i) {
                 sums[i].store(convolution + (first * vectors + i) * Vector::width);
             }
         });
     }
 
-    void pool_from_memory(int64_t n, int64_t pool, int64_t first_window, int64_t panel,
-                          const T* convolution) const {
+    void pool_from_memory(Range segments, int64_t panel, const T* convolution) const {
         const int64_t vectors = layout_.units_of(panel);
-        const int64_t begin = pool * shape_.pool_stride;
-        for (int64_t v = 0; v < vectors; ++v) {
-            Vector best = Vector::broadcast(minus_infinity);
-            Vector winner = Vector::from_integer(begin);
-            for (int64_t window = begin; window < begin + shape_.pool_size; ++window) {
-                const int64_t row = window - first_window;
-                take_maximum(Vector::load(convolution + (row * vectors + v) * Vector::width),
-                             Vector::from_integer(window), best, winner);
+        const int64_t first_row = stretches_->segment(segments.begin).row;
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            const WindowSegment& segment = stretches_->segment(i);
+            const int64_t first_window = segment.windows.begin - (segment.row - first_row);
+            for (int64_t pool = segment.pools.begin; pool < segment.pools.end; ++pool) {
+                const int64_t begin = pool * shape_.pool_stride;
+                for (int64_t v = 0; v < vectors; ++v) {
+                    Vector best = Vector::broadcast(minus_infinity);
+                    Vector winner = Vector::from_integer(begin);
+                    for (int64_t window = begin; window < begin + shape_.pool_size; ++window) {
+                        const int64_t row = window - first_window;
+                        PooledOutput<Vector>::take_maximum(
+                            Vector::load(convolution + (row * vectors + v) * Vector::width),
+                            Vector::from_integer(window), best, winner);
+                    }
+                    pooled_.finish(segment.sample, pool,
+                                   layout_.first_column(panel) + v * Vector::width, best, winner);
+                }
             }
-            finish(n, pool, layout_.first_column(panel) + v * Vector::width, best, winner);
-        }
-    }
-
-    static void take_maximum(Vector candidate, Vector window, Vector& best, Vector& winner) {
-        const typename Vector::Mask better = replaces_maximum(candidate, best);
-        best = select(better, candidate, best);
-        winner = select(better, window, winner);
-    }
-
-    // Bias and activation of one vector of maxima; writes them and their windows.
-    void finish(int64_t n, int64_t pool, int64_t filter, Vector best, Vector winner) const {
-        const int64_t count = smaller(Vector::width, shape_.filters - filter);
-        if (call_.bias != nullptr) best = best + load_up_to<Vector>(call_.bias + filter, count);
-        best = activate(shape_.activation, best);
-        T* output = call_.output + n * call_.output_stride_batch +
-                    pool * call_.output_stride_pooled + filter * call_.output_stride_filter;
-        if (call_.output_stride_filter == 1) {
-            store_up_to(best, output, count);
-        } else {
-            T values[Vector::width];
-            best.store(values);
-            for (int64_t lane = 0; lane < count; ++lane) {
-                output[lane * call_.output_stride_filter] = values[lane];
-            }
-        }
-        if (call_.argmax == nullptr) return;
-        T bits[Vector::width];
-        winner.store(bits);
-        int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters + filter;
-        for (int64_t lane = 0; lane < count; ++lane) {
-            typename Vector::Integer window;
-            std::memcpy(&window, bits + lane, sizeof window);
-            argmax[lane] = static_cast<int32_t>(window);
-        }
-    }
-
-    // Zeros for the pools from `pools` on, which this sample is too short for.
-    void no_window(int64_t n, int64_t pools, Range panels) const {
-        const int64_t first = layout_.first_column(panels.begin);
-        const int64_t last = smaller(shape_.filters, layout_.first_column(panels.end));
-        for (int64_t pool = pools; pool < shape_.pooled; ++pool) {
-            T* output =
-                call_.output + n * call_.output_stride_batch + pool * call_.output_stride_pooled;
-            for (int64_t filter = first; filter < last; ++filter) {
-                output[filter * call_.output_stride_filter] = 0;
-            }
-            if (call_.argmax == nullptr) continue;
-            int32_t* argmax = call_.argmax + (n * shape_.pooled + pool) * shape_.filters;
-            for (int64_t filter = first; filter < last; ++filter) argmax[filter] = -1;
         }
     }
 
@@ -507,14 +469,15 @@ class ConvolutionForwardKernel {
     const ConvolutionShape& shape_;
     const WindowDepths depths_;
     const PanelLayout<Vector> layout_;
+    const PooledOutput<Vector> pooled_;
     const bool direct_;  // the input is read in place
-    const int64_t windows_per_stretch_;
-    const int64_t pools_per_stretch_;
-    const int64_t input_plane_;
+    const WindowStretches* stretches_ = nullptr;
+    int64_t input_plane_ = 0;
     typename Product::Packed* packed_ = nullptr;
     const Left* zeros_ = nullptr;
     const int64_t* places_ = nullptr;   // where a filter's numbers, as they lie, go when packed
     const int64_t* offsets_ = nullptr;  // of blocks of depths, in a window
+    T* parts_ = nullptr;                // the maxima of parts of samples
     uint8_t* left_out_ = nullptr;       // by sample: whether it is left to vectors
 };
 

@@ -51,21 +51,22 @@ static inline bool is_within(const ConvolutionShape& shape, int64_t start, int64
     return start >= 0 && start + shape.dilation * (shape.kernel_size - 1) < length;
 }
 
-// Reads `positions` positions that begin at `source` for a (positions, C) contiguous target. Calls
-// store_run(numbers, offset, count) for numbers that lie side by side, else store(vector, offset,
-// count) for a vector's worth or less of channels at a time.
+// Reads `positions` positions that begin at `source` for a target with `pitch` numbers from each to
+// the next. Calls store_run(numbers, offset, count, room) for numbers that lie side by side, else
+// store(vector, offset, count, room) for a vector's worth or less of channels at a time; room: up
+// to what the target has no other numbers.
 template <class Vector, class Number, class StoreRun, class Store>
 inline void read_positions(const ConvolutionShape& shape, const SequenceView& input,
-                           const Number* source, int64_t positions, StoreRun&& store_run,
-                           Store&& store) {
+                           const Number* source, int64_t positions, int64_t pitch,
+                           StoreRun&& store_run, Store&& store) {
     const int64_t channels = shape.channels;
-    if (input.stride_channel == 1 && input.stride_length == channels) {
-        store_run(source, 0, positions * channels);
+    if (input.stride_channel == 1 && input.stride_length == channels && pitch == channels) {
+        store_run(source, 0, positions * channels, positions * channels);
         return;
     }
     if (input.stride_channel == 1) {
         for (int64_t position = 0; position < positions; ++position) {
-            store_run(source + position * input.stride_length, position * channels, channels);
+            store_run(source + position * input.stride_length, position * pitch, channels, pitch);
         }
         return;
     }
@@ -91,30 +92,32 @@ inline void read_positions(const ConvolutionShape& shape, const SequenceView& in
                 }
                 for (int64_t i = 0; i < at_once; ++i) columns[i] = Vector::load(numbers[i]);
             }
+            const int64_t room = left == channels - channel ? pitch - channel : left;
             for (int64_t i = 0; i < here; ++i) {
-                store(columns[i], (position + i) * channels + channel, left);
+                store(columns[i], (position + i) * pitch + channel, left, room);
             }
         }
     }
 }
 
-// Positions [begin, end) of a sample, (end - begin, C) contiguous, as the left operand of a
-// product: plane after plane, `plane` numbers apart.
+// Positions [begin, end) of a sample as the left operand of a product: plane after plane, `plane`
+// numbers apart, in each its channels side by side, positions `pitch` apart, zeros between.
 template <class Vector, class Product>
 inline void pack_positions(const ConvolutionShape& shape, const SequenceView& input, int64_t sample,
-                           int64_t begin, int64_t end, typename Product::Left* target,
-                           int64_t plane, typename Product::Magnitude& magnitude) {
+                           int64_t begin, int64_t end, int64_t pitch,
+                           typename Product::Left* target, int64_t plane,
+                           typename Product::Magnitude& magnitude) {
     const int64_t first = sample * input.stride_batch + begin * input.stride_length;
     with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
         read_positions<Vector>(
-            shape, input, numbers + first, end - begin,
-            [&](const auto* run, int64_t offset, int64_t count) {
-                Product::store_left(run, count, target + offset, plane, magnitude);
+            shape, input, numbers + first, end - begin, pitch,
+            [&](const auto* run, int64_t offset, int64_t count, int64_t room) {
+                Product::store_left(run, count, room, target + offset, plane, magnitude);
             },
-            [&](Vector columns, int64_t offset, int64_t count) {
+            [&](Vector columns, int64_t offset, int64_t count, int64_t room) {
                 typename Vector::Element line[Vector::width];
                 columns.store(line);
-                Product::store_left(line, count, target + offset, plane, magnitude);
+                Product::store_left(line, count, room, target + offset, plane, magnitude);
             });
     });
 }

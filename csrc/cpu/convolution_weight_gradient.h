@@ -105,7 +105,7 @@ class ConvolutionWeightGradient {
             const int64_t n = samples.begin + i;
             typename VectorProduct<Vector>::Magnitude magnitude;
             pack_positions<Vector, VectorProduct<Vector>>(
-                shape_, call_.input, n, 0, sample_length(shape_, call_.lengths, n),
+                shape_, call_.input, n, 0, sample_length(shape_, call_.lengths, n), shape_.channels,
                 packed_.data() + i * stride_batch_, 0, magnitude);
         }
     }

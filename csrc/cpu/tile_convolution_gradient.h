@@ -148,13 +148,15 @@ class TileInputGradient {
                         static_cast<std::size_t>(rows * filters + tile_depth) * sizeof(Left));
         }
         typename Product::Magnitude unused;
-        for_each_window_gradient(
-            shape_, call_.argmax, gradients_, n, windows, line, [&](int64_t window, T* numbers) {
-                const int64_t row = window - first;
-                if (row < 0 || row >= rows) return;
-                for (int64_t f = 0; f < filters && scale != T(1); ++f) numbers[f] *= scale;
-                Product::store_left(numbers, filters, left + row * filters, plane_, unused);
-            });
+        for_each_window_gradient(shape_, call_.argmax, gradients_, n, windows, line,
+                                 [&](int64_t window, T* numbers) {
+                                     const int64_t row = window - first;
+                                     if (row < 0 || row >= rows) return;
+                                     for (int64_t f = 0; f < filters && scale != T(1); ++f)
+                                         numbers[f] *= scale;
+                                     Product::store_left(numbers, filters, filters,
+                                                         left + row * filters, plane_, unused);
+                                 });
         const Vector inverse = Vector::broadcast(T(1) / scale);
         for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
             const auto* weights = Product::panel(packed_.data(), layout_, panel);
@@ -283,7 +285,7 @@ class TileWindowsGradient {
         const int64_t before = shape_.padding_left * channels, own = length * channels;
         std::memset(positions, 0, static_cast<std::size_t>(before) * sizeof(T));
         typename VectorProduct<Vector>::Magnitude magnitude;
-        pack_positions<Vector, VectorProduct<Vector>>(shape_, call_.input, n, 0, length,
+        pack_positions<Vector, VectorProduct<Vector>>(shape_, call_.input, n, 0, length, channels,
                                                       positions + before, 0, magnitude);
         std::memset(positions + before + own, 0,
                     static_cast<std::size_t>(positions_ * channels - before - own) * sizeof(T));

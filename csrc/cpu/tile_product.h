@@ -104,12 +104,10 @@ struct TileProduct {
     static constexpr bool cuts = planes > 1;
     static constexpr int64_t block_depth = TileConfiguration::depth;
 
-    // Whether a convolution of a sample is: not, with three planes, where its windows would leave
-    // more than a quarter of the tiles empty (50 sentences of 20 words, 100 filters of 3: 0.82 ms,
-    // by vectors 0.63).
-    static bool pays_for(int64_t windows) {
-        const int64_t rows_of_tiles = divide_rounding_up(windows, tile_rows) * tile_rows;
-        return planes < 3 || 4 * windows >= 3 * rows_of_tiles;
+    // Whether a convolution of a sample is: not, with three planes, where more than a quarter of
+    // the rows would be between samples, `apart` of them for a sample.
+    static bool pays_for(int64_t windows, int64_t apart) {
+        return planes < 3 || windows >= 3 * apart;
     }
 
     // Whether a recurrence is faster in tiles than by vectors: not a single step, which would pack
@@ -320,25 +318,26 @@ struct TileProduct {
             [offsets](int64_t block) { return offsets[block] * bytes; }, panel, depth);
     }
 
-    // Stores numbers that lie side by side as a left operand's planes, `plane` numbers apart.
+    // Stores numbers that lie side by side as a left operand's planes, `plane` numbers apart, and
+    // zeros behind them up to `room` numbers, less than a block more.
     template <class Number>
-    static void store_left(const Number* numbers, int64_t count, Left* target, int64_t plane,
-                           Magnitude& magnitude) {
-        constexpr int64_t at_once = 2 * Vector::width;
+    static void store_left(const Number* numbers, int64_t count, int64_t room, Left* target,
+                           int64_t plane, Magnitude& magnitude) {
         int64_t i = 0;
-        for (; i + at_once <= count; i += at_once) {
-            const Vector low = load_up_to<Vector>(numbers + i, Vector::width);
-            const Vector high = load_up_to<Vector>(numbers + i + Vector::width, Vector::width);
+        for (; i + block_depth <= room; i += block_depth) {
+            const Vector low = load_up_to<Vector>(numbers + i, count - i);
+            const Vector high =
+                load_up_to<Vector>(numbers + i + Vector::width, count - i - Vector::width);
             magnitude.take(low);
             magnitude.take(high);
             store_planes(low, high, target + i, plane);
         }
-        for (; i < count; i += Vector::width) {
+        for (; i < room; i += Vector::width) {
             Vector rest = load_up_to<Vector>(numbers + i, count - i);
             magnitude.take(rest);
             for (int p = 0; p < planes; ++p) {
                 const __m256i rounded = rounded_to_bfloat16(rest.value);
-                _mm256_mask_storeu_epi16(target + p * plane + i, Vector::first(count - i), rounded);
+                _mm256_mask_storeu_epi16(target + p * plane + i, Vector::first(room - i), rounded);
                 if (p + 1 < planes) rest = rest - widened(rounded);
             }
         }

@@ -59,7 +59,7 @@ struct VectorProduct {
 
     // Stores numbers that lie side by side as a left operand's.
     template <class Number>
-    static void store_left(const Number* numbers, int64_t count, Left* target, int64_t,
+    static void store_left(const Number* numbers, int64_t count, int64_t, Left* target, int64_t,
                            Magnitude&) {
         for (int64_t i = 0; i < count; i += Vector::width) {
             store_up_to(load_up_to<Vector>(numbers + i, count - i), target + i, count - i);

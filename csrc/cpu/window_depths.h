@@ -1,6 +1,9 @@
 // The order in which the k C numbers of a window are multiplied, its depths: as they lie, tap after
-// tap, of each its channels. Matrix tiles take 32 depths at once; of dilated windows, whose taps do
-// not follow each other, each tap's channels are filled up to whole blocks of them.
+// tap, of each its channels. Matrix tiles take 32 depths at once; each tap's channels are filled up
+// to whole blocks of them where the taps do not follow each other (dilation), and where that makes
+// few blocks more: a copy of the input then has rows of whole cache lines, of which a tile reads
+// one a row in place of two (50 sentences of 56 words, 300 numbers each, 100 filters of 3, three
+// planes: 1.42 ms, so 1.20).
 //
 // Tried without gain, in tiles: 32 channels after 32 channels, of each all taps, so that what one
 // tap reads is in L1 for the next (2 % slower, three and one plane, 128 and 320 channels).
@@ -22,7 +25,7 @@ class WindowDepths {
           channels_(shape.channels),
           dilation_(shape.dilation),
           blocks_of_tap_(divide_rounding_up(channels_, tile_depth)),
-          fills_taps_(in_tiles && dilation_ > 1) {}
+          fills_taps_(in_tiles && (dilation_ > 1 || has_few_blocks_more())) {}
 
     // Depths, those included that are of no number.
     int64_t count() const {
@@ -34,17 +37,25 @@ class WindowDepths {
     bool are_whole_blocks() const { return !has_gaps() && count() % tile_depth == 0; }
     // The depth of a number.
     int64_t place(int64_t tap, int64_t channel) const {
-        return tap * (fills_taps_ ? blocks_of_tap_ * tile_depth : channels_) + channel;
+        return tap * (fills_taps_ ? pitch() : channels_) + channel;
     }
-    // Of 32 depths, where the first one's number is, behind the window's first one, in positions
-    // that follow each other without a gap.
+    // Numbers from a position to the next in a copy of the input, zeros behind the last channel.
+    int64_t pitch() const { return fills_taps_ ? blocks_of_tap_ * tile_depth : channels_; }
+    // Numbers that the last block of a window reaches beyond its positions, of such a copy.
+    int64_t beyond() const { return blocks() * tile_depth - count(); }
+    // Of 32 depths, where the first one's number is, behind the window's first one, in such a copy.
     int64_t blocks() const { return divide_rounding_up(count(), tile_depth); }
     int64_t offset(int64_t block) const {
         if (!fills_taps_) return block * tile_depth;
-        return block / blocks_of_tap_ * dilation_ * channels_ + block % blocks_of_tap_ * tile_depth;
+        return block / blocks_of_tap_ * dilation_ * pitch() + block % blocks_of_tap_ * tile_depth;
     }
 
  private:
+    bool has_few_blocks_more() const {
+        const int64_t tight = divide_rounding_up(taps_ * channels_, tile_depth);
+        return 8 * taps_ * blocks_of_tap_ <= 9 * tight;
+    }
+
     const int64_t taps_;
     const int64_t channels_;
     const int64_t dilation_;

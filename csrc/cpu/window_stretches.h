@@ -1,0 +1,163 @@
+// The windows of a batch, cut into stretches that are worked on at a time, so that their input
+// stays in L2 while all panels of filters pass: of a few whole samples, or of a part of a long one.
+//
+// In matrix tiles the windows of a stretch are rows that follow each other through its samples: of
+// sentences of 20 words a tile of 32 rows would else be half empty. Between two samples lie rows
+// whose windows reach from one into the other; what they give is left unused.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/scratch.h"
+#include "convolution_input.h"
+#include "kernels.h"
+#include "window_depths.h"
+
+namespace seqkernels {
+
+// Windows of one sample in a stretch, and the pools that they fill.
+struct WindowSegment {
+    int64_t sample;
+    Range windows;
+    Range pools;
+    int64_t row;   // of the stretch, that of its first window
+    int64_t part;  // counted over all parts of samples that are cut; -1 where it is a whole sample
+};
+
+struct StretchRule {
+    int64_t most_rows;    // of a stretch: whole units, and no pool's windows are more
+    int64_t unit;         // rows that cost as much as one
+    int64_t rows_apart;   // between a sample's last window and the next sample's first
+    int64_t least_alone;  // windows from which on a sample shares its stretch with no other
+};
+
+// How the windows of a batch are cut: so that the input of a stretch, and the convolution where it
+// is kept, stay in L2 while all panels of filters pass, and every thread has a few of them.
+template <class Product>
+inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* lengths,
+                                const WindowDepths& depths, bool is_read_in_place, int threads) {
+    using T = typename Product::T;
+    constexpr int64_t element_bytes = sizeof(T);
+    constexpr int64_t unit = Product::rows;
+    constexpr int64_t least = 96;  // below, reading the weights again would cost more
+    // Cores with matrix tiles have 2 MiB of L2.
+    constexpr int64_t stretch_bytes = (Product::in_tiles ? 256 : 128) * 1024;
+    constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
+    const int64_t pitch = larger(1, depths.pitch());
+    const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
+    const int64_t positions = stretch_bytes / (pitch * element_bytes);
+    const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
+    StretchRule rule{};
+    rule.unit = unit;
+    if (Product::in_tiles) {
+        const int64_t taken = reach + divide_rounding_up(depths.beyond(), pitch);
+        rule.rows_apart = divide_rounding_up(taken, shape.stride) - 1;
+    }
+    int64_t rows = 0;
+    for (int64_t n = 0; n < shape.batch; ++n) {
+        rows += shape.windows(sample_length(shape, lengths, n)) + rule.rows_apart;
+    }
+    constexpr int64_t stretches_of_thread = 4;
+    const int64_t even = divide_rounding_up(rows, threads * stretches_of_thread);
+    rule.most_rows = larger(least, smaller(fitting, even));
+    if (shape.pool_size > 0) {
+        // The convolution is kept; and where pools overlap, the windows that two stretches share
+        // are computed twice: few, against four pools' windows.
+        rule.most_rows =
+            larger(smaller(rule.most_rows, stretch_bytes / panel_bytes),
+                   smaller(larger(1, shape.windows(shape.length)), 4 * shape.pool_size));
+    }
+    rule.most_rows = divide_rounding_up(rule.most_rows, unit) * unit;
+    // To share a stretch, samples that are read in place are copied; and between windows far apart
+    // there would be more positions than in them.
+    rule.least_alone = shape.stride > reach ? 1 : is_read_in_place ? least : rule.most_rows + 1;
+    return rule;
+}
+
+class WindowStretches {
+ public:
+    // is_wanted(n, windows): whether sample n is cut; others are left out.
+    template <class IsWanted>
+    WindowStretches(const ConvolutionShape& shape, const int64_t* lengths, const StretchRule& rule,
+                    IsWanted&& is_wanted)
+        : segment_count_(count_segments(shape, lengths, rule, is_wanted)),
+          segments_(segment_count_),
+          first_segments_(segment_count_ + 1) {
+        int64_t index = 0;
+        cut(shape, lengths, rule, is_wanted, [&](const WindowSegment& segment) {
+            if (segment.row == 0) first_segments_.data()[count_++] = index;
+            segments_.data()[index++] = segment;
+            if (segment.part >= 0) part_count_ = segment.part + 1;
+            most_rows_ = larger(most_rows_, segment.row + segment.windows.count());
+        });
+        first_segments_.data()[count_] = segment_count_;
+    }
+
+    int64_t count() const { return count_; }
+    Range segments(int64_t stretch) const {
+        return {first_segments_.data()[stretch], first_segments_.data()[stretch + 1]};
+    }
+    int64_t segment_count() const { return segment_count_; }
+    int64_t part_count() const { return part_count_; }
+    // Rows of the longest stretch.
+    int64_t most_rows() const { return most_rows_; }
+    int64_t rows(Range segments) const {
+        const WindowSegment& last = segment(segments.end - 1);
+        return last.row + last.windows.count() - segment(segments.begin).row;
+    }
+    const WindowSegment& segment(int64_t index) const { return segments_.data()[index]; }
+
+ private:
+    template <class IsWanted>
+    static int64_t count_segments(const ConvolutionShape& shape, const int64_t* lengths,
+                                  const StretchRule& rule, IsWanted&& is_wanted) {
+        int64_t count = 0;
+        cut(shape, lengths, rule, is_wanted, [&](const WindowSegment&) { ++count; });
+        return count;
+    }
+
+    // Calls take(segment) for every segment in order; a stretch begins at row 0.
+    template <class IsWanted, class Take>
+    static void cut(const ConvolutionShape& shape, const int64_t* lengths, const StretchRule& rule,
+                    IsWanted&& is_wanted, Take&& take) {
+        const bool is_over_time = shape.pool_size == 0;
+        // What a sample is cut into: windows, or pools.
+        const int64_t most = is_over_time
+                                 ? rule.most_rows
+                                 : (rule.most_rows - shape.pool_size) / shape.pool_stride + 1;
+        const int64_t unit = is_over_time ? rule.unit : 1;
+        int64_t next_row = rule.most_rows, next_part = 0;
+        for (int64_t n = 0; n < shape.batch; ++n) {
+            const int64_t windows = shape.windows(sample_length(shape, lengths, n));
+            const int64_t pools = shape.pools(windows);
+            if (pools == 0 || !is_wanted(n, windows)) continue;
+            const int64_t count = is_over_time ? windows : pools;
+            const int64_t parts = divide_rounding_up(count, most);
+            const int64_t even = divide_rounding_up(count, parts);
+            const int64_t each = parts == 1 ? count : divide_rounding_up(even, unit) * unit;
+            for (int64_t begin = 0; begin < count; begin += each) {
+                const Range part{begin, smaller(count, begin + each)};
+                WindowSegment segment{n, part, {0, 1}, next_row, parts == 1 ? -1 : next_part++};
+                if (!is_over_time) {
+                    segment.pools = part;
+                    segment.windows = {part.begin * shape.pool_stride,
+                                       (part.end - 1) * shape.pool_stride + shape.pool_size};
+                }
+                const int64_t rows = segment.windows.count();
+                const bool is_alone = rows >= rule.least_alone;
+                if (is_alone || segment.row + rows > rule.most_rows) segment.row = 0;
+                take(segment);
+                next_row = is_alone ? rule.most_rows : segment.row + rows + rule.rows_apart;
+            }
+        }
+    }
+
+    const int64_t segment_count_;
+    const Scratch<WindowSegment> segments_;
+    const Scratch<int64_t> first_segments_;
+    int64_t count_ = 0;
+    int64_t part_count_ = 0;
+    int64_t most_rows_ = 0;
+};
+
+}  // namespace seqkernels

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 #include <sched.h>
 
+#include "range.h"
+
 namespace seqkernels {
 namespace {
 
@@ -72,6 +74,23 @@ void run_parallel(int threads, void (*body)(void*, int, int), void* context) {
     }
     Region region{body, context};
     openmp().parallel(enter, &region, static_cast<unsigned>(threads), 0);
+}
+
+SharedItems::SharedItems(int64_t count, int threads)
+    : count_(count), threads_(threads), counters_(new Counter[static_cast<std::size_t>(threads)]) {}
+
+SharedItems::~SharedItems() = default;
+
+int64_t SharedItems::take(int thread) {
+    for (int i = 0; i < threads_; ++i) {
+        const int owner = (thread + i) % threads_;
+        const Range part = part_of(count_, 1, owner, threads_);
+        const int64_t item =
+            part.begin + counters_[static_cast<std::size_t>(owner)].taken.fetch_add(
+                             1, std::memory_order_relaxed);
+        if (item < part.end) return item;
+    }
+    return -1;
 }
 
 void Barrier::wait(int threads) {

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <type_traits>
 
@@ -34,6 +36,27 @@ void run_parallel(int threads, Body&& body) {
         },
         &body);
 }
+
+// Items shared out among the threads of one region as they get on: each takes those of its own part
+// in turn, call after call the same ones, which its cache may still hold, then what others have
+// left of theirs.
+class SharedItems {
+ public:
+    SharedItems(int64_t count, int threads);
+    ~SharedItems();
+    SharedItems(const SharedItems&) = delete;
+    SharedItems& operator=(const SharedItems&) = delete;
+    // An item for a thread, or -1 where none is left.
+    int64_t take(int thread);
+
+ private:
+    struct alignas(64) Counter {
+        std::atomic<int64_t> taken{0};
+    };
+    const int64_t count_;
+    const int threads_;
+    const std::unique_ptr<Counter[]> counters_;
+};
 
 // A barrier for the threads of one region. It spins, since a step of a recurrence lasts
 // microseconds, and gives its core away after a thousand turns, so that a machine with

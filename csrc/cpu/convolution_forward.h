@@ -43,6 +43,7 @@ template <class Vector, class Product>
 class ConvolutionForwardKernel {
     using T = typename Vector::Element;
     using Left = typename Product::Left;
+    using Pooled = PooledOutput<Vector>;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
     static constexpr int64_t tile_rows = TileConfiguration::rows;
@@ -132,7 +133,7 @@ class ConvolutionForwardKernel {
         offsets_ = offsets.data();
         parts_ = parts.data();
 
-        std::atomic<int64_t> next{0};
+        SharedItems shared(items, threads);
         std::atomic<bool> are_plain{true};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
@@ -142,7 +143,7 @@ class ConvolutionForwardKernel {
             if (!pack_weight(part_of(panels, 1, thread, granted), mine.panel)) are_plain = false;
             barrier.wait(granted);
             if (!are_plain) return;
-            for (int64_t item = next++; item < items; item = next++) {
+            for (int64_t item = shared.take(thread); item >= 0; item = shared.take(thread)) {
                 stretch(stretches_->segments(item / groups),
                         part_of(panels, 1, item % groups, groups), mine);
             }
@@ -347,22 +348,23 @@ class ConvolutionForwardKernel {
         }
     }
 
+    // Any window takes the place of -infinity but one that is itself -infinity: the first window is
+    // the winner until another takes its place.
+    static void begin_maxima(int64_t first_window, Vector* best, Vector* winner) {
+        for (int v = 0; v < panel_vectors; ++v) {
+            best[v] = Vector::broadcast(minus_infinity);
+            winner[v] = Vector::from_integer(first_window);
+        }
+    }
+
     // The maxima of segments over their windows, for one panel.
     void max_over_time(const SampleRows<Left>& rows, Range segments, int64_t panel) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
         const int64_t first_row = stretches_->segment(segments.begin).row;
         Vector best[panel_vectors], winner[panel_vectors];
-        // Any window takes the place of -infinity but one that is itself -infinity: the first
-        // window is the winner until another takes its place.
-        const auto begin = [&](const WindowSegment& segment) {
-            for (int64_t v = 0; v < vectors; ++v) {
-                best[v] = Vector::broadcast(minus_infinity);
-                winner[v] = Vector::from_integer(segment.windows.begin);
-            }
-        };
         int64_t current = segments.begin;
-        begin(stretches_->segment(current));
+        begin_maxima(stretches_->segment(current).windows.begin, best, winner);
         Product::for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
             Vector sums[Product::rows * Product::vectors];
             convolve(sums, tile, vectors, rows, segments, first, weights);
@@ -371,20 +373,24 @@ class ConvolutionForwardKernel {
                 const int64_t begins = segment.row - first_row;
                 const int64_t ends = begins + segment.windows.count();
                 const int64_t end = smaller(ends, first + tile);
-                for (int64_t v = 0; v < vectors; ++v) {
-                    Vector maximum_so_far = best[v], winner_so_far = winner[v];
-                    for (int64_t row = larger(begins, first); row < end; ++row) {
-                        PooledOutput<Vector>::take_maximum(
-                            sums[(row - first) * vectors + v],
-                            Vector::from_integer(segment.windows.begin + row - begins),
-                            maximum_so_far, winner_so_far);
-                    }
-                    best[v] = maximum_so_far;
-                    winner[v] = winner_so_far;
+                const int64_t begin_row = larger(begins, first);
+                if (begin_row < end) {
+                    Pooled::template take<panel_vectors>(
+                        end - begin_row, vectors,
+                        [&](int64_t row, int64_t v) {
+                            return sums[(begin_row - first + row) * vectors + v];
+                        },
+                        [&](int64_t row, int64_t) {
+                            return Vector::from_integer(segment.windows.begin + begin_row - begins +
+                                                        row);
+                        },
+                        best, winner);
                 }
                 if (ends > first + tile) break;
                 take_maxima(segment, panel, best, winner);
-                if (++current < segments.end) begin(stretches_->segment(current));
+                if (++current < segments.end) {
+                    begin_maxima(stretches_->segment(current).windows.begin, best, winner);
+                }
             }
         });
     }
@@ -417,11 +423,13 @@ class ConvolutionForwardKernel {
             for (int64_t filter = 0; filter < shape_.filters; filter += Vector::width) {
                 const T* part = maxima_of_part(first.part) + filter;
                 Vector best = Vector::load(part), winner = Vector::load(part + maxima_elements());
-                for (int64_t later = 1; later < end - i; ++later) {
-                    part += part_elements();
-                    PooledOutput<Vector>::take_maximum(
-                        Vector::load(part), Vector::load(part + maxima_elements()), best, winner);
-                }
+                const auto later = [&](int64_t row) { return part + (row + 1) * part_elements(); };
+                Pooled::template take<1>(
+                    end - i - 1, 1, [&](int64_t row, int64_t) { return Vector::load(later(row)); },
+                    [&](int64_t row, int64_t) {
+                        return Vector::load(later(row) + maxima_elements());
+                    },
+                    &best, &winner);
                 pooled_.finish(first.sample, 0, filter, best, winner);
             }
         }
@@ -448,17 +456,19 @@ class ConvolutionForwardKernel {
             const int64_t first_window = segment.windows.begin - (segment.row - first_row);
             for (int64_t pool = segment.pools.begin; pool < segment.pools.end; ++pool) {
                 const int64_t begin = pool * shape_.pool_stride;
+                const T* numbers = convolution + (begin - first_window) * vectors * Vector::width;
+                Vector best[panel_vectors], winner[panel_vectors];
+                begin_maxima(begin, best, winner);
+                Pooled::template take<panel_vectors>(
+                    shape_.pool_size, vectors,
+                    [&](int64_t row, int64_t v) {
+                        return Vector::load(numbers + (row * vectors + v) * Vector::width);
+                    },
+                    [&](int64_t row, int64_t) { return Vector::from_integer(begin + row); }, best,
+                    winner);
                 for (int64_t v = 0; v < vectors; ++v) {
-                    Vector best = Vector::broadcast(minus_infinity);
-                    Vector winner = Vector::from_integer(begin);
-                    for (int64_t window = begin; window < begin + shape_.pool_size; ++window) {
-                        const int64_t row = window - first_window;
-                        PooledOutput<Vector>::take_maximum(
-                            Vector::load(convolution + (row * vectors + v) * Vector::width),
-                            Vector::from_integer(window), best, winner);
-                    }
-                    pooled_.finish(segment.sample, pool,
-                                   layout_.first_column(panel) + v * Vector::width, best, winner);
+                    const int64_t filter = layout_.first_column(panel) + v * Vector::width;
+                    pooled_.finish(segment.sample, pool, filter, best[v], winner[v]);
                 }
             }
         }
@@ -469,7 +479,7 @@ class ConvolutionForwardKernel {
     const ConvolutionShape& shape_;
     const WindowDepths depths_;
     const PanelLayout<Vector> layout_;
-    const PooledOutput<Vector> pooled_;
+    const Pooled pooled_;
     const bool direct_;  // the input is read in place
     const WindowStretches* stretches_ = nullptr;
     int64_t input_plane_ = 0;

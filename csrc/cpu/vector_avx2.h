@@ -90,6 +90,9 @@ struct Avx2Vector<float> {
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(integer)))};
     }
+    void store_integers(int32_t* target, int64_t count) const {
+        _mm256_maskstore_epi32(target, first(count), _mm256_castps_si256(value));
+    }
 
     friend Avx2Vector operator+(Avx2Vector a, Avx2Vector b) {
         return {_mm256_add_ps(a.value, b.value)};
@@ -115,9 +118,11 @@ struct Avx2Vector<float> {
     friend Mask at_most(Avx2Vector a, Avx2Vector b) {
         return _mm256_cmp_ps(a.value, b.value, _CMP_LE_OQ);
     }
-    friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
-        return _mm256_and_ps(_mm256_cmp_ps(candidate.value, best.value, _CMP_NLE_UQ),
-                             _mm256_cmp_ps(best.value, best.value, _CMP_ORD_Q));
+    friend Mask exceeds(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_ps(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend bool has_nan(Avx2Vector a) {
+        return _mm256_movemask_ps(_mm256_cmp_ps(a.value, a.value, _CMP_UNORD_Q)) != 0;
     }
     friend Avx2Vector select(Mask mask, Avx2Vector yes, Avx2Vector no) {
         return {_mm256_blendv_ps(no.value, yes.value, mask)};
@@ -203,6 +208,13 @@ struct Avx2Vector<double> {
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_pd(_mm256_set1_epi64x(integer))};
     }
+    void store_integers(int32_t* target, int64_t count) const {
+        alignas(32) int64_t integers[width];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(integers), _mm256_castpd_si256(value));
+        for (int64_t lane = 0; lane < count && lane < width; ++lane) {
+            target[lane] = static_cast<int32_t>(integers[lane]);
+        }
+    }
 
     friend Avx2Vector operator+(Avx2Vector a, Avx2Vector b) {
         return {_mm256_add_pd(a.value, b.value)};
@@ -228,9 +240,11 @@ struct Avx2Vector<double> {
     friend Mask at_most(Avx2Vector a, Avx2Vector b) {
         return _mm256_cmp_pd(a.value, b.value, _CMP_LE_OQ);
     }
-    friend Mask replaces_maximum(Avx2Vector candidate, Avx2Vector best) {
-        return _mm256_and_pd(_mm256_cmp_pd(candidate.value, best.value, _CMP_NLE_UQ),
-                             _mm256_cmp_pd(best.value, best.value, _CMP_ORD_Q));
+    friend Mask exceeds(Avx2Vector a, Avx2Vector b) {
+        return _mm256_cmp_pd(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend bool has_nan(Avx2Vector a) {
+        return _mm256_movemask_pd(_mm256_cmp_pd(a.value, a.value, _CMP_UNORD_Q)) != 0;
     }
     friend Avx2Vector select(Mask mask, Avx2Vector yes, Avx2Vector no) {
         return {_mm256_blendv_pd(no.value, yes.value, mask)};

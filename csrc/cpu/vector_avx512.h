@@ -84,6 +84,9 @@ struct Avx512Vector<float> {
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(integer)))};
     }
+    void store_integers(int32_t* target, int64_t count) const {
+        _mm512_mask_storeu_epi32(target, first(count), _mm512_castps_si512(value));
+    }
 
     friend Avx512Vector operator+(Avx512Vector a, Avx512Vector b) {
         return {_mm512_add_ps(a.value, b.value)};
@@ -109,9 +112,11 @@ struct Avx512Vector<float> {
     friend Mask at_most(Avx512Vector a, Avx512Vector b) {
         return _mm512_cmp_ps_mask(a.value, b.value, _CMP_LE_OQ);
     }
-    friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
-        return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best.value, best.value, _CMP_ORD_Q),
-                                       candidate.value, best.value, _CMP_NLE_UQ);
+    friend Mask exceeds(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend bool has_nan(Avx512Vector a) {
+        return _mm512_cmp_ps_mask(a.value, a.value, _CMP_UNORD_Q) != 0;
     }
     friend Avx512Vector select(Mask mask, Avx512Vector yes, Avx512Vector no) {
         return {_mm512_mask_blend_ps(mask, no.value, yes.value)};
@@ -208,6 +213,9 @@ struct Avx512Vector<double> {
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_pd(_mm512_set1_epi64(integer))};
     }
+    void store_integers(int32_t* target, int64_t count) const {
+        _mm512_mask_cvtepi64_storeu_epi32(target, first(count), _mm512_castpd_si512(value));
+    }
 
     friend Avx512Vector operator+(Avx512Vector a, Avx512Vector b) {
         return {_mm512_add_pd(a.value, b.value)};
@@ -233,9 +241,11 @@ struct Avx512Vector<double> {
     friend Mask at_most(Avx512Vector a, Avx512Vector b) {
         return _mm512_cmp_pd_mask(a.value, b.value, _CMP_LE_OQ);
     }
-    friend Mask replaces_maximum(Avx512Vector candidate, Avx512Vector best) {
-        return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(best.value, best.value, _CMP_ORD_Q),
-                                       candidate.value, best.value, _CMP_NLE_UQ);
+    friend Mask exceeds(Avx512Vector a, Avx512Vector b) {
+        return _mm512_cmp_pd_mask(a.value, b.value, _CMP_GT_OQ);
+    }
+    friend bool has_nan(Avx512Vector a) {
+        return _mm512_cmp_pd_mask(a.value, a.value, _CMP_UNORD_Q) != 0;
     }
     friend Avx512Vector select(Mask mask, Avx512Vector yes, Avx512Vector no) {
         return {_mm512_mask_blend_pd(mask, no.value, yes.value)};

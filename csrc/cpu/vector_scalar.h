@@ -53,13 +53,19 @@ struct ScalarVector {
     // Keeps the compiler from loading a value again rather than holding it.
     void stay_in_register() {}
 
-    // Carries an integer in the bits of each lane: select() moves it, as_integer() reads it back.
+    // Carries an integer in the bits of each lane: select() moves it; the first `count` of them are
+    // stored as 32 bits.
     using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     static ScalarVector from_integer(int64_t integer) {
         const Integer narrow = static_cast<Integer>(integer);
         ScalarVector result;
         std::memcpy(&result.value, &narrow, sizeof narrow);
         return result;
+    }
+    void store_integers(int32_t* target, int64_t count) const {
+        Integer integer;
+        std::memcpy(&integer, &value, sizeof integer);
+        if (count > 0) *target = static_cast<int32_t>(integer);
     }
 
     friend ScalarVector operator+(ScalarVector a, ScalarVector b) { return {a.value + b.value}; }
@@ -78,10 +84,8 @@ struct ScalarVector {
         return {a.value < b.value ? a.value : b.value};
     }
     friend Mask at_most(ScalarVector a, ScalarVector b) { return a.value <= b.value; }
-    // Whether a candidate takes the place of the maximum so far: it is greater, or the first NaN.
-    friend Mask replaces_maximum(ScalarVector candidate, ScalarVector best) {
-        return !(candidate.value <= best.value) && best.value == best.value;
-    }
+    friend Mask exceeds(ScalarVector a, ScalarVector b) { return a.value > b.value; }
+    friend bool has_nan(ScalarVector a) { return a.value != a.value; }
     friend ScalarVector select(Mask mask, ScalarVector yes, ScalarVector no) {
         return mask ? yes : no;
     }

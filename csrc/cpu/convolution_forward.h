@@ -189,21 +189,24 @@ class ConvolutionForwardKernel {
 
     // A thread's own scratch.
     struct Private {
-        T* convolution;  // of a stretch, for one panel
-        T* panel;        // of weights, while they are packed
-        Left* input;     // of a stretch
+        Vector* convolution;  // of a stretch, for one panel
+        T* panel;             // of weights, while they are packed
+        Left* input;          // of a stretch
     };
+    // Rows that are computed, whole tiles where Product makes no others.
+    int64_t computed_rows() const {
+        const int64_t rows = stretches_->most_rows();
+        return Product::in_tiles ? divide_rounding_up(rows, tile_rows) * tile_rows : rows;
+    }
     int64_t convolution_elements() const {
-        return shape_.pool_size == 0 ? 0 : checked_product({stretches_->most_rows(), panel_width});
+        return shape_.pool_size == 0 ? 0 : checked_product({computed_rows(), panel_width});
     }
     // Numbers of one plane of a stretch. Matrix tiles read whole blocks of depths, and as many rows
     // as a tile holds.
     int64_t input_plane() const {
         if (direct_ && !Product::in_tiles) return 0;
-        const int64_t most_rows = stretches_->most_rows();
-        const int64_t rows =
-            Product::in_tiles ? divide_rounding_up(most_rows, tile_rows) * tile_rows : most_rows;
-        const int64_t positions = checked_product({larger(0, rows - 1), window_stride()}) +
+        const int64_t steps = larger(0, computed_rows() - 1);
+        const int64_t positions = checked_product({steps, window_stride()}) +
                                   shape_.dilation * (shape_.kernel_size - 1) + 1;
         const int64_t numbers = checked_product({positions, depths_.pitch()}) + depths_.beyond();
         return divide_rounding_up(numbers, tile_depth) * tile_depth;  // each begins a cache line
@@ -219,8 +222,8 @@ class ConvolutionForwardKernel {
     }
     Private private_of(T* memory) const {
         Private mine{};
-        mine.convolution = memory;
-        mine.panel = mine.convolution + convolution_elements();
+        mine.convolution = reinterpret_cast<Vector*>(memory);
+        mine.panel = memory + convolution_elements();
         void* rest = mine.panel + Product::pack_scratch_elements(layout_);
         mine.input = static_cast<Left*>(rest);
         return mine;
@@ -436,19 +439,15 @@ class ConvolutionForwardKernel {
     }
 
     void convolve_into_memory(const SampleRows<Left>& rows, Range segments, int64_t panel,
-                              T* convolution) const {
+                              Vector* convolution) const {
         const auto* weights = Product::panel(packed_, layout_, panel);
         const int64_t vectors = layout_.units_of(panel);
         Product::for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            Vector sums[Product::rows * Product::vectors];
-            convolve(sums, tile, vectors, rows, segments, first, weights);
-            for (int64_t i = 0; i < tile * vectors; ++i) {
-                sums[i].store(convolution + (first * vectors + i) * Vector::width);
-            }
+            convolve(convolution + first * vectors, tile, vectors, rows, segments, first, weights);
         });
     }
 
-    void pool_from_memory(Range segments, int64_t panel, const T* convolution) const {
+    void pool_from_memory(Range segments, int64_t panel, const Vector* convolution) const {
         const int64_t vectors = layout_.units_of(panel);
         const int64_t first_row = stretches_->segment(segments.begin).row;
         for (int64_t i = segments.begin; i < segments.end; ++i) {
@@ -456,14 +455,12 @@ class ConvolutionForwardKernel {
             const int64_t first_window = segment.windows.begin - (segment.row - first_row);
             for (int64_t pool = segment.pools.begin; pool < segment.pools.end; ++pool) {
                 const int64_t begin = pool * shape_.pool_stride;
-                const T* numbers = convolution + (begin - first_window) * vectors * Vector::width;
+                const Vector* rows = convolution + (begin - first_window) * vectors;
                 Vector best[panel_vectors], winner[panel_vectors];
                 begin_maxima(begin, best, winner);
                 Pooled::template take<panel_vectors>(
                     shape_.pool_size, vectors,
-                    [&](int64_t row, int64_t v) {
-                        return Vector::load(numbers + (row * vectors + v) * Vector::width);
-                    },
+                    [&](int64_t row, int64_t v) { return rows[row * vectors + v]; },
                     [&](int64_t row, int64_t) { return Vector::from_integer(begin + row); }, best,
                     winner);
                 for (int64_t v = 0; v < vectors; ++v) {

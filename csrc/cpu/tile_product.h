@@ -54,6 +54,12 @@ class TileMagnitude {
             _mm512_and_si512(_mm512_castps_si512(numbers.value), _mm512_set1_epi32(0x7FFFFFFF));
         largest_ = _mm512_max_epu32(largest_, magnitude);
     }
+    void take(__m512i bfloat16_numbers) {
+        const __m512i magnitude = _mm512_and_si512(bfloat16_numbers, _mm512_set1_epi16(0x7FFF));
+        // The larger of each pair, in the upper half, and what is below it there.
+        largest_ = _mm512_max_epu32(largest_,
+                                    _mm512_max_epu32(magnitude, _mm512_slli_epi32(magnitude, 16)));
+    }
     uint32_t bits() const { return _mm512_reduce_max_epu32(largest_); }
 
     static constexpr uint32_t exponent_one = 127u << 23;
@@ -324,6 +330,15 @@ struct TileProduct {
     static void store_left(const Number* numbers, int64_t count, int64_t room, Left* target,
                            int64_t plane, Magnitude& magnitude) {
         int64_t i = 0;
+        if constexpr (planes == 1 && std::is_same_v<Number, Left>) {
+            for (; i < room; i += block_depth) {
+                const __mmask32 given = lanes(count - i);
+                const __m512i bits = _mm512_maskz_loadu_epi16(given, numbers + i);
+                magnitude.take(bits);
+                _mm512_mask_storeu_epi16(target + i, lanes(room - i), bits);
+            }
+            return;
+        }
         for (; i + block_depth <= room; i += block_depth) {
             const Vector low = load_up_to<Vector>(numbers + i, count - i);
             const Vector high =
@@ -352,6 +367,12 @@ struct TileProduct {
     static int64_t panel_elements(const PanelLayout<Vector>& layout) {
         return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
                                          tile_numbers});
+    }
+
+    // The first `count` of a block's depths.
+    static __mmask32 lanes(int64_t count) {
+        return count >= block_depth ? ~__mmask32{0}
+                                    : static_cast<__mmask32>((uint32_t{1} << larger(0, count)) - 1);
     }
 
     static T scale_of(const T* row, int64_t depth) {

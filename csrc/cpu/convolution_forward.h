@@ -50,7 +50,8 @@ class ConvolutionForwardKernel {
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
-    // marks: by sample, which ones to compute; null for all.
+    // marks: by sample, which ones to compute, for a Product that can multiply all numbers; null
+    // for all.
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments,
                                       const uint8_t* marks = nullptr)
         : call_(arguments),
@@ -67,10 +68,11 @@ class ConvolutionForwardKernel {
         const StretchRule rule =
             stretch_rule<Product>(shape_, call_.lengths, depths_, direct_, threads);
         const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
+        const Scratch<uint8_t> wanted(Product::is_partial ? shape_.batch : 0);
         left_out_ = left_out.data();
-        const WindowStretches stretches(
-            shape_, call_.lengths, rule,
-            [&](int64_t n, int64_t windows) { return is_computed(n, windows, rule.rows_apart); });
+        if constexpr (Product::is_partial) choose_samples(rule.rows_apart, wanted.data());
+        const WindowStretches stretches(shape_, call_.lengths, rule,
+                                        Product::is_partial ? wanted.data() : marks_);
         stretches_ = &stretches;
         input_plane_ = input_plane();
         bool is_done = true;
@@ -87,14 +89,13 @@ class ConvolutionForwardKernel {
     }
 
  private:
-    // Whether sample n is computed here; marks those that are left to vectors.
-    bool is_computed(int64_t n, int64_t windows, int64_t rows_apart) const {
-        if (marks_ != nullptr && marks_[n] == 0) return false;
-        if constexpr (Product::is_partial) {
-            left_out_[n] = !Product::pays_for(windows, rows_apart);
-            return left_out_[n] == 0;
+    // Marks the samples that are computed here and those that are left to vectors.
+    void choose_samples(int64_t rows_apart, uint8_t* wanted) const {
+        for (int64_t n = 0; n < shape_.batch; ++n) {
+            const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
+            wanted[n] = Product::pays_for(windows, rows_apart);
+            left_out_[n] = wanted[n] == 0;
         }
-        return true;
     }
 
     // The samples that Product cannot multiply, or not as fast, by vectors; null for all.

@@ -42,9 +42,11 @@ class WindowDepths {
     // Numbers from a position to the next in a copy of the input, zeros behind the last channel.
     int64_t pitch() const { return fills_taps_ ? blocks_of_tap_ * tile_depth : channels_; }
     // Numbers that the last block of a window reaches beyond its positions, of such a copy.
-    int64_t beyond() const { return blocks() * tile_depth - count(); }
+    [[gnu::always_inline]] int64_t beyond() const { return blocks() * tile_depth - count(); }
     // Of 32 depths, where the first one's number is, behind the window's first one, in such a copy.
-    int64_t blocks() const { return divide_rounding_up(count(), tile_depth); }
+    [[gnu::always_inline]] int64_t blocks() const {
+        return divide_rounding_up(count(), tile_depth);
+    }
     int64_t offset(int64_t block) const {
         if (!fills_taps_) return block * tile_depth;
         return block / blocks_of_tap_ * dilation_ * pitch() + block % blocks_of_tap_ * tile_depth;

@@ -76,22 +76,10 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
 
 class WindowStretches {
  public:
-    // is_wanted(n, windows): whether sample n is cut; others are left out.
-    template <class IsWanted>
+    // wanted: by sample, whether it is cut; null for all.
     WindowStretches(const ConvolutionShape& shape, const int64_t* lengths, const StretchRule& rule,
-                    IsWanted&& is_wanted)
-        : segment_count_(count_segments(shape, lengths, rule, is_wanted)),
-          segments_(segment_count_),
-          first_segments_(segment_count_ + 1) {
-        int64_t index = 0;
-        cut(shape, lengths, rule, is_wanted, [&](const WindowSegment& segment) {
-            if (segment.row == 0) first_segments_.data()[count_++] = index;
-            segments_.data()[index++] = segment;
-            if (segment.part >= 0) part_count_ = segment.part + 1;
-            most_rows_ = larger(most_rows_, segment.row + segment.windows.count());
-        });
-        first_segments_.data()[count_] = segment_count_;
-    }
+                    const uint8_t* wanted);
+    ~WindowStretches();
 
     int64_t count() const { return count_; }
     Range segments(int64_t stretch) const {
@@ -108,50 +96,6 @@ class WindowStretches {
     const WindowSegment& segment(int64_t index) const { return segments_.data()[index]; }
 
  private:
-    template <class IsWanted>
-    static int64_t count_segments(const ConvolutionShape& shape, const int64_t* lengths,
-                                  const StretchRule& rule, IsWanted&& is_wanted) {
-        int64_t count = 0;
-        cut(shape, lengths, rule, is_wanted, [&](const WindowSegment&) { ++count; });
-        return count;
-    }
-
-    // Calls take(segment) for every segment in order; a stretch begins at row 0.
-    template <class IsWanted, class Take>
-    static void cut(const ConvolutionShape& shape, const int64_t* lengths, const StretchRule& rule,
-                    IsWanted&& is_wanted, Take&& take) {
-        const bool is_over_time = shape.pool_size == 0;
-        // What a sample is cut into: windows, or pools.
-        const int64_t most = is_over_time
-                                 ? rule.most_rows
-                                 : (rule.most_rows - shape.pool_size) / shape.pool_stride + 1;
-        const int64_t unit = is_over_time ? rule.unit : 1;
-        int64_t next_row = rule.most_rows, next_part = 0;
-        for (int64_t n = 0; n < shape.batch; ++n) {
-            const int64_t windows = shape.windows(sample_length(shape, lengths, n));
-            const int64_t pools = shape.pools(windows);
-            if (pools == 0 || !is_wanted(n, windows)) continue;
-            const int64_t count = is_over_time ? windows : pools;
-            const int64_t parts = divide_rounding_up(count, most);
-            const int64_t even = divide_rounding_up(count, parts);
-            const int64_t each = parts == 1 ? count : divide_rounding_up(even, unit) * unit;
-            for (int64_t begin = 0; begin < count; begin += each) {
-                const Range part{begin, smaller(count, begin + each)};
-                WindowSegment segment{n, part, {0, 1}, next_row, parts == 1 ? -1 : next_part++};
-                if (!is_over_time) {
-                    segment.pools = part;
-                    segment.windows = {part.begin * shape.pool_stride,
-                                       (part.end - 1) * shape.pool_stride + shape.pool_size};
-                }
-                const int64_t rows = segment.windows.count();
-                const bool is_alone = rows >= rule.least_alone;
-                if (is_alone || segment.row + rows > rule.most_rows) segment.row = 0;
-                take(segment);
-                next_row = is_alone ? rule.most_rows : segment.row + rows + rule.rows_apart;
-            }
-        }
-    }
-
     const int64_t segment_count_;
     const Scratch<WindowSegment> segments_;
     const Scratch<int64_t> first_segments_;

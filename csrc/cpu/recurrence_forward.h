@@ -47,6 +47,7 @@
 #include "recurrence_schedule.h"
 #include "row_product.h"
 #include "unpacked_product.h"
+#include "unpacked_rows.h"
 #include "vector_math.h"
 #include "vector_product.h"
 
@@ -66,7 +67,7 @@ class RecurrenceForwardKernel {
     // Weights are then packed before they are multiplied.
     static constexpr bool always_packs = Product::in_tiles;
     // A single step with fewer weights is over before other threads are awake.
-    static constexpr int64_t single_thread_weights = 1 << 16;
+    static constexpr int64_t single_thread_weights = 1 << 17;
     // So few rows are multiplied by the input weights as these are packed, block by block.
     static constexpr int64_t most_rows_unpacked = 128;
     // In so few steps packing the recurrent weights does not pay.
@@ -366,8 +367,8 @@ class RecurrenceForwardKernel {
     // One step, with both weights as they lie.
     void run_single_step(int threads) {
         projections_ = call_.gates;
-        const PanelLayout<Vector> input_layout{shape_.hidden, shape_.inputs, panel_units, gates};
-        const int64_t panels = hidden_layout_.panels();
+        const int64_t hidden = shape_.hidden;
+        const int64_t vectors = divide_rounding_up(hidden, Vector::width);
         const int64_t count = schedule_.active(0);
         const Scratch<Row> rows(count);
         const Scratch<const T*> inputs(count), states(count);
@@ -377,32 +378,37 @@ class RecurrenceForwardKernel {
             inputs.data()[i] = call_.input.data + n * call_.input.stride_batch;
             states.data()[i] = rows.data()[i].hidden_before;
         }
-        const int64_t weights = gates * shape_.hidden * (shape_.inputs + shape_.hidden);
+        const bool has_state = call_.initial_hidden != nullptr;
+        const Term<T> input_term{inputs.data(), call_.weight_ih, shape_.inputs};
+        const Term<T> state_term{has_state ? states.data() : nullptr, call_.weight_hh, hidden};
+        const int64_t copied = input_term.copied(Vector::width) + state_term.copied(Vector::width);
+        const Scratch<T> copies(checked_product({copied, threads}));
+        const int64_t weights = gates * hidden * (shape_.inputs + hidden);
         const bool is_small = weights * (1 + count / tile_rows) < single_thread_weights;
         run_parallel(is_small ? 1 : threads, [&](int thread, int granted) {
-            const int64_t column_parts = larger(1, smaller(panels, granted));
+            const int64_t column_parts = larger(1, smaller(vectors, granted));
             const int64_t row_parts =
                 larger(1, smaller(divide_rounding_up(count, tile_rows), granted / column_parts));
             const Grid grid{row_parts, column_parts};
             const Range samples = grid.rows(count, tile_rows, thread);
-            const Range columns = grid.columns(panels, thread);
-            for (int64_t panel = columns.begin; panel < columns.end; ++panel) {
+            const Range columns = grid.columns(vectors, thread);
+            Vector sums[block_rows * gates];
+            for (int64_t vector = columns.begin; vector < columns.end; ++vector) {
+                const int64_t unit = vector * Vector::width;
                 for (int64_t i = samples.begin; i < samples.end; i += block_rows) {
                     const int64_t block = smaller(block_rows, samples.end - i);
-                    run_panel(
-                        rows.data() + i, block, panel,
-                        [&](const Row&, int64_t gate, int64_t unit) {
-                            return bias_at(gate * shape_.hidden + unit, shape_.hidden - unit);
-                        },
-                        [&](Vector* sums) {
-                            multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
-                                              call_.weight_ih);
-                            if (call_.initial_hidden != nullptr) {
-                                multiply_unpacked(sums, states.data() + i, block, hidden_layout_,
-                                                  panel, call_.weight_hh);
-                            }
-                            return true;
-                        });
+                    const Term<T> terms[most_terms] = {input_term.from(i), state_term.from(i)};
+                    for (int64_t g = 0; g < gates; ++g) {
+                        const int64_t first = g * hidden + unit;
+                        const Vector bias = bias_at(first, hidden - unit);
+                        for (int64_t m = 0; m < block; ++m) sums[m * gates + g] = bias;
+                        add_terms(sums + g, gates, block, first,
+                                  smaller(Vector::width, hidden - unit), terms,
+                                  copies.data() + thread * copied);
+                    }
+                    for (int64_t m = 0; m < block; ++m) {
+                        next_state(rows.data()[i + m], unit, sums + m * gates);
+                    }
                 }
             }
         });

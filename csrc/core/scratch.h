@@ -41,7 +41,7 @@ class Scratch {
     [[gnu::always_inline]] explicit Scratch(int64_t count)
         : bytes_(scratch_bytes(count, sizeof(T))),
           data_(static_cast<T*>(bytes_ <= small_scratch_bytes ? static_cast<void*>(small_)
-                                                           : take_scratch(bytes_))) {}
+                                                              : take_scratch(bytes_))) {}
     [[gnu::always_inline]] ~Scratch() {
         if (bytes_ > small_scratch_bytes) return_scratch(data_, bytes_);
     }

@@ -21,23 +21,27 @@
 //
 // Packing is paid by the call, so where weights are used a few times only they are multiplied (by
 // vectors; in matrix tiles they are always packed) as they lie, panel after panel
-// (unpacked_product.h): the input weights by few rows, the recurrent ones in few steps, and both in
-// a single step, a cell's, where the projections stay in registers. Threads that split the hidden
-// units pack the recurrent weights in their first step. From a state of zeros that are not given
-// the first step does not read them. Measured, times faster than packed (AMD Zen 3 at AVX2, two
-// threads, float32 LSTM, H 128 to 1024, N 1 to 64):
+// (unpacked_product.h): the input weights by few rows, the recurrent ones in few steps. Threads
+// that split the hidden units pack the recurrent weights in their first step. From a state of zeros
+// that are not given the first step does not read them. Measured, times faster than packed (AMD Zen
+// 3 at AVX2, two threads, float32 LSTM, H 128 to 1024, N 1 to 64):
 //   recurrent weights   2 steps 1.02 to 1.37   4 steps 0.96 to 1.15   8 steps 0.81 to 1.08
 //   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
+//
+// A single step, a cell's, multiplies both weights row by row (unpacked_rows.h). The order of its
+// sums is not that of longer sequences: it differs from them by rounding.
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
 // of L2: LSTM of N 1, H 512 1.44 to 1.12 ms; H 1024 10.9 to 9.8 ms; RNN of H 1760 8.0 to 6.7 ms).
+// So do single steps, call by call (LSTM cell of N 1, H 512: 247 to 197 us).
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
 // for N above some 16, the bandwidth of that cache below.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -384,7 +388,9 @@ class RecurrenceForwardKernel {
         const int64_t copied = input_term.copied(Vector::width) + state_term.copied(Vector::width);
         const Scratch<T> copies(checked_product({copied, threads}));
         const int64_t weights = gates * hidden * (shape_.inputs + hidden);
-        const bool is_small = weights * (1 + count / tile_rows) < single_thread_weights;
+        static std::atomic<unsigned> calls{0};
+        const bool is_back = calls.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
+        const bool is_small = weights * (1 + count / 2) < single_thread_weights;
         run_parallel(is_small ? 1 : threads, [&](int thread, int granted) {
             const int64_t column_parts = larger(1, smaller(vectors, granted));
             const int64_t row_parts =
@@ -393,7 +399,10 @@ class RecurrenceForwardKernel {
             const Range samples = grid.rows(count, tile_rows, thread);
             const Range columns = grid.columns(vectors, thread);
             Vector sums[block_rows * gates];
-            for (int64_t vector = columns.begin; vector < columns.end; ++vector) {
+            for (int64_t position = columns.begin; position < columns.end; ++position) {
+                // There and back again: the weights that the last call read last are still in L2.
+                const int64_t vector =
+                    is_back ? columns.begin + columns.end - 1 - position : position;
                 const int64_t unit = vector * Vector::width;
                 for (int64_t i = samples.begin; i < samples.end; i += block_rows) {
                     const int64_t block = smaller(block_rows, samples.end - i);

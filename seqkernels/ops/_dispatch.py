@@ -28,7 +28,7 @@ def callable_operation(name: str, kernel):
     operation = getattr(torch.ops.seqkernels, name).default
 
     def call(*arguments):
-        # Past the dispatcher, some 15 microseconds of it, which would do nothing but call the kernel.
+        # The dispatcher, some 15 microseconds of it, would do nothing but call the kernel.
         if torch.compiler.is_compiling() or not _cpu.is_plain(arguments, _ARGUMENTS):
             return operation(*arguments)
         return kernel(*arguments)

@@ -244,11 +244,23 @@ recurrence = callable_operation("recurrence", _recurrence)
 recurrence_backward = torch.ops.seqkernels.recurrence_backward.default
 
 
-# recurrence_step(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh): the next states of
-# (N, I) input, without gradients, in as few steps as can be. None where anything is not as the
-# kernel takes it: a shape, a dtype, a layout, a kind of tensor, a mode, a gradient to come. Nothing
-# has been computed then, and nothing said of what is wrong.
-recurrence_step = _cpu.recurrence_step
+def recurrence_step(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> tuple[Tensor, ...] | None:
+    """The next states of (N, I) input, without gradients, in as few steps as can be.
+
+    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
+    a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
+    """
+    if not isinstance(input, Tensor) or cuda.is_on_device(input):
+        return None
+    return _cpu.recurrence_step(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 def recurrence_sequence(
@@ -265,7 +277,7 @@ def recurrence_sequence(
     if not _cpu.needs_only_kernel((input, *(states or ()), *weights)):
         return None
     try:
-        if not input.is_cpu:
+        if cuda.is_on_device(input):
             return None
         steps, batch, _ = input.shape
         features = weights[1].shape[1]

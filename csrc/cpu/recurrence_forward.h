@@ -13,7 +13,8 @@
 // they lie; the sum of the biases, G H; for an LSTM without `gates` the input projections, T N G H;
 // the schedule, T N + T + N integers; for each thread pointers for the rows of one step, or for
 // those of the projection; and in matrix tiles a panel of weights, and the states of one step or
-// the inputs of some rows (row_product.h) as they are multiplied.
+// the inputs of some rows (row_product.h) as they are multiplied; in a single step copies of some
+// rows of weights, where their numbers are not side by side.
 //
 // The input's part of all steps is one product, left in `gates`, in the scratch of that size, or in
 // an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that

@@ -73,17 +73,31 @@ def cell(batch: int, hidden: int) -> Parts:
     def outputs():
         return tuple(map(torch.empty_like, states))
 
-    def native(input, states, following, where=where):
-        _cpu.recurrence_step("lstm", input, *states, *weights, *following, where)
+    def native(input, states, output, next_cell, where=where):
+        _cpu.recurrence_forward(
+            "lstm",
+            False,
+            input,
+            *states,
+            *weights,
+            None,
+            output,
+            None,
+            next_cell,
+            None,
+            None,
+            where,
+        )
 
-    following = outputs()
-    nothing = [tensor[:0] for tensor in (input, *states, *following)]
+    next_hidden, next_cell = outputs()
+    sequences, nothing = (input[None], next_hidden[None]), [state[:0] for state in states]
+    empty = (sequences[0][:, :0], nothing, sequences[1][:, :0], next_cell[:0], (1, "highest"))
     return {
         "layer": lambda: layer(input, states),
         "function": lambda: functional.lstm_cell(input, states, *weights),
         "allocation": outputs,
-        "native": lambda: native(input, states, following),
-        "boundary": lambda: native(nothing[0], nothing[1:3], nothing[3:], (1, "highest")),
+        "native": lambda: native(sequences[0], states, sequences[1], next_cell),
+        "boundary": lambda: native(*empty),
     }
 
 

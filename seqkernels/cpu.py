@@ -69,8 +69,9 @@ def where(input: Tensor, operation: str) -> tuple[int, str]:
     threads = torch.get_num_threads()
     if not _HAS_TILES or input.dtype is not torch.float32:
         return threads, "highest"
-    switches = torch.backends.mkldnn
-    switch = getattr(switches, operation).fp32_precision
+    # What torch.backends.mkldnn.conv.fp32_precision asks, without a microsecond of attributes.
+    precision_of = torch._C._get_fp32_precision_getter
+    switch = precision_of("mkldnn", operation)
     if switch == "none":
-        switch = switches.matmul.fp32_precision
+        switch = precision_of("mkldnn", "matmul")
     return threads, _PRECISIONS.get(switch, "highest")

@@ -211,10 +211,16 @@ def assert_same(isa: str, found: Tensor, expected: Tensor) -> None:
     """To the bit; with matrix tiles, which batches of some sizes use, as near as rounding."""
     if isa != "amx":
         assert torch.equal(found, expected)
-        return
+    else:
+        assert_near(found, expected)
+
+
+def assert_near(found: Tensor, expected: Tensor, roundings: int = 8) -> None:
+    """As near as rounding, of sums in another order."""
     eps = torch.finfo(found.dtype).eps
     scale = float(expected.detach().abs().amax()) if expected.numel() else 0.0
-    torch.testing.assert_close(found, expected, rtol=8 * eps, atol=8 * eps * max(scale, 1e-3))
+    allowed = roundings * eps
+    torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed * max(scale, 1e-3))
 
 
 def gradients(run, kind: str, arguments: dict, cotangents=None) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ from recurrences import (
     SIZES,
     WIDTHS,
     any_sizes_and_lengths,
+    assert_near,
     assert_no_worse_than_of_one,
     assert_right,
     assert_same,
@@ -92,7 +95,7 @@ def test_absent_states_and_biases_are_zeros(kernels, dtype, kind, reverse):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes):
-    """To the bit, but in tiles: one step reads weights where they lie, a sequence packs them.
+    """But for rounding: a single step adds its products up in another order than a sequence.
 
     Not in 16 bits, to which a cell rounds its state and a sequence does not.
     """
@@ -104,9 +107,9 @@ def test_a_sequence_is_a_cell_at_every_step(isa, dtype, set_threads, kind, sizes
     state = arguments["hx"]
     for step, x in enumerate(arguments["input"]):
         state = cell(**arguments | {"input": x, "hx": state}, **keywords)
-        assert_same(isa, flatten(state)[0], output[step])
+        assert_near(flatten(state)[0], output[step], roundings=sum(sizes[2:]))
     for found, expected in zip(flatten(state), final, strict=True):
-        assert_same(isa, found, expected)
+        assert_near(found, expected, roundings=sum(sizes[2:]))
 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"])
@@ -217,9 +220,11 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
             "hx": mapped(lambda state, n=n: state[n : n + 1], arguments["hx"]),
         }
         alone, *own = run(kind, cut)
-        assert_same(isa, output[:length, n : n + 1], alone)
+        # A single step adds its products up in another order than a sequence.
+        check = assert_near if length == 1 else functools.partial(assert_same, isa)
+        check(output[:length, n : n + 1], alone)
         for together, of_one in zip(states, own, strict=True):
-            assert_same(isa, together[n : n + 1], of_one)
+            check(together[n : n + 1], of_one)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,8 @@
 // they lie; the sum of the biases, G H; for an LSTM without `gates` the input projections, T N G H;
 // the schedule, T N + T + N integers; for each thread pointers for the rows of one step, or for
 // those of the projection; and in matrix tiles a panel of weights, and the states of one step or
-// the inputs of some rows (row_product.h) as they are multiplied.
+// the inputs of some rows (row_product.h) as they are multiplied; in a single step copies of some
+// rows of weights, where their numbers are not side by side.
 //
 // The input's part of all steps is one product, left in `gates`, in the scratch of that size, or in
 // an RNN's output. Then step after step the recurrent weights' part is added to it, packed so that
@@ -21,23 +22,27 @@
 //
 // Packing is paid by the call, so where weights are used a few times only they are multiplied (by
 // vectors; in matrix tiles they are always packed) as they lie, panel after panel
-// (unpacked_product.h): the input weights by few rows, the recurrent ones in few steps, and both in
-// a single step, a cell's, where the projections stay in registers. Threads that split the hidden
-// units pack the recurrent weights in their first step. From a state of zeros that are not given
-// the first step does not read them. Measured, times faster than packed (AMD Zen 3 at AVX2, two
-// threads, float32 LSTM, H 128 to 1024, N 1 to 64):
+// (unpacked_product.h): the input weights by few rows, the recurrent ones in few steps. Threads
+// that split the hidden units pack the recurrent weights in their first step. From a state of zeros
+// that are not given the first step does not read them. Measured, times faster than packed (AMD Zen
+// 3 at AVX2, two threads, float32 LSTM, H 128 to 1024, N 1 to 64):
 //   recurrent weights   2 steps 1.02 to 1.37   4 steps 0.96 to 1.15   8 steps 0.81 to 1.08
 //   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
+//
+// A single step, a cell's, multiplies both weights row by row (unpacked_rows.h). The order of its
+// sums is not that of longer sequences: it differs from them by rounding.
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
 // of L2: LSTM of N 1, H 512 1.44 to 1.12 ms; H 1024 10.9 to 9.8 ms; RNN of H 1760 8.0 to 6.7 ms).
+// So do single steps, call by call (LSTM cell of N 1, H 512: 247 to 197 us).
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
 // for N above some 16, the bandwidth of that cache below.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -47,6 +52,7 @@
 #include "recurrence_schedule.h"
 #include "row_product.h"
 #include "unpacked_product.h"
+#include "unpacked_rows.h"
 #include "vector_math.h"
 #include "vector_product.h"
 
@@ -66,7 +72,7 @@ class RecurrenceForwardKernel {
     // Weights are then packed before they are multiplied.
     static constexpr bool always_packs = Product::in_tiles;
     // A single step with fewer weights is over before other threads are awake.
-    static constexpr int64_t single_thread_weights = 1 << 16;
+    static constexpr int64_t single_thread_weights = 1 << 17;
     // So few rows are multiplied by the input weights as these are packed, block by block.
     static constexpr int64_t most_rows_unpacked = 128;
     // In so few steps packing the recurrent weights does not pay.
@@ -366,8 +372,8 @@ class RecurrenceForwardKernel {
     // One step, with both weights as they lie.
     void run_single_step(int threads) {
         projections_ = call_.gates;
-        const PanelLayout<Vector> input_layout{shape_.hidden, shape_.inputs, panel_units, gates};
-        const int64_t panels = hidden_layout_.panels();
+        const int64_t hidden = shape_.hidden;
+        const int64_t vectors = divide_rounding_up(hidden, Vector::width);
         const int64_t count = schedule_.active(0);
         const Scratch<Row> rows(count);
         const Scratch<const T*> inputs(count), states(count);
@@ -377,32 +383,42 @@ class RecurrenceForwardKernel {
             inputs.data()[i] = call_.input.data + n * call_.input.stride_batch;
             states.data()[i] = rows.data()[i].hidden_before;
         }
-        const int64_t weights = gates * shape_.hidden * (shape_.inputs + shape_.hidden);
-        const bool is_small = weights * (1 + count / tile_rows) < single_thread_weights;
+        const bool has_state = call_.initial_hidden != nullptr;
+        const Term<T> input_term{inputs.data(), call_.weight_ih, shape_.inputs};
+        const Term<T> state_term{has_state ? states.data() : nullptr, call_.weight_hh, hidden};
+        const int64_t copied = input_term.copied(Vector::width) + state_term.copied(Vector::width);
+        const Scratch<T> copies(checked_product({copied, threads}));
+        const int64_t weights = gates * hidden * (shape_.inputs + hidden);
+        static std::atomic<unsigned> calls{0};
+        const bool is_back = calls.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
+        const bool is_small = weights * (1 + count / 2) < single_thread_weights;
         run_parallel(is_small ? 1 : threads, [&](int thread, int granted) {
-            const int64_t column_parts = larger(1, smaller(panels, granted));
+            const int64_t column_parts = larger(1, smaller(vectors, granted));
             const int64_t row_parts =
                 larger(1, smaller(divide_rounding_up(count, tile_rows), granted / column_parts));
             const Grid grid{row_parts, column_parts};
             const Range samples = grid.rows(count, tile_rows, thread);
-            const Range columns = grid.columns(panels, thread);
-            for (int64_t panel = columns.begin; panel < columns.end; ++panel) {
+            const Range columns = grid.columns(vectors, thread);
+            Vector sums[block_rows * gates];
+            for (int64_t position = columns.begin; position < columns.end; ++position) {
+                // There and back again: the weights that the last call read last are still in L2.
+                const int64_t vector =
+                    is_back ? columns.begin + columns.end - 1 - position : position;
+                const int64_t unit = vector * Vector::width;
                 for (int64_t i = samples.begin; i < samples.end; i += block_rows) {
                     const int64_t block = smaller(block_rows, samples.end - i);
-                    run_panel(
-                        rows.data() + i, block, panel,
-                        [&](const Row&, int64_t gate, int64_t unit) {
-                            return bias_at(gate * shape_.hidden + unit, shape_.hidden - unit);
-                        },
-                        [&](Vector* sums) {
-                            multiply_unpacked(sums, inputs.data() + i, block, input_layout, panel,
-                                              call_.weight_ih);
-                            if (call_.initial_hidden != nullptr) {
-                                multiply_unpacked(sums, states.data() + i, block, hidden_layout_,
-                                                  panel, call_.weight_hh);
-                            }
-                            return true;
-                        });
+                    const Term<T> terms[most_terms] = {input_term.from(i), state_term.from(i)};
+                    for (int64_t g = 0; g < gates; ++g) {
+                        const int64_t first = g * hidden + unit;
+                        const Vector bias = bias_at(first, hidden - unit);
+                        for (int64_t m = 0; m < block; ++m) sums[m * gates + g] = bias;
+                        add_terms(sums + g, gates, block, first,
+                                  smaller(Vector::width, hidden - unit), terms,
+                                  copies.data() + thread * copied);
+                    }
+                    for (int64_t m = 0; m < block; ++m) {
+                        next_state(rows.data()[i + m], unit, sums + m * gates);
+                    }
                 }
             }
         });

@@ -86,6 +86,14 @@ struct Avx2Vector<float> {
                 _mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
         }
     }
+    static Avx2Vector sums_of_fours(Avx2Vector a, Avx2Vector b, Avx2Vector c, Avx2Vector d) {
+        return {_mm256_hadd_ps(_mm256_hadd_ps(a.value, b.value), _mm256_hadd_ps(c.value, d.value))};
+    }
+    static Avx2Vector sum_of_fours(const Avx2Vector* fours) {
+        const __m256 low = _mm256_permute2f128_ps(fours[0].value, fours[1].value, 0x20);
+        const __m256 high = _mm256_permute2f128_ps(fours[0].value, fours[1].value, 0x31);
+        return {_mm256_add_ps(low, high)};
+    }
     void stay_in_register() { asm("" : "+x"(value)); }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(integer)))};
@@ -204,6 +212,12 @@ struct Avx2Vector<double> {
         columns[2].value = _mm256_permute2f128_pd(even01, even23, 0x31);
         columns[3].value = _mm256_permute2f128_pd(odd01, odd23, 0x31);
     }
+    static Avx2Vector sums_of_fours(Avx2Vector a, Avx2Vector b, Avx2Vector c, Avx2Vector d) {
+        const __m256d ab = _mm256_hadd_pd(a.value, b.value), cd = _mm256_hadd_pd(c.value, d.value);
+        return {_mm256_add_pd(_mm256_permute2f128_pd(ab, cd, 0x20),
+                              _mm256_permute2f128_pd(ab, cd, 0x31))};
+    }
+    static Avx2Vector sum_of_fours(const Avx2Vector* fours) { return fours[0]; }
     void stay_in_register() { asm("" : "+x"(value)); }
     static Avx2Vector from_integer(int64_t integer) {
         return {_mm256_castsi256_pd(_mm256_set1_epi64x(integer))};

@@ -80,6 +80,26 @@ struct Avx512Vector<float> {
                 _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
         }
     }
+    static Avx512Vector sums_of_fours(Avx512Vector a, Avx512Vector b, Avx512Vector c,
+                                      Avx512Vector d) {
+        const auto pairs = [](__m512 even, __m512 odd) {
+            return _mm512_castps_pd(
+                _mm512_add_ps(_mm512_unpacklo_ps(even, odd), _mm512_unpackhi_ps(even, odd)));
+        };
+        const __m512d ab = pairs(a.value, b.value), cd = pairs(c.value, d.value);
+        return {_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                              _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)))};
+    }
+    static Avx512Vector sum_of_fours(const Avx512Vector* fours) {
+        const auto halves = [](__m512 a, __m512 b) {
+            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44),
+                                 _mm512_shuffle_f32x4(a, b, 0xEE));
+        };
+        const __m512 low = halves(fours[0].value, fours[1].value);
+        const __m512 high = halves(fours[2].value, fours[3].value);
+        return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                              _mm512_shuffle_f32x4(low, high, 0xDD))};
+    }
     void stay_in_register() { asm("" : "+v"(value)); }
     static Avx512Vector from_integer(int64_t integer) {
         return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(integer)))};
@@ -208,6 +228,22 @@ struct Avx512Vector<double> {
         columns[1].value = _mm512_permutex2var_pd(odd01, first, odd23);
         columns[2].value = _mm512_permutex2var_pd(even01, second, even23);
         columns[3].value = _mm512_permutex2var_pd(odd01, second, odd23);
+    }
+    static Avx512Vector sums_of_fours(Avx512Vector a, Avx512Vector b, Avx512Vector c,
+                                      Avx512Vector d) {
+        const auto pairs = [](__m512d even, __m512d odd) {
+            return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
+        };
+        const __m512d ab = pairs(a.value, b.value), cd = pairs(c.value, d.value);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        const __m512i second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+        return {_mm512_add_pd(_mm512_permutex2var_pd(ab, first, cd),
+                              _mm512_permutex2var_pd(ab, second, cd))};
+    }
+    static Avx512Vector sum_of_fours(const Avx512Vector* fours) {
+        const __m512d low = _mm512_shuffle_f64x2(fours[0].value, fours[1].value, 0x44);
+        const __m512d high = _mm512_shuffle_f64x2(fours[0].value, fours[1].value, 0xEE);
+        return {_mm512_add_pd(low, high)};
     }
     void stay_in_register() { asm("" : "+v"(value)); }
     static Avx512Vector from_integer(int64_t integer) {

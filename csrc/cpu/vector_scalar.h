@@ -50,6 +50,11 @@ struct ScalarVector {
         for (int k = 0; k < transposed_columns<Number>; ++k) columns[k].value = widen(source[k]);
     }
 
+    // Of vectors of four lanes or more, lane 4 q + i is the sum of the q'th four lanes of the i'th
+    // of four vectors (sums_of_fours); and lane 4 j + i that of the lanes 4 q + i of fours[j], one
+    // after the other the lanes of width / 4 such vectors (sum_of_fours). One lane is its own sum.
+    static ScalarVector sum_of_fours(const ScalarVector* fours) { return fours[0]; }
+
     // Keeps the compiler from loading a value again rather than holding it.
     void stay_in_register() {}
 

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_cpu, module) {
                pybind11::arg("load") = false);
     module.def("openmp_path", &seqkernels::openmp_path);
     module.def("release_scratch", &seqkernels::release_scratch);
+    seqkernels::define_plain(module);
     seqkernels::define_convolution(module);
     seqkernels::define_recurrence(module);
     seqkernels::define_rates(module);

@@ -1,9 +1,12 @@
 // Face of the recurrence kernels: checks and unpacks views.
+#include <iterator>
+
 #include "core/checked.h"
 #include "cpu/isa.h"
 #include "cpu_where.h"
 #include "expect.h"
 #include "module.h"
+#include "plain.h"
 #include "recurrence_face.h"
 #include "tensor_caster.h"
 
@@ -64,19 +67,19 @@ TensorView as_sequence(const TensorView& view) {
     return sequence;
 }
 
-void forward(const std::string& cell, bool reverse, const TensorView& input,
-             const OptionalView& initial_hidden, const OptionalView& initial_cell,
-             const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
-             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
-             const OptionalView& final_hidden, const OptionalView& final_cell,
-             const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
+void run_forward(const std::string& cell, bool reverse, const TensorView& input,
+                 const OptionalView& initial_hidden, const OptionalView& initial_cell,
+                 const TensorView& weight_ih, const TensorView& weight_hh,
+                 const OptionalView& bias_ih, const OptionalView& bias_hh,
+                 const OptionalView& lengths, const TensorView& output,
+                 const OptionalView& final_hidden, const OptionalView& final_cell,
+                 const OptionalView& gates, const OptionalView& cells, const CpuPlace& place) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("final_cell", final_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
     expect_given("gates", gates, cells.has_value());
-    const CpuPlace place = place_of(where);
     const DataType dtype = input.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
@@ -108,15 +111,66 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
     });
 }
 
-// One step, of 2-dimensional arguments: a sequence of length 1 whose output is the next state.
-void step(const std::string& cell, const TensorView& input, const TensorView& hidden,
-          const OptionalView& cell_state, const TensorView& weight_ih, const TensorView& weight_hh,
-          const OptionalView& bias_ih, const OptionalView& bias_hh, const TensorView& next_hidden,
-          const OptionalView& next_cell_state, const CpuWhere& where) {
-    expect_dimensions("input", input, 2);
-    forward(cell, false, as_sequence(input), hidden, cell_state, weight_ih, weight_hh, bias_ih,
-            bias_hh, std::nullopt, as_sequence(next_hidden), std::nullopt, next_cell_state,
-            std::nullopt, std::nullopt, where);
+void forward(const std::string& cell, bool reverse, const TensorView& input,
+             const OptionalView& initial_hidden, const OptionalView& initial_cell,
+             const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
+             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
+             const OptionalView& final_hidden, const OptionalView& final_cell,
+             const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
+    run_forward(cell, reverse, input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih,
+                bias_hh, lengths, output, final_hidden, final_cell, gates, cells, place_of(where));
+}
+
+OptionalView optional_view(PyObject* object) {
+    if (object == Py_None) return std::nullopt;
+    TensorView view;
+    if (!view_of(object, view)) throw py::type_error("expected a tensor or None");
+    return view;
+}
+
+// The states of one step, its input (N, I), after `states`: a sequence of length 1 whose output is
+// the next state. None where the arguments are not as the kernel takes them or need more than it;
+// nothing has been computed then, and nothing is said of what is wrong.
+//
+// A single step is multiplied by vectors, so no precision is asked for.
+py::object step(const std::string& cell, py::handle input, const py::sequence& states,
+                py::handle weight_ih, py::handle weight_hh, py::handle bias_ih,
+                py::handle bias_hh) {
+    const auto count = states.size();
+    if (count < 1 || count > 2) return py::none();
+    const py::object hidden = states[0];
+    const py::object cell_state = count == 2 ? py::object(states[1]) : py::none();
+    PyObject* const given[] = {input.ptr(),     hidden.ptr(),  cell_state.ptr(), weight_ih.ptr(),
+                               weight_hh.ptr(), bias_ih.ptr(), bias_hh.ptr()};
+    if (!need_only_kernel(given, std::size(given))) return py::none();
+    try {
+        TensorView views[4], next_hidden;
+        for (int i = 0; i < 4; ++i) {
+            constexpr int required[] = {0, 1, 3, 4};
+            if (!view_of(given[required[i]], views[i])) return py::none();
+        }
+        expect_dimensions("input", views[0], 2);
+        const OptionalView cell_view = optional_view(given[2]);
+        const OptionalView biases[] = {optional_view(given[5]), optional_view(given[6])};
+        const py::object next = empty_like(hidden);
+        const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
+        if (!view_of(next, next_hidden)) return py::none();
+        run_forward(cell, false, as_sequence(views[0]), views[1], cell_view, views[2], views[3],
+                    biases[0], biases[1], std::nullopt, as_sequence(next_hidden), std::nullopt,
+                    optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
+                    {thread_count(), FloatPrecision::highest});
+        if (count == 2) return py::make_tuple(next, next_cell);
+        return py::make_tuple(next);
+    } catch (const std::invalid_argument&) {
+        return py::none();
+    } catch (const py::builtin_exception&) {
+        return py::none();
+    } catch (const py::error_already_set& error) {
+        for (PyObject* kind : {PyExc_RuntimeError, PyExc_TypeError, PyExc_ValueError}) {
+            if (error.matches(kind)) return py::none();
+        }
+        throw;
+    }
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import checks, functional
+from .parameters import named
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class LSTMCell(torch.nn.LSTMCell):
@@ -22,9 +25,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
         input is (N, input_size) or (input_size,), h and c (N, hidden_size) or (hidden_size,).
         """
-        return functional.lstm_cell(
-            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        )
+        return functional.lstm_cell(input, hx, *named(self, NAMES))
 
 
 class RNNCell(torch.nn.RNNCell):
@@ -45,12 +46,5 @@ class RNNCell(torch.nn.RNNCell):
                 f"nonlinearity: expected one of {', '.join(checks.NONLINEARITIES)}, "
                 f"got {self.nonlinearity!r}"
             )
-        return functional.rnn_cell(
-            input,
-            hx,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            nonlinearity=self.nonlinearity,
-        )
+        weights = named(self, NAMES)
+        return functional.rnn_cell(input, hx, *weights, nonlinearity=self.nonlinearity)

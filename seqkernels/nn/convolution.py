@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, functional
+from .parameters import named
 
 
 class Conv1dMaxPool(nn.Conv1d):
@@ -76,8 +77,7 @@ class Conv1dMaxPool(nn.Conv1d):
         """
         return functional.conv1d_max_pool(
             input,
-            self.weight,
-            self.bias,
+            *named(self, ("weight", "bias")),
             self.stride,
             self.padding,
             self.dilation,

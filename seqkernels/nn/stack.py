@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import checks, cuda, functional
 from . import fallback
+from .parameters import named
 
 States = tuple[Tensor, ...]
 
@@ -117,7 +118,7 @@ class RecurrentLayers(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, as they are now."""
-        return [[getattr(self, name) for name in names] for names in self._names]
+        return [named(self, names) for names in self._names]
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), as torch does."""

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from .. import _cpu, checks, cpu, cuda
 from ._dispatch import (
-    OPTIONAL_TENSORS,
     callable_operation,
     define,
-    has_no_gradient,
-    is_plain,
 )
 
 # Operations get a geometry as a plain list of integers.
@@ -154,8 +151,7 @@ def convolution(
     None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
     a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
     """
-    tensors = (input, weight, bias)
-    if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+    if not _cpu.needs_only_kernel((input, weight, bias)):
         return None
     geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
     # True and 1.0 are equal to 1, and must not find what is known of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import _cpu, checks
 
 library = torch.library.Library("seqkernels", "DEF")
 
@@ -28,40 +28,28 @@ def callable_operation(name: str, kernel):
     operation = getattr(torch.ops.seqkernels, name).default
 
     def call(*arguments):
-        if torch.compiler.is_compiling() or not is_plain(arguments, _ARGUMENTS):
+        # The dispatcher, some 15 microseconds of it, would do nothing but call the kernel.
+        if torch.compiler.is_compiling() or not _cpu.is_plain(arguments, _ARGUMENTS):
             return operation(*arguments)
         return kernel(*arguments)
 
     return call
 
 
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
-OPTIONAL_TENSORS = _TENSORS | {type(None)}
-_ARGUMENTS = OPTIONAL_TENSORS | {str, bool, list, checks.ConvolutionGeometry}
+_ARGUMENTS = frozenset((type(None), str, bool, list, checks.ConvolutionGeometry))
 
-
-def is_plain(arguments: tuple, types: frozenset) -> bool:
-    """Whether all are of these types, tensors plain ones, and no mode, transform or trace is on.
-
-    Then torch's dispatcher, some 15 microseconds of it, would do nothing but call the kernel. A
-    tensor with the negative bit is not plain: its memory holds the values with the other sign.
-    """
-    for value in arguments:
-        kind = type(value)
-        if kind not in types or (kind in _TENSORS and value.is_neg()):
-            return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
-    )
-
-
-def has_no_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether no derivative of either mode can be wanted."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
+# What says whether anything but the kernel is wanted: each function gives something false if not.
+_cpu.bind_torch(
+    Tensor,
+    torch.nn.Parameter,
+    (
+        torch._C._len_torch_dispatch_stack,
+        torch._C._functorch.peek_interpreter_stack,
+        torch._C._get_tracing_state,
+        torch.autograd._profiler_enabled,
+    ),
+    torch.autograd.forward_ad,
+    torch.is_grad_enabled,
+    torch.empty_like,
+    torch.get_num_threads,
+)

@@ -12,11 +12,8 @@ from torch import Tensor
 from .. import _cpu, cpu, cuda
 from . import _recurrence_cuda
 from ._dispatch import (
-    OPTIONAL_TENSORS,
     callable_operation,
     define,
-    has_no_gradient,
-    is_plain,
 )
 
 
@@ -248,28 +245,22 @@ recurrence_backward = torch.ops.seqkernels.recurrence_backward.default
 
 
 def recurrence_step(
-    cell: str, input: Tensor, states: tuple[Tensor, ...], *weights: Tensor | None
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
 ) -> tuple[Tensor, ...] | None:
-    """The next states of (N, I) input, without gradients, in as few steps of Python as can be.
-
-    ``weights`` are weight_ih, weight_hh, bias_ih and bias_hh.
+    """The next states of (N, I) input, without gradients, in as few steps as can be.
 
     None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
     a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
     """
-    tensors = (input, *states, *weights)
-    if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
+    if not isinstance(input, Tensor) or cuda.is_on_device(input):
         return None
-    if cuda.is_on_device(input):
-        return None
-    try:
-        following = tuple(map(torch.empty_like, states))
-        before, after = ((*pair, None)[:2] for pair in (states, following))
-        where = (torch.get_num_threads(), "highest")  # a single step is by vectors
-        _cpu.recurrence_step(cell, input, *before, *weights, *after, where)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return following
+    return _cpu.recurrence_step(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 def recurrence_sequence(
@@ -283,12 +274,11 @@ def recurrence_sequence(
 
     Without ``states`` they are zeros, and the first step does not read weight_hh.
     """
-    tensors = (input, *(states or ()), *weights)
-    if not (is_plain(tensors, OPTIONAL_TENSORS) and has_no_gradient(tensors)):
-        return None
-    if cuda.is_on_device(input):
+    if not _cpu.needs_only_kernel((input, *(states or ()), *weights)):
         return None
     try:
+        if cuda.is_on_device(input):
+            return None
         steps, batch, _ = input.shape
         features = weights[1].shape[1]
         output = input.new_empty(steps, batch, features)

@@ -10,72 +10,94 @@
 // of its pool counts as none.
 //
 // Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input.
-// Scratch, owned by the call: g, N P F; and that of the two parts, convolution_input_gradient.h and
-// convolution_weight_gradient.h.
+// Scratch, owned by the call: g, N P F, or where the weight's part makes it again P F for each
+// thread; its sums, N F; and that of the two parts: convolution_input_gradient.h (pools),
+// convolution_over_time_gradient.h (none) and convolution_weight_gradient.h; with matrix tiles and
+// small pools tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h.
 //
-// grad_input is shared out by samples and grad_weight by filters, so that no two threads write one
-// address and every sum has one order: the same bits on every run, without atomics. (One sample's
-// grad_input is one thread's work.)
+// g, grad_input and the sums of g are shared out by samples, grad_weight by filters (in tiles by
+// channels too), so that no two threads write one address and every sum has one order: the same
+// bits on every run, without atomics. (One sample's grad_input is one thread's work.)
 //
 // Cost: 4 N P F k C FLOPs, 1 / pool_size of the dense gradients', and one load from L1 for each
-// multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time, where a window wins
-// few filters, reading and writing its gradient, and L2.
+// multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time L2. What one core
+// has written takes another long to read, so a thread makes for itself what it can.
 #pragma once
 
 #include <cstdint>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
-#include "activation.h"
 #include "convolution_input_gradient.h"
+#include "convolution_over_time_gradient.h"
 #include "convolution_weight_gradient.h"
 #include "product.h"
+#include "winner_gradients.h"
 
 namespace seqkernels {
 
-template <class Vector, class InputGradient, class WindowsGradient>
+template <class Vector, class Number, class InputGradient, class WeightGradient>
 class ConvolutionBackwardKernel;
 
-template <class Vector>
-using ByWinners = ConvolutionBackwardKernel<Vector, ConvolutionInputGradient<Vector>,
-                                            ConvolutionWeightGradient<Vector>>;
+template <class Vector, class Number>
+using ByWinners =
+    ConvolutionBackwardKernel<Vector, Number, ConvolutionInputGradient<Vector, Number>,
+                              ConvolutionWeightGradient<Vector, Number>>;
 
-template <class Vector, class InputGradient, class WindowsGradient>
+template <class Vector, class Number, class InputGradient, class WeightGradient>
 class ConvolutionBackwardKernel {
     using T = typename Vector::Element;
 
  public:
-    explicit ConvolutionBackwardKernel(const ConvolutionBackward<T>& arguments)
+    explicit ConvolutionBackwardKernel(const ConvolutionBackward<Number>& arguments)
         : call_(arguments), shape_(arguments.shape) {}
 
     void run(int threads) {
-        const Scratch<T> gradients(checked_product({shape_.batch, shape_.pooled, shape_.filters}));
-        gradients_ = gradients.data();
-        const InputGradient input(call_, gradients_, threads);
-        const WindowsGradient weight(call_, gradients_, threads);
+        const int64_t of_sample = checked_product({shape_.pooled, shape_.filters});
+        const bool wants_bias = call_.grad_bias != nullptr;
+        const Scratch<T> gradients(
+            checked_product({WeightGradient::reads_gradients ? shape_.batch : threads, of_sample}));
+        const Scratch<T> sums(wants_bias ? checked_product({shape_.batch, shape_.filters}) : 0);
+        const WinnerGradients<Vector, Number> winners(call_);
+        const InputGradient input(call_, threads);
+        const WeightGradient weight(call_, gradients.data(), threads);
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            activation_gradients(part_of(shape_.batch, 1, thread, granted));
             input.prepare(thread, granted);
             barrier.wait(granted);
-            input.run(thread, granted);
-            if (call_.grad_bias != nullptr) {
-                bias_gradient(part_of(shape_.filters, Vector::width, thread, granted));
+            const Range samples = part_of(shape_.batch, 1, thread, granted);
+            for (int64_t n = samples.begin; n < samples.end; ++n) {
+                T* own =
+                    gradients.data() + (WeightGradient::reads_gradients ? n : thread) * of_sample;
+                winners.of_sample(n, {0, shape_.filters}, own);
+                if (wants_bias) sum_pools(own, sums.data() + n * shape_.filters);
+                weight.prepare(n, own);
+                input.run(n, own, thread);
+            }
+            barrier.wait(granted);
+            if (wants_bias) {
+                bias_gradient(sums.data(), part_of(shape_.filters, Vector::width, thread, granted));
             }
             weight.run(thread, granted, barrier);
         });
         input.for_each_left_out([&](Range samples) {
-            ConvolutionBackward<T> part = samples_of(samples);
-            ByWinners<Vector>(part).run(threads);
+            const ConvolutionBackward<Number> part = input_gradient_of(samples);
+            ByWinners<Vector, Number>(part).run(threads);
         });
+        if (weight.is_left_out()) {
+            ConvolutionBackward<Number> part = call_;
+            part.grad_input = nullptr;
+            part.grad_bias = nullptr;
+            ByWinners<Vector, Number>(part).run(threads);
+        }
     }
 
  private:
     // The input's gradient of some samples.
-    ConvolutionBackward<T> samples_of(Range samples) const {
+    ConvolutionBackward<Number> input_gradient_of(Range samples) const {
         const int64_t first = samples.begin;
-        ConvolutionBackward<T> part = call_;
+        ConvolutionBackward<Number> part = call_;
         part.shape.batch = samples.end - first;
         part.input.numbers = call_.input.numbers.from(first * call_.input.stride_batch);
         if (call_.lengths != nullptr) part.lengths += first;
@@ -88,48 +110,36 @@ class ConvolutionBackwardKernel {
         return part;
     }
 
-    // g of the samples in range, zero where no window won.
-    void activation_gradients(Range samples) const {
-        for (int64_t n = samples.begin; n < samples.end; ++n) {
-            const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
-            for (int64_t pool = 0; pool < shape_.pooled; ++pool) {
-                const Range own = windows_of_pool(shape_, pool, windows);
-                const T* grad = call_.grad_output + n * call_.grad_output_stride_batch +
-                                pool * call_.grad_output_stride_pooled;
-                const T* output = call_.output + n * call_.output_stride_batch +
-                                  pool * call_.output_stride_pooled;
-                const int64_t entry = (n * shape_.pooled + pool) * shape_.filters;
-                for (int64_t f = 0; f < shape_.filters; ++f) {
-                    const int64_t window = call_.argmax[entry + f];
-                    gradients_[entry + f] =
-                        own.has(window)
-                            ? activation_gradient(shape_.activation,
-                                                  grad[f * call_.grad_output_stride_filter],
-                                                  output[f * call_.output_stride_filter])
-                            : T(0);
-                }
+    // Sums of a sample's g.
+    void sum_pools(const T* gradients, T* sums) const {
+        for (int64_t f = 0; f < shape_.filters; ++f) sums[f] = 0;
+        for (int64_t pool = 0; pool < shape_.pooled; ++pool, gradients += shape_.filters) {
+            for (int64_t f = 0; f < shape_.filters; ++f) sums[f] += gradients[f];
+        }
+    }
+
+    void bias_gradient(const T* sums, Range filters) const {
+        for (int64_t f = filters.begin; f < filters.end; f += Vector::width) {
+            const int64_t count = filters.end - f;
+            Vector sum = Vector::broadcast(0);
+            for (int64_t n = 0; n < shape_.batch; ++n) {
+                sum = sum + load_up_to<Vector>(sums + n * shape_.filters + f, count);
             }
+            store_up_to(sum, call_.grad_bias + f, count);
         }
     }
 
-    void bias_gradient(Range filters) const {
-        T* sums = call_.grad_bias;
-        for (int64_t f = filters.begin; f < filters.end; ++f) sums[f] = 0;
-        for (int64_t row = 0; row < shape_.batch * shape_.pooled; ++row) {
-            const T* gradients = gradients_ + row * shape_.filters;
-            for (int64_t f = filters.begin; f < filters.end; ++f) sums[f] += gradients[f];
-        }
-    }
-
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    T* gradients_ = nullptr;
 };
 
-template <class Vector>
-void convolution_backward(const ConvolutionBackward<typename Vector::Element>& arguments,
-                          int threads) {
-    ByWinners<Vector>(arguments).run(threads);
+template <class Vector, class Number = typename Vector::Element>
+void convolution_backward(const ConvolutionBackward<Number>& arguments, int threads) {
+    if (arguments.shape.pool_size > 0) return ByWinners<Vector, Number>(arguments).run(threads);
+    using OverTime =
+        ConvolutionBackwardKernel<Vector, Number, OverTimeInputGradient<Vector, Number>,
+                                  ConvolutionWeightGradient<Vector, Number>>;
+    OverTime(arguments).run(threads);
 }
 
 }  // namespace seqkernels

@@ -1,11 +1,10 @@
-// The input's part of convolution_backward.h: grad_input of sample after sample.
+// The input's part of convolution_backward.h, with pools: grad_input of sample after sample.
 //
 // The winners of a block of pools are sorted by their window, so that a window's gradient is read
 // and written once for all filters that it won, and their sum stays in registers:
 //   grad_input[s .. s + k C) += sum over filters f won by the window of g[f] weight[f, .. k C)
 //
-// Pooled over time, where a window wins few filters, it passes over a window's columns at once;
-// with smaller pools block after block of columns, whose weights for a block of filters stay in L1.
+// It passes over block after block of columns, whose weights for a block of filters stay in L1.
 //
 // Scratch, owned by the call: the weights, F k C, in those blocks; for each thread the sorted
 // winners of one block and their windows.
@@ -21,30 +20,28 @@
 
 namespace seqkernels {
 
-template <class Vector>
+template <class Vector, class Number>
 class ConvolutionInputGradient {
     using T = typename Vector::Element;
     using Columns = WindowColumns<Vector>;
 
  public:
-    // gradients: g, (N, P, F). Without a grad_input nothing is computed.
-    ConvolutionInputGradient(const ConvolutionBackward<T>& arguments, const T* gradients,
-                             int threads)
+    // Without a grad_input nothing is computed.
+    ConvolutionInputGradient(const ConvolutionBackward<Number>& arguments, int threads)
         : call_(arguments),
           shape_(arguments.shape),
-          gradients_(gradients),
           columns_(shape_, shape_.channels),
-          filters_in_block_(is_over_time() ? shape_.filters
-                                           : smaller(shape_.filters, most_filters_in_block)),
+          filters_in_block_(smaller(shape_.filters, most_filters_in_block)),
           filter_blocks_(divide_rounding_up(shape_.filters, larger(1, filters_in_block_))),
           pools_in_block_(smaller(shape_.pooled, pools_in_block(shape_))),
-          windows_in_block_(is_over_time() ? shape_.windows(shape_.length)
-                                           : larger(0, (pools_in_block_ - 1) * shape_.pool_stride) +
-                                                 shape_.pool_size),
+          windows_in_block_(larger(0, (pools_in_block_ - 1) * shape_.pool_stride) +
+                            shape_.pool_size),
           weight_(wanted() ? checked_product({shape_.filters, columns_.blocks(), columns_.widest()})
                            : 0),
           winners_(wanted() ? checked_product({winners_in_block(), threads}) : 0),
-          groups_(wanted() ? checked_product({windows_in_block_ + 1, threads}) : 0) {}
+          groups_(wanted() ? checked_product({windows_in_block_ + 1, threads}) : 0),
+          sums_(wanted() && !is_target ? checked_product({shape_.length, shape_.channels, threads})
+                                       : 0) {}
 
     bool wanted() const { return call_.grad_input != nullptr; }
 
@@ -69,18 +66,27 @@ class ConvolutionInputGradient {
     template <class Function>
     void for_each_left_out(Function&&) const {}
 
-    // A thread's part of the samples.
-    void run(int thread, int threads) const {
+    // One sample, by one of the threads; gradients: its g, (P, F).
+    void run(int64_t n, const T* gradients, int thread) const {
         if (!wanted()) return;
-        const Range samples = part_of(shape_.batch, 1, thread, threads);
         Winner* winners = winners_.data() + thread * winners_in_block();
         Group* groups = groups_.data() + thread * (windows_in_block_ + 1);
-        for (int64_t n = samples.begin; n < samples.end; ++n) sample(n, winners, groups);
+        const int64_t numbers = shape_.length * shape_.channels;
+        Number* target = call_.grad_input + n * numbers;
+        if constexpr (is_target) {
+            sample(n, gradients, target, winners, groups);
+        } else {
+            T* sums = sums_.data() + thread * numbers;
+            sample(n, gradients, sums, winners, groups);
+            convert_numbers<Vector>(sums, target, numbers);
+        }
     }
 
  private:
     using Winner = ScaledRow<T>;  // its offset: of the filter's weights within a block
     static constexpr int64_t most_filters_in_block = 96;
+    // Whether sums are made where they belong.
+    static constexpr bool is_target = std::is_same_v<T, Number>;
 
     // The winners of one window: up to where the next group's begin.
     struct Group {
@@ -92,8 +98,6 @@ class ConvolutionInputGradient {
         return part_of(shape_.filters, 1, filter_block, filter_blocks_);
     }
     int64_t winners_in_block() const { return pools_in_block_ * filters_in_block_; }
-    // Then a window wins few filters.
-    bool is_over_time() const { return shape_.pool_size == 0; }
     int64_t weight_offset(int64_t filter_block, int64_t block) const {
         const Range filters = filters_of(filter_block);
         return (filters.begin * columns_.blocks() + (filters.end - filters.begin) * block) *
@@ -115,8 +119,7 @@ class ConvolutionInputGradient {
         });
     }
 
-    void sample(int64_t n, Winner* winners, Group* groups) const {
-        T* gradient = call_.grad_input + n * shape_.length * shape_.channels;
+    void sample(int64_t n, const T* gradients, T* gradient, Winner* winners, Group* groups) const {
         std::memset(gradient, 0,
                     static_cast<std::size_t>(shape_.length * shape_.channels) * sizeof(T));
         const int64_t length = sample_length(shape_, call_.lengths, n);
@@ -124,8 +127,8 @@ class ConvolutionInputGradient {
         for (int64_t begin = 0; begin < pools; begin += pools_in_block_) {
             const Range block{begin, smaller(pools, begin + pools_in_block_)};
             for (int64_t filter_block = 0; filter_block < filter_blocks_; ++filter_block) {
-                const int64_t count =
-                    sort_winners(n, length, block, filters_of(filter_block), winners, groups);
+                const int64_t count = sort_winners(n, gradients, length, block,
+                                                   filters_of(filter_block), winners, groups);
                 for (int64_t i = 0; i < columns_.blocks(); ++i) {
                     const typename Columns::Block columns = columns_.block(i);
                     const T* weight = weight_.data() + weight_offset(filter_block, i);
@@ -140,19 +143,20 @@ class ConvolutionInputGradient {
 
     // Sorts a block's winners by window, those of one window by pool and filter; returns how many
     // windows won anything.
-    int64_t sort_winners(int64_t n, int64_t length, Range pools, Range filters, Winner* winners,
-                         Group* groups) const {
+    int64_t sort_winners(int64_t n, const T* gradients, int64_t length, Range pools, Range filters,
+                         Winner* winners, Group* groups) const {
         const int64_t windows = shape_.windows(length);
         const int64_t first = windows_of_pool(shape_, pools.begin, windows).begin;
         const int64_t last = windows_of_pool(shape_, pools.end - 1, windows).end;
         const auto for_each_winner = [&](auto&& function) {
             for (int64_t pool = pools.begin; pool < pools.end; ++pool) {
                 const Range own = windows_of_pool(shape_, pool, windows);
-                const int64_t entry = (n * shape_.pooled + pool) * shape_.filters;
+                const int64_t entry = pool * shape_.filters;
+                const int32_t* argmax = call_.argmax + n * shape_.pooled * shape_.filters;
                 for (int64_t f = filters.begin; f < filters.end; ++f) {
-                    const int64_t window = call_.argmax[entry + f];
+                    const int64_t window = argmax[entry + f];
                     if (own.has(window)) {
-                        function(window - first, f, gradients_[entry + f]);
+                        function(window - first, f, gradients[entry + f]);
                     }
                 }
             }
@@ -198,9 +202,8 @@ class ConvolutionInputGradient {
             });
     }
 
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    const T* const gradients_;
     const Columns columns_;
     const int64_t filters_in_block_;
     const int64_t filter_blocks_;
@@ -209,6 +212,7 @@ class ConvolutionInputGradient {
     const Scratch<T> weight_;
     const Scratch<Winner> winners_;
     const Scratch<Group> groups_;
+    const Scratch<T> sums_;
 };
 
 }  // namespace seqkernels

@@ -23,14 +23,14 @@
 
 namespace seqkernels {
 
-template <class Vector>
+template <class Vector, class Number>
 class ConvolutionWeightGradient {
     using T = typename Vector::Element;
     using Columns = WindowColumns<Vector>;
 
  public:
     // gradients: g, (N, P, F). Without a grad_weight nothing is computed.
-    ConvolutionWeightGradient(const ConvolutionBackward<T>& arguments, const T* gradients,
+    ConvolutionWeightGradient(const ConvolutionBackward<Number>& arguments, const T* gradients,
                               int threads)
         : call_(arguments),
           shape_(arguments.shape),
@@ -49,18 +49,27 @@ class ConvolutionWeightGradient {
           whole_(wanted() ? checked_product({shape_.filters, pools_in_block_}) : 0),
           cut_(wanted() ? checked_product({shape_.filters, pools_in_block_}) : 0),
           counts_(wanted() ? shape_.filters : 0),
-          copied_(wanted() ? checked_product({copied_elements_, threads}) : 0) {}
+          copied_(wanted() ? checked_product({copied_elements_, threads}) : 0),
+          sums_(wanted() && !is_target
+                    ? checked_product({shape_.filters, shape_.kernel_size, shape_.channels})
+                    : 0) {}
 
     bool wanted() const { return call_.grad_weight != nullptr; }
+    // Whether anything is left to others: no.
+    static constexpr bool is_left_out() { return false; }
+
+    // Whether g of all samples is to be there when it runs.
+    static constexpr bool reads_gradients = true;
+    void prepare(int64_t, const T*) const {}
 
     // Called by every thread of a region.
     void run(int thread, int threads, Barrier& barrier) const {
         if (!wanted()) return;
         const Range filters = part_of(shape_.filters, 1, thread, threads);
         const int64_t window_elements = shape_.kernel_size * shape_.channels;
-        std::memset(
-            call_.grad_weight + filters.begin * window_elements, 0,
-            static_cast<std::size_t>((filters.end - filters.begin) * window_elements) * sizeof(T));
+        const int64_t first = filters.begin * window_elements;
+        const int64_t numbers = (filters.end - filters.begin) * window_elements;
+        std::memset(target() + first, 0, static_cast<std::size_t>(numbers) * sizeof(T));
         for (int64_t begin = 0; begin < shape_.batch; begin += samples_in_block_) {
             const Range samples{begin, smaller(shape_.batch, begin + samples_in_block_)};
             if (!direct_) {
@@ -70,10 +79,23 @@ class ConvolutionWeightGradient {
             add_samples(samples, filters, copied_.data() + thread * copied_elements_);
             if (!direct_) barrier.wait(threads);
         }
+        if constexpr (!is_target) {
+            convert_numbers<Vector>(sums_.data() + first, call_.grad_weight + first, numbers);
+        }
     }
 
  private:
     static constexpr int64_t largest_copied_pool = 4;
+    // Whether sums are made where they belong.
+    static constexpr bool is_target = std::is_same_v<T, Number>;
+
+    T* target() const {
+        if constexpr (is_target) {
+            return call_.grad_weight;
+        } else {
+            return sums_.data();
+        }
+    }
 
     // Its offset: of the window's first number in the input, or of its place among the copies.
     using WholeWindow = ScaledRow<T>;
@@ -205,7 +227,7 @@ class ConvolutionWeightGradient {
 
     // Adds what a filter's lists contribute to one block of its columns.
     void add_lists(int64_t f, const typename Columns::Block& block, const T* base) const {
-        T* target = call_.grad_weight + f * shape_.kernel_size * shape_.channels + block.column;
+        T* target = this->target() + f * shape_.kernel_size * shape_.channels + block.column;
         const Counts& counts = counts_.data()[f];
         add_scaled_rows<Vector>(target, block.count, base, whole_.data() + f * pools_in_block_,
                                 counts.whole);
@@ -226,7 +248,7 @@ class ConvolutionWeightGradient {
             });
     }
 
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
     const T* const gradients_;
     const bool direct_;
@@ -242,6 +264,7 @@ class ConvolutionWeightGradient {
     const Scratch<CutWindow> cut_;
     const Scratch<Counts> counts_;
     const Scratch<T> copied_;
+    const Scratch<T> sums_;
 };
 
 }  // namespace seqkernels

@@ -78,6 +78,14 @@ inline void store_up_to(Vector vector, Number* target, int64_t count) {
     }
 }
 
+// `count` numbers in another type.
+template <class Vector, class From, class To>
+inline void convert_numbers(const From* source, To* target, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vector::width) {
+        store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
+    }
+}
+
 // The micro-kernel: sums[m * V + v] += rows[m][k * step] * packed[k * V + v] for k in [0, depth), v
 // in [0, V). Kept out of line, so that each tile size is compiled once; going through memory for
 // the sums costs two accesses per sum and call, against `depth` multiply-adds.

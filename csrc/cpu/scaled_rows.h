@@ -28,52 +28,49 @@ struct ScaledRow {
 // latency.
 constexpr int scaled_row_vectors = 8;
 
-template <class Vector, int V, bool last_is_whole>
-[[gnu::noinline]] void add_scaled_vectors(typename Vector::Element* target, int64_t count,
-                                          const typename Vector::Element* base,
+// The last vector of several ends where the columns do, and does some of those of the one before
+// once more.
+template <class Vector, int V, bool adds, class Number, class Base>
+[[gnu::noinline]] void add_scaled_vectors(Number* target, int64_t count, const Base* base,
                                           const ScaledRow<typename Vector::Element>* terms,
                                           int64_t terms_count) {
-    const int64_t left = count - (V - 1) * Vector::width;
-    const auto load = [&](const typename Vector::Element* source, int v) {
-        return v < V - 1 || last_is_whole ? Vector::load(source + v * Vector::width)
-                                          : Vector::load_first(source + v * Vector::width, left);
+    const auto place = [&](int v) {
+        return V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
+    };
+    const auto load = [&](const auto* source, int v) {
+        return load_up_to<Vector>(source + place(v), V > 1 ? Vector::width : count);
     };
     Vector sums[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[v] = load(target, v);
+    for (int v = 0; v < V; ++v) sums[v] = adds ? load(target, v) : Vector::broadcast(0);
     for (int64_t term = 0; term < terms_count; ++term) {
         const Vector scale = Vector::broadcast(terms[term].scale);
-        const typename Vector::Element* source = base + terms[term].offset;
+        const Base* source = base + terms[term].offset;
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sums[v] = multiply_add(scale, load(source, v), sums[v]);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-        if (v < V - 1 || last_is_whole) {
-            sums[v].store(target + v * Vector::width);
-        } else {
-            sums[v].store_first(target + v * Vector::width, left);
-        }
+        store_up_to(sums[v], target + place(v), V > 1 ? Vector::width : count);
     }
 }
 
-template <class Vector>
-inline void add_scaled_rows(typename Vector::Element* target, int64_t count,
-                            const typename Vector::Element* base,
+// With `adds` to what the target holds, else in its place. The target and the base may be of a
+// 16-bit type.
+template <class Vector, bool adds = true, class Number, class Base>
+inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
                             const ScaledRow<typename Vector::Element>* terms, int64_t terms_count) {
-    constexpr int64_t at_once = scaled_row_vectors * Vector::width;
-    for (; count > at_once; count -= at_once, target += at_once, base += at_once) {
-        add_scaled_vectors<Vector, scaled_row_vectors, true>(target, at_once, base, terms,
-                                                             terms_count);
+    const int64_t vectors = divide_rounding_up(count, Vector::width);
+    const int64_t blocks = divide_rounding_up(vectors, scaled_row_vectors);
+    for (int64_t block = 0; block < blocks; ++block) {
+        const Range own = part_of(vectors, 1, block, blocks);
+        const int64_t first = own.begin * Vector::width;
+        with_constant<scaled_row_vectors>(own.count(), [&](auto v) {
+            add_scaled_vectors<Vector, v, adds>(target + first,
+                                                smaller(count, own.end * Vector::width) - first,
+                                                base + first, terms, terms_count);
+        });
     }
-    if (count == 0) return;
-    with_constant<scaled_row_vectors>(divide_rounding_up(count, Vector::width), [&](auto vectors) {
-        if (count % Vector::width == 0) {
-            add_scaled_vectors<Vector, vectors, true>(target, count, base, terms, terms_count);
-        } else {
-            add_scaled_vectors<Vector, vectors, false>(target, count, base, terms, terms_count);
-        }
-    });
 }
 
 }  // namespace seqkernels

@@ -1,14 +1,14 @@
 // The kernels of the 16-bit types: those of float32, between conversions.
 //
 // What a float32 kernel packs anyway (a convolution's input, all weights) it is given as it is
-// stored, and widens it there. All else is widened first, and the results are narrowed at the end.
+// stored, and widens it there; the backward of a convolution reads and writes numbers of its type
+// itself. All else is widened first, and the results are narrowed at the end.
 // So sums, states, gates and running gradients are float32, and each result is rounded once. What
 // is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
 // are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied.
 //
-// Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias,
-// output, their gradients and the input's and weight's; a recurrence's input, output, states,
-// biases and all gradients.
+// Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias and
+// output; a recurrence's input, output, states, biases and all gradients.
 //
 // Cost: the float32 kernel's, and 6 bytes for each number converted.
 #pragma once
@@ -24,13 +24,6 @@
 #include "recurrence_forward.h"
 
 namespace seqkernels {
-
-template <class Vector, class From, class To>
-void convert_numbers(const From* source, To* target, int64_t count) {
-    for (int64_t i = 0; i < count; i += Vector::width) {
-        store_up_to(load_up_to<Vector>(source + i, count - i), target + i, count - i);
-    }
-}
 
 // Calls function(Range) for parts of [0, count), whole units of them, on several threads if there
 // are numbers enough to convert.
@@ -103,19 +96,6 @@ inline void for_each_pooled(const ConvolutionShape& shape, const PooledStrides& 
 }
 
 template <class Vector, class Narrow>
-inline void widen_pooled(const ConvolutionShape& shape, const Narrow* source,
-                         const PooledStrides& strides, float* target, int threads) {
-    for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
-        float* to = target + contiguous;
-        if (strides.filter == 1)
-            return convert_numbers<Vector>(source + strided, to, shape.filters);
-        for (int64_t f = 0; f < shape.filters; ++f) {
-            to[f] = widen(source[strided + f * strides.filter]);
-        }
-    });
-}
-
-template <class Vector, class Narrow>
 inline void narrow_pooled(const ConvolutionShape& shape, const float* source, Narrow* target,
                           const PooledStrides& strides, int threads) {
     for_each_pooled(shape, strides, threads, [&](int64_t contiguous, int64_t strided) {
@@ -149,45 +129,6 @@ void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int
     narrow_pooled<Vector>(
         shape, output.data(), call.output,
         {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter}, threads);
-}
-
-// backward: the float32 kernel.
-template <class Vector, class Narrow, void (*backward)(const ConvolutionBackward<float>&, int)>
-void sixteen_bit_convolution_backward(const ConvolutionBackward<Narrow>& call, int threads) {
-    const ConvolutionShape& shape = call.shape;
-    const int64_t pooled = checked_product({shape.batch, shape.pooled, shape.filters});
-    const Scratch<float> output(pooled), grad_output(pooled);
-    widen_pooled<Vector>(
-        shape, call.output,
-        {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter},
-        output.data(), threads);
-    widen_pooled<Vector>(shape, call.grad_output,
-                         {call.grad_output_stride_batch, call.grad_output_stride_pooled,
-                          call.grad_output_stride_filter},
-                         grad_output.data(), threads);
-    const NarrowedNumbers<Vector, Narrow> grad_input(
-        call.grad_input, checked_product({shape.batch, shape.length, shape.channels}));
-    const NarrowedNumbers<Vector, Narrow> grad_weight(
-        call.grad_weight, checked_product({shape.filters, shape.kernel_size, shape.channels}));
-    const NarrowedNumbers<Vector, Narrow> grad_bias(call.grad_bias, shape.filters);
-    ConvolutionBackward<float> wide{};
-    wide.shape = shape;
-    wide.input = call.input;
-    wide.weight = call.weight;
-    wide.lengths = call.lengths;
-    wide.grad_output = grad_output.data();
-    wide.output = output.data();
-    wide.grad_output_stride_batch = wide.output_stride_batch = shape.pooled * shape.filters;
-    wide.grad_output_stride_pooled = wide.output_stride_pooled = shape.filters;
-    wide.grad_output_stride_filter = wide.output_stride_filter = 1;
-    wide.argmax = call.argmax;
-    wide.grad_input = grad_input.data();
-    wide.grad_weight = grad_weight.data();
-    wide.grad_bias = grad_bias.data();
-    backward(wide, threads);
-    grad_input.finish(threads);
-    grad_weight.finish(threads);
-    grad_bias.finish(threads);
 }
 
 // A sequence batch's float32, (T, N, I) contiguous.
@@ -296,13 +237,13 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
 }
 
 // Product: how the forward and recurrences multiply; Gradient: how their weights' gradients are
-// made.
+// made; backward: of a convolution.
 template <class Vector, class Narrow, class Product = VectorProduct<Vector>,
           class Gradient = WeightGradient<Vector>,
-          void (*backward)(const ConvolutionBackward<float>&, int) = convolution_backward<Vector>>
+          void (*backward)(const ConvolutionBackward<Narrow>&,
+                           int) = convolution_backward<Vector, Narrow>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
-    return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>,
-             sixteen_bit_convolution_backward<Vector, Narrow, backward>,
+    return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>, backward,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow, Product, Gradient>},
             convert_numbers<Vector, Narrow, float>,

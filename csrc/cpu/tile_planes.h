@@ -1,0 +1,94 @@
+// Numbers laid out for matrix tiles, beyond what a product does with its own operands
+// (tile_product.h): vectors cut into bfloat16 planes, and 16 x 16 transpositions.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "../core/stored.h"
+#include "tile_instructions.h"
+#include "vector_avx512.h"
+
+namespace seqkernels {
+
+// Those of 16 numbers that side by side that the mask names, the others zero and not touched.
+inline __m512 load_masked(const float* source, __mmask16 mask) {
+    return _mm512_maskz_loadu_ps(mask, source);
+}
+inline __m512 load_masked(const Bfloat16* source, __mmask16 mask) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, source)), 16));
+}
+inline __m512 load_masked(const Float16* source, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, source));
+}
+
+inline __m512 widened_bfloat16(__m256i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
+// 16 numbers as the sum of planes, each the rest rounded.
+template <int planes>
+inline void cut_into_planes(__m512 numbers, __m256i (&cut)[planes]) {
+    for (int p = 0; p < planes; ++p) {
+        cut[p] = rounded_to_bfloat16(numbers);
+        if (p + 1 < planes) numbers = _mm512_sub_ps(numbers, widened_bfloat16(cut[p]));
+    }
+}
+
+// The same of pairs: in lane l that of first[l] and second[l].
+template <int planes>
+inline void cut_into_pairs(__m512 first, __m512 second, __m512i (&cut)[planes]) {
+    for (int p = 0; p < planes; ++p) {
+        const __m512i low = _mm512_cvtepu16_epi32(rounded_to_bfloat16(first));
+        const __m512i high =
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded_to_bfloat16(second)), 16);
+        cut[p] = _mm512_or_si512(low, high);
+        if (p + 1 == planes) break;
+        first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(low, 16)));
+        second = _mm512_sub_ps(second, _mm512_castsi512_ps(high));
+    }
+}
+
+// The same of 32 numbers that follow each other.
+template <int planes>
+inline void cut_into_lines(__m512 low, __m512 high, __m512i (&cut)[planes]) {
+    for (int p = 0; p < planes; ++p) {
+        cut[p] = rounded_to_bfloat16(low, high);
+        if (p + 1 == planes) break;
+        low = _mm512_sub_ps(low, widened_bfloat16(_mm512_castsi512_si256(cut[p])));
+        high = _mm512_sub_ps(high, widened_bfloat16(_mm512_extracti64x4_epi64(cut[p], 1)));
+    }
+}
+
+// Rows become columns, of 16 x 16 numbers of 32 bits.
+inline void transpose(__m512i (&rows)[16]) {
+    __m512i pairs[16], fours[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    // fours[i + q]: of rows i to i + 3, in quarter j column 4 j + q.
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        const __m512i even_low = _mm512_shuffle_i32x4(fours[q], fours[4 + q], 0x88);
+        const __m512i odd_low = _mm512_shuffle_i32x4(fours[q], fours[4 + q], 0xDD);
+        const __m512i even_high = _mm512_shuffle_i32x4(fours[8 + q], fours[12 + q], 0x88);
+        const __m512i odd_high = _mm512_shuffle_i32x4(fours[8 + q], fours[12 + q], 0xDD);
+        rows[q] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+        rows[8 + q] = _mm512_shuffle_i32x4(even_low, even_high, 0xDD);
+        rows[4 + q] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+        rows[12 + q] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xDD);
+    }
+}
+
+}  // namespace seqkernels

@@ -196,6 +196,13 @@ struct PanelLayout {
     int64_t elements() const { return checked_product({vectors(), groups, Vector::width, depth}); }
 };
 
+// Whether an operand is too large for the L2 of two cores, so that it comes from beyond.
+template <class Vector>
+inline bool is_beyond_caches(const PanelLayout<Vector>& layout) {
+    constexpr int64_t most_cached_bytes = 4 << 20;
+    return layout.elements() * int64_t{sizeof(typename Vector::Element)} > most_cached_bytes;
+}
+
 // Depths packed of one vector's worth of rows before those of the next: rows that lie a power of
 // two apart would push each other out of the cache if each were read to its end.
 constexpr int64_t pack_depth = 64;
@@ -213,10 +220,11 @@ constexpr int columns_at_once =
 
 // Packs `depth`, up to pack_depth, columns of a vector's worth of rows: target[place(first + k) *
 // line + lane] = source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
+// fetches: whether what is packed next but for other columns is asked for.
 template <class Vector, class Number, class Place>
 inline void pack_columns(typename Vector::Element* target, int64_t line, const Place& place,
                          int64_t first, int64_t depth, int64_t present, const Number* source,
-                         int64_t stride_row, int64_t stride_depth) {
+                         int64_t stride_row, int64_t stride_depth, bool fetches) {
     using T = typename Vector::Element;
     const auto store = [&](Vector column, int64_t k) {
         column.store(target + place(first + k) * line);
@@ -241,9 +249,9 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
     constexpr std::integral_constant<int, columns_at_once<Vector, Number>> whole_line;
     constexpr std::integral_constant<int, transposed_columns<Number>> part_of_line;
     if (stride_depth == 1 && present >= Vector::width && depth % part_of_line == 0) {
-        // What is packed next but for other columns, into L2; past the end in vain.
+        // Into L2; past the end in vain.
         constexpr int64_t fetched = cache_line_bytes / sizeof(Number);
-        for (int64_t lane = 0; lane < Vector::width; ++lane) {
+        for (int64_t lane = 0; fetches && lane < Vector::width; ++lane) {
             for (int64_t k = 0; k < depth; k += fetched) {
                 __builtin_prefetch(source + lane * stride_row + depth + k, 0, 2);
             }
@@ -272,11 +280,11 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
 // weights (AMD Zen 3 at AVX2, float32), one element at a time / transposed in registers:
 //   H 128   H 256   H 512     H 1024
 //   3.4/18  3.3/16  1.1/20    1.0/5 (main memory, which takes the packed ones as well)
-// Whole lines transposed, and the next block's fetched ahead, 25 rows multiplied by each block (two
-// cores, family 6, model 167, AVX-512): H 512 0.28 to 0.22 ms, 1024 1.38 to 1.09, 2048 11.5 to 4.3
-// (7 where the weights come from main memory). Tried without gain: blocks of 128 and 256 depths;
-// fetching between the tiles that multiply, the next block's lines or the next panel's in order;
-// fetching into L1.
+// Whole lines transposed, and of a matrix beyond the caches the next block's fetched, 25 rows
+// multiplied by each block (two cores, family 6, model 167, AVX-512): H 512 0.28 to 0.22 ms,
+// 1024 1.38 to 1.09, 2048 11.5 to 4.3 (7 where the weights come from main memory). Tried without
+// gain: blocks of 128 and 256 depths; fetching between the tiles that multiply, the next block's
+// lines or the next panel's in order; fetching into L1.
 template <class Vector, class Number, class Place = InOrder>
 inline void pack_block(typename Vector::Element* target, const PanelLayout<Vector>& layout,
                        int64_t panel, int64_t depth, const Number* data, int64_t stride_row,
@@ -292,7 +300,7 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
                     smaller(pack_depth, depth - begin),
                     smaller(Vector::width, layout.columns - column),
                     data + (group * layout.columns + column) * stride_row + begin * stride_depth,
-                    stride_row, stride_depth);
+                    stride_row, stride_depth, is_beyond_caches(layout));
             }
         }
     }
@@ -355,13 +363,6 @@ inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* con
                                                  packed, depth);
         });
     }
-}
-
-// Whether a packed operand is too large for the L2 of two cores, so that it comes from beyond.
-template <class Vector>
-inline bool is_beyond_caches(const PanelLayout<Vector>& layout) {
-    constexpr int64_t most_cached_bytes = 4 << 20;
-    return layout.elements() * int64_t{sizeof(typename Vector::Element)} > most_cached_bytes;
 }
 
 // Bytes of a packed block that stays in L1 while all tiles of rows pass.

@@ -21,7 +21,14 @@
 // (2x4 with columns loaded once for both rows; twice, as the compiler has it, 76)
 // Tried without gain: an LSTM's four gates in two passes of 6x2 in place of tiles of 3x4 (equal
 // within the noise at N 16 and 50, H 128 to 300; from main memory, H 1024, a third slower); panels
-// of 12 vectors in tiles of 4x3 (82 to 92); prefetching the panel.
+// of 12 vectors in tiles of 4x3 (82 to 92); prefetching a panel that is in cache.
+//
+// A panel from beyond the caches is fetched some way ahead, since multiply-adds that wait for it
+// fill the scheduler before there are as many loads under way as memory can serve. Measured, GB/s
+// of two cores (family 6, model 167; 64 MiB packed, huge pages; reading alone, 57):
+//   rows          1    2    4    6
+//   not fetched  57   54   49   45
+//   fetched      57   55   53   54
 #pragma once
 
 #include <cstdint>
@@ -30,6 +37,7 @@
 
 #include "../core/checked.h"
 #include "../core/range.h"
+#include "../core/scratch.h"
 #include "../core/stored.h"
 
 namespace seqkernels {
@@ -86,15 +94,21 @@ inline void convert_numbers(const From* source, To* target, int64_t count) {
     }
 }
 
+// Bytes between what is multiplied and what is fetched meanwhile: 2 to 4 KiB do as well.
+constexpr int64_t fetched_ahead = 4096;
+
 // The micro-kernel: sums[m * V + v] += rows[m][k * step] * packed[k * V + v] for k in [0, depth), v
 // in [0, V). Kept out of line, so that each tile size is compiled once; going through memory for
 // the sums costs two accesses per sum and call, against `depth` multiply-adds.
-template <class Vector, int M, int V>
+//
+// fetches: whether what comes some way behind is asked for; past the end that is done in vain.
+template <class Vector, int M, int V, bool fetches = false>
 [[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
                                      int64_t step, const typename Vector::Element* packed,
                                      int64_t depth) {
     // Else the compiler would rather load each vector of columns twice, once a row.
     constexpr bool hold_columns = M == 2 && V == 4;
+    constexpr int64_t line_numbers = cache_line_bytes / sizeof(typename Vector::Element);
     const typename Vector::Element* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
@@ -105,6 +119,12 @@ template <class Vector, int M, int V>
     }
     for (int64_t k = 0; k < depth; ++k, packed += V * Vector::width) {
         Vector columns[V];
+        if constexpr (fetches) {
+#pragma GCC unroll 8
+            for (int64_t line = 0; line < V * Vector::width; line += line_numbers) {
+                __builtin_prefetch(packed + fetched_ahead / sizeof(*packed) + line);
+            }
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
             columns[v] = Vector::load(packed + v * Vector::width);
@@ -146,7 +166,7 @@ constexpr int tile_rows_for(int64_t vectors) {
 // Tile::vectors, or 4, vectors.
 //   rows:   rows_count pointers, each to `depth` elements `step` apart
 //   packed: depth x vectors x width elements, one panel of pack_panels
-template <class Vector>
+template <class Vector, bool fetches = false>
 inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
                                 const typename Vector::Element* const* rows, int64_t step,
                                 const typename Vector::Element* packed, int64_t depth) {
@@ -154,13 +174,14 @@ inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
     if (vectors <= at_once) {
         with_constant<at_once>(vectors, [&](auto v) {
             with_constant<Tile<Vector>::rows>(rows_count, [&](auto m) {
-                multiply_tile<Vector, m, v>(sums, rows, step, packed, depth);
+                multiply_tile<Vector, m, v, fetches>(sums, rows, step, packed, depth);
             });
         });
         return;
     }
-    with_constant<Tile<Vector>::narrow_rows>(
-        rows_count, [&](auto m) { multiply_tile<Vector, m, 4>(sums, rows, step, packed, depth); });
+    with_constant<Tile<Vector>::narrow_rows>(rows_count, [&](auto m) {
+        multiply_tile<Vector, m, 4, fetches>(sums, rows, step, packed, depth);
+    });
 }
 
 // How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
@@ -183,6 +204,13 @@ struct PanelLayout {
     int64_t elements() const { return checked_product({vectors(), groups, Vector::width, depth}); }
 };
 
+// Whether an operand is too large for the L2 of two cores, so that it comes from beyond.
+template <class Vector>
+inline bool is_beyond_caches(const PanelLayout<Vector>& layout) {
+    constexpr int64_t most_cached_bytes = 4 << 20;
+    return layout.elements() * int64_t{sizeof(typename Vector::Element)} > most_cached_bytes;
+}
+
 // Depths packed of one vector's worth of rows before those of the next: rows that lie a power of
 // two apart would push each other out of the cache if each were read to its end.
 constexpr int64_t pack_depth = 64;
@@ -192,12 +220,19 @@ struct InOrder {
     int64_t operator()(int64_t depth) const { return depth; }
 };
 
+// Columns transposed at once: whole lines of rows where registers hold them, since rows that lie a
+// power of two apart push each other out of L1 before they are read a second time.
+template <class Vector, class Number>
+constexpr int columns_at_once =
+    Vector::width == 16 && std::is_same_v<Number, float> ? 16 : transposed_columns<Number>;
+
 // Packs `depth`, up to pack_depth, columns of a vector's worth of rows: target[place(first + k) *
 // line + lane] = source[lane * stride_row + k * stride_depth], zero for lanes from `present` on.
+// fetches: whether what is packed next but for other columns is asked for.
 template <class Vector, class Number, class Place>
 inline void pack_columns(typename Vector::Element* target, int64_t line, const Place& place,
                          int64_t first, int64_t depth, int64_t present, const Number* source,
-                         int64_t stride_row, int64_t stride_depth) {
+                         int64_t stride_row, int64_t stride_depth, bool fetches) {
     using T = typename Vector::Element;
     const auto store = [&](Vector column, int64_t k) {
         column.store(target + place(first + k) * line);
@@ -208,20 +243,30 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
         }
         return;
     }
-    const auto transpose = [&](const auto* rows, int64_t stride) {
-        constexpr int at_once = transposed_columns<std::decay_t<decltype(*rows)>>;
-        for (int64_t k = 0; k < depth; k += at_once) {
+    const auto transpose = [&](auto together, const auto* rows, int64_t stride, Range depths) {
+        constexpr int at_once = decltype(together)::value;
+        for (int64_t k = depths.begin; k < depths.end; k += at_once) {
             Vector columns[at_once];
             Vector::load_transposed(rows + k, stride, columns);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int64_t i = 0; i < at_once; ++i) {
                 if (k + i < depth) store(columns[i], k + i);
             }
         }
     };
-    const bool is_whole = present >= Vector::width && depth % transposed_columns<Number> == 0;
-    if (stride_depth == 1 && is_whole) {
-        transpose(source, stride_row);
+    constexpr std::integral_constant<int, columns_at_once<Vector, Number>> whole_line;
+    constexpr std::integral_constant<int, transposed_columns<Number>> part_of_line;
+    if (stride_depth == 1 && present >= Vector::width && depth % part_of_line == 0) {
+        // Into L2; past the end in vain.
+        constexpr int64_t fetched = cache_line_bytes / sizeof(Number);
+        for (int64_t lane = 0; fetches && lane < Vector::width; ++lane) {
+            for (int64_t k = 0; k < depth; k += fetched) {
+                __builtin_prefetch(source + lane * stride_row + depth + k, 0, 2);
+            }
+        }
+        const int64_t in_lines = depth / whole_line * whole_line;
+        transpose(whole_line, source, stride_row, {0, in_lines});
+        transpose(part_of_line, source, stride_row, {in_lines, depth});
         return;
     }
     // Rows that do not lie as load_transposed wants them, or are not all there, are copied first.
@@ -233,7 +278,7 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
         for (int64_t k = 0; k < here; ++k) row[k] = widen(from[k * stride_depth]);
         for (int64_t k = here; k < divide_rounding_up(depth, 4) * 4; ++k) row[k] = 0;
     }
-    transpose(copied, pack_depth);
+    transpose(std::integral_constant<int, transposed_columns<T>>(), copied, pack_depth, {0, depth});
 }
 
 // Packs `depth` depths of one panel of a matrix whose row group * columns + column, at depth k,
@@ -243,6 +288,11 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
 // weights (AMD Zen 3 at AVX2, float32), one element at a time / transposed in registers:
 //   H 128   H 256   H 512     H 1024
 //   3.4/18  3.3/16  1.1/20    1.0/5 (main memory, which takes the packed ones as well)
+// Whole lines transposed, and of a matrix beyond the caches the next block's fetched, 25 rows
+// multiplied by each block (two cores, family 6, model 167, AVX-512): H 512 0.28 to 0.22 ms,
+// 1024 1.38 to 1.09, 2048 11.5 to 4.3 (7 where the weights come from main memory). Tried without
+// gain: blocks of 128 and 256 depths; fetching between the tiles that multiply, the next block's
+// lines or the next panel's in order; fetching into L1.
 template <class Vector, class Number, class Place = InOrder>
 inline void pack_block(typename Vector::Element* target, const PanelLayout<Vector>& layout,
                        int64_t panel, int64_t depth, const Number* data, int64_t stride_row,
@@ -258,7 +308,7 @@ inline void pack_block(typename Vector::Element* target, const PanelLayout<Vecto
                     smaller(pack_depth, depth - begin),
                     smaller(Vector::width, layout.columns - column),
                     data + (group * layout.columns + column) * stride_row + begin * stride_depth,
-                    stride_row, stride_depth);
+                    stride_row, stride_depth, is_beyond_caches(layout));
             }
         }
     }
@@ -304,7 +354,7 @@ inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
 // depths [first, last), in blocks of depths that stay in L1 while all tiles of rows pass.
 //   rows:     count pointers, each to `last` contiguous elements
 //   block_at: gives the packed depths [begin, begin + block)
-template <class Vector, class BlockAt>
+template <class Vector, bool fetches = false, class BlockAt>
 inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* const* rows,
                                int64_t count, int64_t vectors, int64_t first, int64_t last,
                                int64_t block_bytes, BlockAt&& block_at) {
@@ -317,7 +367,8 @@ inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* con
         for_each_tile(count, tile_rows_for<Vector>(vectors), [&](int64_t row, int tile) {
             const T* pointers[most_rows] = {};
             for (int m = 0; m < tile; ++m) pointers[m] = rows[row + m] + begin;
-            multiply_accumulate(sums + row * vectors, tile, vectors, pointers, 1, packed, depth);
+            multiply_accumulate<Vector, fetches>(sums + row * vectors, tile, vectors, pointers, 1,
+                                                 packed, depth);
         });
     }
 }
@@ -331,10 +382,18 @@ inline void multiply_packed(Vector* sums, const typename Vector::Element* const*
                             int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
                             const typename Vector::Element* packed) {
     const int64_t vectors = layout.units_of(panel) * layout.groups;
-    multiply_in_blocks(sums, rows, count, vectors, 0, layout.depth, packed_block_bytes,
-                       [&](int64_t begin, int64_t) {
-                           return packed + layout.offset(panel) + begin * vectors * Vector::width;
-                       });
+    const auto block_at = [&](int64_t begin, int64_t) {
+        return packed + layout.offset(panel) + begin * vectors * Vector::width;
+    };
+    const auto multiply = [&](auto fetches) {
+        multiply_in_blocks<Vector, fetches>(sums, rows, count, vectors, 0, layout.depth,
+                                            packed_block_bytes, block_at);
+    };
+    if (is_beyond_caches(layout)) {
+        multiply(std::true_type());
+    } else {
+        multiply(std::false_type());
+    }
 }
 
 // The same while packing that panel, all of it.

@@ -37,6 +37,14 @@
 // of L2: LSTM of N 1, H 512 1.44 to 1.12 ms; H 1024 10.9 to 9.8 ms; RNN of H 1760 8.0 to 6.7 ms).
 // So do single steps, call by call (LSTM cell of N 1, H 512: 247 to 197 us).
 //
+// Where the recurrent weights come from beyond L2 a step of few rows takes what reading them takes.
+// Measured (family 6, model 167, two threads, LSTM, H 2048, 25 steps; memory 30 GB/s, what of it
+// the processor keeps 50): N 1 50.6 to 43.9 ms, N 2 56.3 to 49.0, N 4 68.3 to 59.5 by fetching
+// ahead and transposing whole lines (product.h); of the 44 ms 7 project the inputs, 6 pack, and 30
+// are steps at 50 GB/s. Tried without gain: the inputs of only so many steps projected at a time
+// that the projections stay in L2 (256 KiB to 2 MiB of them; bfloat16, N 64, H 512 12.6 to 13.2 to
+// 17 ms, H 256 3.8 to 4.2 ms): they are then read from the other core's L2.
+//
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds
 // for N above some 16, the bandwidth of that cache below.

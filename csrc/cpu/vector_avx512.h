@@ -69,6 +69,38 @@ struct Avx512Vector<float> {
         columns[2].value = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
         columns[3].value = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
     }
+    // The same of whole cache lines.
+    static void load_transposed(const float* source, int64_t stride_row,
+                                Avx512Vector (&columns)[16]) {
+        // quads[i + j], i a multiple of 4: of columns j, 4 + j, 8 + j and 12 + j the numbers of
+        // rows i to i + 3.
+        __m512 quads[16];
+#pragma GCC unroll 4
+        for (int i = 0; i < 16; i += 4) {
+            const auto row = [&](int j) { return _mm512_loadu_ps(source + (i + j) * stride_row); };
+            const __m512 row0 = row(0), row1 = row(1), row2 = row(2), row3 = row(3);
+            const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(row0, row1));
+            const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(row2, row3));
+            const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(row0, row1));
+            const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(row2, row3));
+            quads[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+            quads[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+            quads[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+            quads[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+        }
+        constexpr int even = 0b10001000, odd = 0b11011101;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            const __m512 upper_even = _mm512_shuffle_f32x4(quads[j], quads[4 + j], even);
+            const __m512 lower_even = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], even);
+            const __m512 upper_odd = _mm512_shuffle_f32x4(quads[j], quads[4 + j], odd);
+            const __m512 lower_odd = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], odd);
+            columns[j].value = _mm512_shuffle_f32x4(upper_even, lower_even, even);
+            columns[4 + j].value = _mm512_shuffle_f32x4(upper_odd, lower_odd, even);
+            columns[8 + j].value = _mm512_shuffle_f32x4(upper_even, lower_even, odd);
+            columns[12 + j].value = _mm512_shuffle_f32x4(upper_odd, lower_odd, odd);
+        }
+    }
     static void load_transposed(const Bfloat16* source, int64_t stride_row,
                                 Avx512Vector (&columns)[8]) {
         Avx512Vector pairs[4];

@@ -493,38 +493,8 @@ class TileConvolutionWeightGradient {
             load_tile<6>(right + p * next_pairs_plane, line);
             if constexpr (V > 1) load_tile<7>(other + p * next_pairs_plane, line);
         };
-        const auto multiply_loaded = [&] {
-            multiply_tile_pairs<0, 4, 6>();
-            if constexpr (V > 1) multiply_tile_pairs<1, 4, 7>();
-            if constexpr (R > 1) multiply_tile_pairs<2, 5, 6>();
-            if constexpr (R > 1 && V > 1) multiply_tile_pairs<3, 5, 7>();
-        };
         for (int64_t block = 0; block < blocks; ++block) {
-            // Small products first, as in tile_product.h.
-            load_left(0);
-            if constexpr (planes == 3) {
-                load_right(2);
-                multiply_loaded();
-                load_right(1);
-                multiply_loaded();
-                load_left(1);
-                multiply_loaded();
-                load_right(0);
-                multiply_loaded();
-                load_left(2);
-                multiply_loaded();
-                load_left(0);
-            } else if constexpr (planes == 2) {
-                load_right(1);
-                multiply_loaded();
-                load_right(0);
-                load_left(1);
-                multiply_loaded();
-                load_left(0);
-            } else {
-                load_right(0);
-            }
-            multiply_loaded();
+            multiply_planes<planes, R, V>(load_left, load_right);
             for (int64_t i = 0; i < lines_at_once; ++i, next += Vector::width) {
                 _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
             }

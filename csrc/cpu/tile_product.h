@@ -40,7 +40,7 @@
 #include "amx.h"
 #include "kernels.h"
 #include "product.h"
-#include "tile_instructions.h"
+#include "tile_planes.h"
 #include "unpacked_product.h"
 #include "vector_avx512.h"
 
@@ -348,12 +348,12 @@ struct TileProduct {
             store_planes(low, high, target + i, plane);
         }
         for (; i < room; i += Vector::width) {
-            Vector rest = load_up_to<Vector>(numbers + i, count - i);
+            const Vector rest = load_up_to<Vector>(numbers + i, count - i);
             magnitude.take(rest);
+            __m256i cut[planes];
+            cut_into_planes(rest.value, cut);
             for (int p = 0; p < planes; ++p) {
-                const __m256i rounded = rounded_to_bfloat16(rest.value);
-                _mm256_mask_storeu_epi16(target + p * plane + i, Vector::first(room - i), rounded);
-                if (p + 1 < planes) rest = rest - widened(rounded);
+                _mm256_mask_storeu_epi16(target + p * plane + i, Vector::first(room - i), cut[p]);
             }
         }
     }
@@ -383,32 +383,18 @@ struct TileProduct {
         return magnitude.scale();
     }
 
-    static Vector widened(__m256i numbers) {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16))};
-    }
-
     // 32 numbers of a row, plane after plane.
     static void store_planes(Vector low, Vector high, Left* target, int64_t plane) {
-        for (int p = 0; p < planes; ++p, target += plane) {
-            const __m512i rounded = rounded_to_bfloat16(low.value, high.value);
-            _mm512_storeu_si512(target, rounded);
-            if (p + 1 == planes) break;
-            low = low - widened(_mm512_castsi512_si256(rounded));
-            high = high - widened(_mm512_extracti64x4_epi64(rounded, 1));
-        }
+        __m512i cut[planes];
+        cut_into_lines(low.value, high.value, cut);
+        for (int p = 0; p < planes; ++p) _mm512_storeu_si512(target + p * plane, cut[p]);
     }
 
     // Two depths of 16 columns as pairs, plane after plane.
     static void store_pairs(Vector first, Vector second, Packed* target) {
-        for (int p = 0; p < planes; ++p, target += tile_numbers) {
-            const __m512i low = _mm512_cvtepu16_epi32(rounded_to_bfloat16(first.value));
-            const __m512i high =
-                _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded_to_bfloat16(second.value)), 16);
-            _mm512_storeu_si512(target, _mm512_or_si512(low, high));
-            if (p + 1 == planes) break;
-            first = first - Vector{_mm512_castsi512_ps(_mm512_slli_epi32(low, 16))};
-            second = second - Vector{_mm512_castsi512_ps(high)};
-        }
+        __m512i cut[planes];
+        cut_into_pairs(first.value, second.value, cut);
+        for (int p = 0; p < planes; ++p) _mm512_storeu_si512(target + p * tile_numbers, cut[p]);
     }
 
     // Bytes from a plane of the left operand to the next, and from a row to the next.
@@ -463,39 +449,10 @@ struct TileProduct {
             load_tile<6>(columns + p * tile_numbers, row_bytes);
             if constexpr (V > 1) load_tile<7>(columns + (planes + p) * tile_numbers, row_bytes);
         };
-        const auto multiply_loaded = [&] {
-            multiply_tile_pairs<0, 4, 6>();
-            if constexpr (V > 1) multiply_tile_pairs<1, 4, 7>();
-            if constexpr (R > 1) multiply_tile_pairs<2, 5, 6>();
-            if constexpr (R > 1 && V > 1) multiply_tile_pairs<3, 5, 7>();
-        };
         for (int64_t block = 0; block < count; ++block) {
             upper_rows = source[0] + offset(block);
             lower_rows = source[1] + offset(block);
-            load_left(0);
-            if constexpr (planes == 3) {
-                load_right(2);
-                multiply_loaded();
-                load_right(1);
-                multiply_loaded();
-                load_left(1);
-                multiply_loaded();
-                load_right(0);
-                multiply_loaded();
-                load_left(2);
-                multiply_loaded();
-                load_left(0);
-            } else if constexpr (planes == 2) {
-                load_right(1);
-                multiply_loaded();
-                load_right(0);
-                load_left(1);
-                multiply_loaded();
-                load_left(0);
-            } else {
-                load_right(0);
-            }
-            multiply_loaded();
+            multiply_planes<planes, R, V>(load_left, load_right);
             columns += vectors * planes * tile_numbers;
         }
         store_tile<0>(sums, line);

@@ -43,6 +43,12 @@ CASES = {
     "same, even kernel, dilation": ((3, 4, 9, 9, 6), {"padding": "same", "dilation": 3}),
     "same, kernel beyond length": ((3, 4, 3, 9, 8), {"padding": "same"}),
     "valid": ((3, 4, 9, 9, 4), {"padding": "valid"}),
+    "sentences": ((5, 30, 40, 20, 3), {"activation": "relu"}),
+    "sentences, stride, dilation": (
+        (4, 20, 90, 17, 3),
+        {"stride": 2, "dilation": 2, "padding": 3},
+    ),
+    "long sequences": ((2, 12, 400, 20, 3), {"activation": "relu"}),
     "pools": ((3, 4, 19, 9, 3), {"pool_size": 3, "activation": "tanh"}),
     "pools of 1": ((3, 4, 9, 9, 3), {"pool_size": 1, "activation": "sigmoid"}),
     "overlapping pools": ((2, 5, 19, 8, 3), {"pool_size": 5, "pool_stride": 2}),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .. import checks, cuda, functional
+from .. import checks, cuda, functional, ops
 from . import fallback
 from .parameters import named
 
@@ -146,6 +146,10 @@ class RecurrentLayers(nn.Module):
         self, input: Tensor | PackedSequence, hx: States | None, lengths: Tensor | None
     ) -> tuple[Tensor | PackedSequence, States]:
         weights = self.all_weights
+        if lengths is None and not torch.compiler.is_compiling():
+            found = self._run_kernel(input, hx, weights)
+            if found is not None:
+                return found
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected None for a PackedSequence, which has its own")
@@ -173,6 +177,33 @@ class RecurrentLayers(nn.Module):
             output, states = fallback.run_padded(self, time_major, hx, weights, lengths)
         if not batched:
             return output.squeeze(1), tuple(state.squeeze(1) for state in states)
+        return output.transpose(0, 1) if self.batch_first else output, states
+
+    def _run_kernel(
+        self, input: Tensor | PackedSequence, hx: States | None, weights: list[list[Tensor]]
+    ) -> tuple[Tensor, States] | None:
+        """One layer in one direction over a batch, without gradients, in as few steps as can be.
+
+        None where anything is out of the ordinary, or wrong: see ``ops.recurrence_sequence``.
+        """
+        if len(weights) > 1 or self.proj_size or not isinstance(input, Tensor) or input.dim() != 3:
+            return None
+        states = None
+        if hx is not None:
+            if not all(isinstance(state, Tensor) and state.dim() == 3 for state in hx):
+                return None
+            if any(len(state) != 1 for state in hx):
+                return None
+            states = tuple(state[0] for state in hx)
+        time_major = input.transpose(0, 1) if self.batch_first else input
+        if len(time_major) == 0:
+            return None
+        four = (*weights[0], None, None)[:4]
+        found = ops.recurrence_sequence(self.mode.lower(), False, time_major, states, *four)
+        if found is None:
+            return None
+        output, *final = found
+        states = tuple(state.unsqueeze(0) for state in final)
         return output.transpose(0, 1) if self.batch_first else output, states
 
     def _run_packed(
@@ -243,9 +274,8 @@ class RecurrentLayers(nn.Module):
             return True
         # On a GPU cuDNN is no fallback to be warned of, but the faster of two.
         if input.is_cuda and functional.has_kernel(name, input) and input.dtype != torch.float64:
-            cell = "lstm" if name == "lstm" else f"rnn_{self.nonlinearity}"
             return not functional.is_autocast(input) and cuda.is_ahead_of_cudnn(
-                cell, input, steps, batch, self.hidden_size, is_ragged
+                self.mode.lower(), input, steps, batch, self.hidden_size, is_ragged
             )
         functional.say_once(f"nn.{type(self).__name__}", input)
         return False

@@ -7,6 +7,8 @@ torch's own operations and differentiable any number of times. So do forward-mod
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -285,3 +287,8 @@ class _Recurrence(torch.autograd.Function):
             # Two tensors: who scales one in place must not scale the other.
             gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
         return None, None, None, *_if_needed(gradients, needs), None
+
+
+# torch asks for forward's signature at every call, which takes 12 us to find and 1 us to be told.
+for _function in (_Conv1dMaxPool, _Recurrence):
+    _function.forward.__signature__ = inspect.signature(_function.forward)

@@ -10,7 +10,7 @@
 // padding; the stretches of the batch (window_stretches.h), and the maxima of samples that are cut,
 // 2 F for each part; and for each thread the convolution of one stretch for one panel of filters
 // (windowed pooling only); one stretch of input as it is multiplied, channels side by side (only
-// where it does not lie so already); in matrix tiles a panel of weights, and a mark for each
+// where it does not lie so already); in matrix tiles a panel of weights, and two marks for each
 // sample.
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
@@ -301,8 +301,9 @@ class ConvolutionForwardKernel {
                   (last - to) * pitch + depths_.beyond());
         }
         // What tiles make of numbers that are not plain is wrong. All of a sample's segments
-        // decide, so that it does not matter how long other samples are.
-        if (Product::is_partial && !magnitude.is_plain()) {
+        // decide, so that it does not matter how long other samples are. One that is read in place
+        // where its stretch is its own is never read beyond itself, and is right as it is.
+        if (Product::is_partial && !direct_ && !magnitude.is_plain()) {
             __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
         }
     }

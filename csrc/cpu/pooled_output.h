@@ -23,8 +23,8 @@ class PooledOutput {
     // candidate(row, v), found in window(row, v), an integer. It takes the maximum's place where it
     // is greater, or the first NaN.
     //
-    // Each takes the place of the last in four cycles (AVX-512), with nothing in them about NaN: if
-    // there are any, or infinities of both signs, their sum is one, and all is done again.
+    // A candidate waits for the one before it for a compare and a blend, with nothing in them about
+    // NaN: if there are any, or infinities of both signs, their sum is one, and all is done again.
     template <int most_vectors, class Candidate, class Window>
     static void take(int64_t rows, int64_t vectors, Candidate&& candidate, Window&& window,
                      Vector* best, Vector* winner) {

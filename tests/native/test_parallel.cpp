@@ -21,6 +21,21 @@ TEST(parallel_runs_each_thread_once) {
     }
 }
 
+TEST(shared_items_are_taken_once_each) {
+    for (const int64_t count : {0, 1, 2, 7, 100}) {
+        for (const int asked : {1, 2, 3}) {
+            std::vector<std::atomic<int>> taken(static_cast<std::size_t>(count));
+            SharedItems items(count, asked);
+            run_parallel(asked, [&](int thread, int) {
+                for (int64_t item = items.take(thread); item >= 0; item = items.take(thread)) {
+                    ++taken[static_cast<std::size_t>(item)];
+                }
+            });
+            for (const std::atomic<int>& times : taken) CHECK(times == 1);
+        }
+    }
+}
+
 TEST(barrier_separates_phases) {
     constexpr int phases = 1000;
     std::vector<int> done(8, 0);

@@ -102,14 +102,14 @@ constexpr int64_t fetched_ahead = 4096;
 // the sums costs two accesses per sum and call, against `depth` multiply-adds.
 //
 // fetches: whether what comes some way behind is asked for; past the end that is done in vain.
-template <class Vector, int M, int V, bool fetches = false>
-[[gnu::noinline]] void multiply_tile(Vector* sums, const typename Vector::Element* const* rows,
-                                     int64_t step, const typename Vector::Element* packed,
-                                     int64_t depth) {
+// Left: what rows hold, the vectors' numbers or 16-bit ones.
+template <class Vector, int M, int V, bool fetches, class Left>
+[[gnu::noinline]] void multiply_tile(Vector* sums, const Left* const* rows, int64_t step,
+                                     const typename Vector::Element* packed, int64_t depth) {
     // Else the compiler would rather load each vector of columns twice, once a row.
     constexpr bool hold_columns = M == 2 && V == 4;
     constexpr int64_t line_numbers = cache_line_bytes / sizeof(typename Vector::Element);
-    const typename Vector::Element* row[M];
+    const Left* row[M];
     Vector sum[M][V];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -132,7 +132,7 @@ template <class Vector, int M, int V, bool fetches = false>
         }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            const Vector left = Vector::broadcast(row[m][k * step]);
+            const Vector left = Vector::broadcast(widen(row[m][k * step]));
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[m][v] = multiply_add(left, columns[v], sum[m][v]);
         }
@@ -141,6 +141,15 @@ template <class Vector, int M, int V, bool fetches = false>
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
+    }
+}
+
+// Sums of `count` rows of `vectors` vectors begin as those of start, `line` vectors apart.
+template <class Vector>
+inline void begin_sums(Vector* sums, const Vector* start, int64_t line, int64_t count,
+                       int64_t vectors) {
+    for (int64_t m = 0; m < count; ++m) {
+        for (int64_t v = 0; v < vectors; ++v) sums[m * vectors + v] = start[m * line + v];
     }
 }
 
@@ -166,9 +175,9 @@ constexpr int tile_rows_for(int64_t vectors) {
 // Tile::vectors, or 4, vectors.
 //   rows:   rows_count pointers, each to `depth` elements `step` apart
 //   packed: depth x vectors x width elements, one panel of pack_panels
-template <class Vector, bool fetches = false>
+template <class Vector, bool fetches = false, class Left>
 inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
-                                const typename Vector::Element* const* rows, int64_t step,
+                                const Left* const* rows, int64_t step,
                                 const typename Vector::Element* packed, int64_t depth) {
     constexpr int at_once = Tile<Vector>::vectors;
     if (vectors <= at_once) {
@@ -354,10 +363,10 @@ inline void for_each_tile(int64_t count, int64_t largest, Function&& function) {
 // depths [first, last), in blocks of depths that stay in L1 while all tiles of rows pass.
 //   rows:     count pointers, each to `last` contiguous elements
 //   block_at: gives the packed depths [begin, begin + block)
-template <class Vector, bool fetches = false, class BlockAt>
-inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* const* rows,
-                               int64_t count, int64_t vectors, int64_t first, int64_t last,
-                               int64_t block_bytes, BlockAt&& block_at) {
+template <class Vector, bool fetches = false, class Left, class BlockAt>
+inline void multiply_in_blocks(Vector* sums, const Left* const* rows, int64_t count,
+                               int64_t vectors, int64_t first, int64_t last, int64_t block_bytes,
+                               BlockAt&& block_at) {
     using T = typename Vector::Element;
     constexpr int most_rows = Tile<Vector>::rows;
     const int64_t block = block_bytes / (vectors * Vector::width * static_cast<int64_t>(sizeof(T)));
@@ -365,7 +374,7 @@ inline void multiply_in_blocks(Vector* sums, const typename Vector::Element* con
         const int64_t depth = smaller(block, last - begin);
         const T* packed = block_at(begin, depth);
         for_each_tile(count, tile_rows_for<Vector>(vectors), [&](int64_t row, int tile) {
-            const T* pointers[most_rows] = {};
+            const Left* pointers[most_rows] = {};
             for (int m = 0; m < tile; ++m) pointers[m] = rows[row + m] + begin;
             multiply_accumulate<Vector, fetches>(sums + row * vectors, tile, vectors, pointers, 1,
                                                  packed, depth);

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -35,19 +36,22 @@
 
 namespace seqkernels {
 
-template <class Vector, RecurrentCell cell_type, class Product, class Gradient>
+// Number: what input, states and their gradients hold.
+template <class Vector, RecurrentCell cell_type, class Product, class Gradient, class Number>
 class RecurrenceBackwardKernel {
     using T = typename Vector::Element;
     using Left = typename Product::Left;
     using Packed = typename Product::Packed;
-    using Operand = typename Gradient::Operand;
+    using Operand = typename Gradient::template Operand<Number>;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
+    // Running gradients of cell states are then kept in a wider type than they are given in.
+    static constexpr bool is_narrow = !std::is_same_v<Number, T>;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
 
  public:
-    explicit RecurrenceBackwardKernel(const RecurrenceBackward<T>& arguments)
+    explicit RecurrenceBackwardKernel(const RecurrenceBackward<Number>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths),
@@ -74,8 +78,12 @@ class RecurrenceBackwardKernel {
         const bool needs_weights =
             call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
         const Gradient gradient(needs_weights ? depth : 0, threads);
-        const Operand inputs(shape_.inputs, call_.grad_weight_ih);
-        const Operand states(shape_.hidden, call_.grad_weight_hh);
+        const int64_t row_count = schedule_.row_count();
+        const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
+        const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
+        const int64_t cells = is_lstm && is_narrow ? shape_.batch * shape_.hidden : 0;
+        const Scratch<T> initial_cells(cells), grad_cells(cells);
+        place_cell_states(initial_cells.data(), grad_cells.data());
         input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
 
@@ -101,6 +109,7 @@ class RecurrenceBackwardKernel {
             if (call_.grad_bias != nullptr) {
                 bias_gradient(part_of(gates * shape_.hidden, Vector::width, thread, granted));
             }
+            narrow_cell_gradients(thread, granted);
         });
     }
 
@@ -109,11 +118,11 @@ class RecurrenceBackwardKernel {
     struct Row {
         const T* grad_gates_after;
         const T* gates;
-        const T* hidden;
+        const Number* hidden;
         const T* cell;
         const T* cell_before;
-        const T* grad_hidden;
-        const T* grad_final_hidden;
+        const Number* grad_hidden;
+        const Number* grad_final_hidden;
         T* grad_gates;
         T* grad_cell;
     };
@@ -134,7 +143,27 @@ class RecurrenceBackwardKernel {
         }
         if constexpr (is_lstm) {
             const Range samples = part_of(shape_.batch, 1, thread, threads);
-            start_from(call_.grad_final_cell, call_.grad_initial_cell, samples);
+            start_from(call_.grad_final_cell, grad_cell_, samples);
+            if constexpr (is_narrow) start_from(call_.initial_cell, widened_initial_cell_, samples);
+        }
+    }
+
+    // Where cell states and their running gradients lie: as they are given, or where there is room
+    // for them in the type that they are kept in.
+    void place_cell_states(T* initial, T* gradients) {
+        if constexpr (is_narrow) {
+            widened_initial_cell_ = initial;
+            initial_cell_ = initial;
+            grad_cell_ = gradients;
+        } else {
+            initial_cell_ = call_.initial_cell;
+            grad_cell_ = call_.grad_initial_cell;
+        }
+    }
+    void narrow_cell_gradients(int thread, int threads) const {
+        if constexpr (is_lstm && is_narrow) {
+            const Range samples = part_of(shape_.batch, 1, thread, threads);
+            start_from(grad_cell_, call_.grad_initial_cell, samples);
         }
     }
 
@@ -147,14 +176,14 @@ class RecurrenceBackwardKernel {
     }
 
     // target = source, or zero where there is no source.
-    void start_from(const T* source, T* target, Range samples) const {
-        const std::size_t bytes =
-            static_cast<std::size_t>((samples.end - samples.begin) * shape_.hidden) * sizeof(T);
+    template <class From, class To>
+    void start_from(const From* source, To* target, Range samples) const {
+        const int64_t first = samples.begin * shape_.hidden;
+        const int64_t count = (samples.end - samples.begin) * shape_.hidden;
         if (source == nullptr) {
-            std::memset(target + samples.begin * shape_.hidden, 0, bytes);
+            std::memset(target + first, 0, static_cast<std::size_t>(count) * sizeof(To));
         } else {
-            std::memcpy(target + samples.begin * shape_.hidden,
-                        source + samples.begin * shape_.hidden, bytes);
+            convert_numbers<Vector>(source + first, target + first, count);
         }
     }
 
@@ -175,9 +204,9 @@ class RecurrenceBackwardKernel {
         if constexpr (is_lstm) {
             result.gates = call_.gates + row * gates * hidden;
             result.cell = call_.cells + row * hidden;
-            result.cell_before = step == 0 ? call_.initial_cell + n * hidden
+            result.cell_before = step == 0 ? initial_cell_ + n * hidden
                                            : call_.cells + schedule_.row(n, step - 1) * hidden;
-            result.grad_cell = call_.grad_initial_cell + n * hidden;
+            result.grad_cell = grad_cell_ + n * hidden;
         }
         return result;
     }
@@ -199,26 +228,26 @@ class RecurrenceBackwardKernel {
             // There and back again: the weights that the last step read last are still in L2.
             const int64_t panel =
                 step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
-            Product::for_each_tile(continuing, [&](int64_t first, int tile) {
-                const auto of_tile = after.from(first);
-                run_tile(mine.rows + first, tile, panel, &of_tile);
+            Product::for_each_block(continuing, [&](int64_t first, int rows) {
+                const auto of_block = after.from(first);
+                run_block(mine.rows + first, rows, panel, &of_block);
             });
-            Product::for_each_tile(count - continuing, [&](int64_t first, int tile) {
-                run_tile(mine.rows + continuing + first, tile, panel, nullptr);
+            Product::for_each_block(count - continuing, [&](int64_t first, int rows) {
+                run_block(mine.rows + continuing + first, rows, panel, nullptr);
             });
         }
     }
 
-    // The gate gradients of `tile` samples' hidden units of one panel. after: the gate gradients of
-    // the step after; null for samples that have none.
-    void run_tile(const Row* rows, int tile, int64_t panel,
-                  const typename Product::Rows* after) const {
+    // The gate gradients of `count` samples' hidden units of one panel. after: the gate gradients
+    // of the step after; null for samples that have none.
+    void run_block(const Row* rows, int count, int64_t panel,
+                   const typename Product::template Rows<T>* after) const {
         const int64_t column = hidden_layout_.first_column(panel);
         const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[Product::rows * Product::vectors];
+        Vector sums[Product::panel_rows * Product::vectors];
         const bool begins_now = Product::accumulates || after == nullptr;
         const auto for_each_unit = [&](auto&& function) {
-            for (int m = 0; m < tile; ++m) {
+            for (int m = 0; m < count; ++m) {
                 for (int u = 0; u < units; ++u) {
                     function(rows[m], column + u * Vector::width, sums[m * units + u]);
                 }
@@ -230,8 +259,8 @@ class RecurrenceBackwardKernel {
             });
         }
         if (after != nullptr) {
-            Product::multiply_tile(sums, *after, tile, hidden_layout_, panel, hidden_weights_,
-                                   call_.weight_hh.transposed());
+            Product::multiply_block(sums, *after, count, hidden_layout_, panel, hidden_weights_,
+                                    call_.weight_hh.transposed());
         }
         for_each_unit([&](const Row& row, int64_t unit, Vector sum) {
             gate_gradients(row, unit, begins_now ? sum : sum + grad_hidden_of(row, unit));
@@ -324,7 +353,7 @@ class RecurrenceBackwardKernel {
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             for (int64_t time = schedule_.length(n); time < shape_.steps; ++time) {
                 std::memset(call_.grad_input + (time * shape_.batch + n) * shape_.inputs, 0,
-                            static_cast<std::size_t>(shape_.inputs) * sizeof(T));
+                            static_cast<std::size_t>(shape_.inputs) * sizeof(Number));
             }
         }
     }
@@ -354,51 +383,64 @@ class RecurrenceBackwardKernel {
     }
 
     void bias_gradient(Range columns) const {
-        T* sums = call_.grad_bias;
-        for (int64_t i = columns.begin; i < columns.end; ++i) sums[i] = 0;
-        for (int64_t index = 0; index < schedule_.row_count(); ++index) {
-            const T* row = call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
-            for (int64_t i = columns.begin; i < columns.end; i += Vector::width) {
-                const int64_t count = columns.end - i;
-                store_up_to(
-                    load_up_to<Vector>(sums + i, count) + load_up_to<Vector>(row + i, count),
-                    sums + i, count);
+        constexpr int64_t together = 8 * Vector::width;
+        for (int64_t begin = columns.begin; begin < columns.end; begin += together) {
+            const int64_t count = smaller(together, columns.end - begin);
+            Vector sums[8];
+            for (Vector& sum : sums) sum = Vector::broadcast(0);
+            for (int64_t index = 0; index < schedule_.row_count(); ++index) {
+                const T* row =
+                    call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden + begin;
+                for (int64_t v = 0; v * Vector::width < count; ++v) {
+                    const int64_t i = v * Vector::width;
+                    sums[v] = sums[v] + load_up_to<Vector>(row + i, count - i);
+                }
+            }
+            for (int64_t v = 0; v * Vector::width < count; ++v) {
+                const int64_t i = v * Vector::width;
+                store_up_to(sums[v], call_.grad_bias + begin + i, count - i);
             }
         }
     }
 
-    const RecurrenceBackward<T>& call_;
+    const RecurrenceBackward<Number>& call_;
     const RecurrenceShape& shape_;
     const Schedule schedule_;
     const PanelLayout<Vector> input_layout_;
     const PanelLayout<Vector> hidden_layout_;
     Packed* input_weights_ = nullptr;
     Packed* hidden_weights_ = nullptr;
+    const T* initial_cell_ = nullptr;
+    T* widened_initial_cell_ = nullptr;
+    T* grad_cell_ = nullptr;
 };
+
+template <class Vector, class Product, class Gradient, class Number>
+void recurrence_backward_by(const RecurrenceBackward<Number>& arguments, int threads) {
+    using Cell = RecurrentCell;
+    const auto run = [&](auto cell) {
+        RecurrenceBackwardKernel<Vector, cell(), Product, Gradient, Number>(arguments).run(threads);
+    };
+    switch (arguments.shape.cell) {
+        case Cell::lstm:
+            return run(std::integral_constant<Cell, Cell::lstm>());
+        case Cell::rnn_tanh:
+            return run(std::integral_constant<Cell, Cell::rnn_tanh>());
+        case Cell::rnn_relu:
+            return run(std::integral_constant<Cell, Cell::rnn_relu>());
+    }
+}
 
 template <class Vector, class Product = VectorProduct<Vector>,
           class Gradient = WeightGradient<Vector>>
 void recurrence_backward(const RecurrenceBackward<typename Vector::Element>& arguments,
                          int threads) {
-    using Cell = RecurrentCell;
     if constexpr (Product::in_tiles) {
         if (!Product::pays_for(arguments.shape)) {
             return recurrence_backward<Vector>(arguments, threads);
         }
     }
-    switch (arguments.shape.cell) {
-        case Cell::lstm:
-            RecurrenceBackwardKernel<Vector, Cell::lstm, Product, Gradient>(arguments).run(threads);
-            return;
-        case Cell::rnn_tanh:
-            RecurrenceBackwardKernel<Vector, Cell::rnn_tanh, Product, Gradient>(arguments).run(
-                threads);
-            return;
-        case Cell::rnn_relu:
-            RecurrenceBackwardKernel<Vector, Cell::rnn_relu, Product, Gradient>(arguments).run(
-                threads);
-            return;
-    }
+    recurrence_backward_by<Vector, Product, Gradient>(arguments, threads);
 }
 
 }  // namespace seqkernels

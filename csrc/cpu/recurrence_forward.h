@@ -53,12 +53,13 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
+#include "input_projection.h"
 #include "product.h"
 #include "recurrence_schedule.h"
-#include "row_product.h"
 #include "unpacked_product.h"
 #include "unpacked_rows.h"
 #include "vector_math.h"
@@ -66,11 +67,13 @@
 
 namespace seqkernels {
 
-template <class Vector, RecurrentCell cell_type, class Product>
+// Number: what input, states and output hold.
+template <class Vector, RecurrentCell cell_type, class Product, class Number>
 class RecurrenceForwardKernel {
     using T = typename Vector::Element;
     using Left = typename Product::Left;
     using Packed = typename Product::Packed;
+    using Projection = InputProjection<Vector, Product, Number>;
     static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
     static constexpr int gates = is_lstm ? 4 : 1;
     static constexpr int tile_rows = Product::rows;
@@ -79,19 +82,19 @@ class RecurrenceForwardKernel {
     static constexpr int64_t block_rows = 96;
     // Weights are then packed before they are multiplied.
     static constexpr bool always_packs = Product::in_tiles;
+    // Sums and cell states are then kept in a wider type than they are given in.
+    static constexpr bool is_narrow = !std::is_same_v<Number, T>;
     // A single step with fewer weights is over before other threads are awake.
     static constexpr int64_t single_thread_weights = 1 << 17;
-    // So few rows are multiplied by the input weights as these are packed, block by block.
-    static constexpr int64_t most_rows_unpacked = 128;
     // In so few steps packing the recurrent weights does not pay.
     static constexpr int64_t most_steps_unpacked = 4;
 
  public:
-    explicit RecurrenceForwardKernel(const RecurrenceForward<T>& arguments)
+    explicit RecurrenceForwardKernel(const RecurrenceForward<Number>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths),
-          input_layout_{gates * shape_.hidden, shape_.inputs, Product::vectors, 1},
+          input_layout_{shape_.hidden, shape_.inputs, panel_units, gates},
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int threads) {
@@ -105,19 +108,36 @@ class RecurrenceForwardKernel {
     }
 
  private:
+    // widened: room for the cell states, if they are kept in another type than they are given in.
+    void place_cell_states(T* widened) {
+        if constexpr (is_narrow) {
+            initial_cell_ = call_.initial_cell == nullptr ? nullptr : widened;
+            running_cell_ = widened;
+        } else {
+            initial_cell_ = call_.initial_cell;
+            running_cell_ = call_.final_cell;
+        }
+    }
+    void widen_cell_states(T* widened, int thread, int threads) const {
+        if (!is_lstm || !is_narrow || call_.initial_cell == nullptr) return;
+        const Range mine = part_of(shape_.batch * shape_.hidden, Vector::width, thread, threads);
+        convert_numbers<Vector>(call_.initial_cell + mine.begin, widened + mine.begin,
+                                mine.end - mine.begin);
+    }
+
     // Where one sample's data of one step lie; states before it that are null are zeros.
     struct Row {
-        const T* hidden_before;
+        const Number* hidden_before;
         const T* cell_before;
-        T* projection;
-        T* hidden;
+        T* gates;  // or null
+        Number* hidden;
         T* cell;
     };
 
     // A thread's samples of one step, and the states before it.
     struct Samples {
         Row* rows;
-        const T** states;
+        const Number** states;
         Left* copies;  // of the states, as they are multiplied, if that is otherwise
         T* scales;
     };
@@ -126,36 +146,24 @@ class RecurrenceForwardKernel {
     enum class Weights { packed, packed_on_the_way, as_they_lie, not_at_all };
 
     void run_sequence(int threads) {
-        const bool needs_projections = is_lstm && call_.gates == nullptr;
-        const Scratch<T> projections(
-            needs_projections ? checked_product({shape_.steps, shape_.batch, gates, shape_.hidden})
-                              : 0);
-        projections_ = needs_projections ? projections.data()
-                       : is_lstm         ? call_.gates
-                                         : call_.output;
-        const bool projects_unpacked = !always_packs && schedule_.row_count() <= most_rows_unpacked;
+        const Projection projection(input_layout_, call_.weight_ih, schedule_.row_count(),
+                                    shape_.batch, threads);
+        const Scratch<T> cell_states(is_lstm && is_narrow ? shape_.batch * shape_.hidden : 0);
         const bool steps_unpacked = !always_packs && schedule_.longest() <= most_steps_unpacked;
-        const Scratch<Packed> input_weights(
-            projects_unpacked ? 0 : Product::packed_elements(input_layout_));
         const Scratch<Packed> hidden_weights(
             steps_unpacked ? 0 : Product::packed_elements(hidden_layout_));
-        const Scratch<T> bias(gates * shape_.hidden);
         const int64_t most_rows = shape_.batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
-        const Scratch<const T*> states(checked_product({most_rows, threads}));
-        const int64_t most_copies =
-            larger(Product::left_elements(most_rows, shape_.hidden),
-                   Product::left_elements(rows_together<Product>(shape_.inputs), shape_.inputs));
+        const Scratch<const Number*> states(checked_product({most_rows, threads}));
+        const int64_t most_copies = larger(Product::left_elements(most_rows, shape_.hidden),
+                                           Projection::left_elements(input_layout_));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
         const Scratch<T> scales(checked_product({most_rows, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
-        const int64_t most_inputs = projects_unpacked ? schedule_.row_count() : 0;
-        const Scratch<const T*> inputs(checked_product({most_inputs, threads}));
-        input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
-        bias_ = bias.data();
+        place_cell_states(cell_states.data());
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
@@ -168,26 +176,31 @@ class RecurrenceForwardKernel {
             [[maybe_unused]] const typename Product::Session session{};
             T* panel = panel_scratch.data() + thread * panel_elements;
             if (!steps_unpacked && !packs_on_the_way) {
-                pack(hidden_weights_, hidden_layout_, call_.weight_hh, panel, thread, granted);
+                pack_hidden_weights(panel, thread, granted);
             }
-            if (!projects_unpacked) {
-                pack(input_weights_, input_layout_, call_.weight_ih, panel, thread, granted);
-            }
-            add_biases(thread, granted);
-            barrier.wait(granted);
-            if (!projects_unpacked) {
-                project_inputs(thread, granted, copies.data() + thread * most_copies);
-            } else if constexpr (!always_packs) {
-                project_inputs_unpacked(thread, granted, inputs.data() + thread * most_inputs);
-            }
+            projection.pack(panel, thread, granted);
+            projection.set_bias(
+                [&](int64_t gate, int64_t unit) {
+                    return bias_at(gate * shape_.hidden + unit, shape_.hidden - unit);
+                },
+                thread, granted);
+            widen_cell_states(cell_states.data(), thread, granted);
             barrier.wait(granted);
             const Samples mine{rows.data() + thread * most_rows, states.data() + thread * most_rows,
                                copies.data() + thread * most_copies,
                                scales.data() + thread * most_rows};
-            for (int64_t step = 0; step < schedule_.longest(); ++step) {
+            const typename Projection::Part part(
+                projection, grid.columns(hidden_layout_.panels(), thread), thread, granted);
+            int64_t projected = 0;
+            for (int64_t step = 0, row = 0; step < schedule_.longest(); ++step) {
+                if (step == projected) {
+                    projected = project_from(step, grid, thread, part, mine.copies);
+                    row = 0;
+                }
                 if (step > 0 && grid.column_parts > 1) barrier.wait(granted);
-                run_step(step, grid, thread, mine,
+                run_step(step, grid, thread, mine, part, row,
                          weights_of(step, steps_unpacked, packs_on_the_way));
+                row += grid.dealt(schedule_.active(step), thread);
             }
             barrier.wait(granted);
             finish(part_of(shape_.batch, 1, thread, granted));
@@ -201,19 +214,12 @@ class RecurrenceForwardKernel {
         return step == first && packs_on_the_way ? Weights::packed_on_the_way : Weights::packed;
     }
 
-    static void pack(Packed* packed, const PanelLayout<Vector>& layout, const Matrix& weight,
-                     T* scratch, int thread, int threads) {
-        Product::pack(packed, layout, part_of(layout.panels(), 1, thread, threads), scratch,
+    void pack_hidden_weights(T* scratch, int thread, int threads) const {
+        const Range panels = part_of(hidden_layout_.panels(), 1, thread, threads);
+        Product::pack(hidden_weights_, hidden_layout_, panels, scratch,
                       [&](T* target, int64_t panel) {
-                          pack_panel(target, layout, panel, layout.depth, weight);
+                          pack_panel(target, hidden_layout_, panel, shape_.hidden, call_.weight_hh);
                       });
-    }
-
-    void add_biases(int thread, int threads) const {
-        const Range mine = part_of(gates * shape_.hidden, Vector::width, thread, threads);
-        for (int64_t i = mine.begin; i < mine.end; i += Vector::width) {
-            store_up_to(bias_at(i, mine.end - i), bias_ + i, mine.end - i);
-        }
     }
 
     // The sum of the biases of `count` gates from `i` on.
@@ -223,82 +229,58 @@ class RecurrenceForwardKernel {
                (call_.bias_hh == nullptr ? zero : load_up_to<Vector>(call_.bias_hh + i, count));
     }
 
-    void project_inputs(int thread, int threads, Left* copies) const {
-        const int64_t panels = input_layout_.panels();
-        const int64_t rows = schedule_.row_count();
-        const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows<Vector, Product>(
-            input_layout_, input_weights_, call_.weight_ih, grid.columns(panels, thread),
-            grid.rows(rows, tile_rows, thread), bias_,
-            [&](int64_t index) { return input_row(schedule_.row_at(index)); },
-            [&](int64_t index) { return projection_row(schedule_.row_at(index)); }, copies);
-    }
-
-    // The same with the weights as they lie. rows: room for a pointer to each row.
-    void project_inputs_unpacked(int thread, int threads, const T** rows) const {
-        const int64_t count = schedule_.row_count();
-        for (int64_t i = 0; i < count; ++i) rows[i] = input_row(schedule_.row_at(i));
-        const Range panels = part_of(input_layout_.panels(), 1, thread, threads);
-        Vector sums[most_rows_unpacked * Tile<Vector>::vectors];
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const int64_t column = input_layout_.first_column(panel);
-            const int64_t units = input_layout_.units_of(panel);
-            for (int64_t u = 0; u < units; ++u) {
-                const int64_t first = column + u * Vector::width;
-                const Vector start =
-                    load_up_to<Vector>(bias_ + first, input_layout_.columns - first);
-                for (int64_t i = 0; i < count; ++i) sums[i * units + u] = start;
-            }
-            multiply_unpacked(sums, rows, count, input_layout_, panel, call_.weight_ih);
-            for (int64_t i = 0; i < count; ++i) {
-                T* target = projection_row(schedule_.row_at(i));
-                for (int64_t u = 0; u < units; ++u) {
-                    const int64_t first = column + u * Vector::width;
-                    store_up_to(sums[i * units + u], target + first, input_layout_.columns - first);
-                }
-            }
-        }
-    }
-
-    // What row time * N + n reads, and where the input's part of its sums goes.
-    const T* input_row(int64_t row) const {
-        return call_.input.data + row / shape_.batch * call_.input.stride_step +
-               row % shape_.batch * call_.input.stride_batch;
-    }
-    T* projection_row(int64_t row) const { return projections_ + row * gates * shape_.hidden; }
-
     Row row_of(int64_t n, int64_t step) const {
         const int64_t hidden = shape_.hidden;
         const int64_t row = schedule_.row(n, step);
         Row result{};
-        result.projection = projections_ + row * gates * hidden;
+        if (call_.gates != nullptr) result.gates = call_.gates + row * gates * hidden;
         result.hidden = call_.output + row * hidden;
         result.hidden_before = step == 0 ? row_or_null(call_.initial_hidden, n)
                                          : call_.output + schedule_.row(n, step - 1) * hidden;
         if constexpr (is_lstm) {
-            if (call_.cells == nullptr) {
-                // Without every cell state to keep, the running one lives in final_cell.
-                result.cell = call_.final_cell + n * hidden;
-                result.cell_before = step == 0 ? row_or_null(call_.initial_cell, n) : result.cell;
-            } else {
-                result.cell = call_.cells + row * hidden;
-                result.cell_before = step == 0 ? row_or_null(call_.initial_cell, n)
-                                               : call_.cells + schedule_.row(n, step - 1) * hidden;
-            }
+            result.cell =
+                call_.cells == nullptr ? running_cell_ + n * hidden : call_.cells + row * hidden;
+            result.cell_before = step == 0 ? row_or_null(initial_cell_, n)
+                                 : call_.cells == nullptr
+                                     ? result.cell
+                                     : call_.cells + schedule_.row(n, step - 1) * hidden;
         }
         return result;
     }
 
-    const T* row_or_null(const T* states, int64_t n) const {
+    template <class State>
+    const State* row_or_null(const State* states, int64_t n) const {
         return states == nullptr ? nullptr : states + n * shape_.hidden;
     }
 
+    // Step after step is projected until a thread's room is full; returns the first that is not.
+    int64_t project_from(int64_t step, const Grid& grid, int thread,
+                         const typename Projection::Part& part, Left* copies) const {
+        int64_t rows = 0;
+        for (; step < schedule_.longest(); ++step) {
+            const int64_t count = grid.dealt(schedule_.active(step), thread);
+            if (rows > 0 && !part.has_room(rows, count)) break;
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t n = sample_of(i, grid, thread);
+                part.given()[rows++] = call_.input.data +
+                                       schedule_.time(n, step) * call_.input.stride_step +
+                                       n * call_.input.stride_batch;
+            }
+        }
+        part.project(rows, copies);
+        return step;
+    }
+
+    int64_t sample_of(int64_t i, const Grid& grid, int thread) const {
+        return schedule_.sample(grid.row_part(thread) + i * grid.row_parts);
+    }
+
+    // row: the first of the step's projections
     void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine,
-                  Weights weights) const {
+                  const typename Projection::Part& part, int64_t row, Weights weights) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         for (int64_t i = 0; i < count; ++i) {
-            mine.rows[i] =
-                row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
+            mine.rows[i] = row_of(sample_of(i, grid, thread), step);
             mine.states[i] = mine.rows[i].hidden_before;
         }
         const bool multiplies = weights != Weights::not_at_all;
@@ -311,27 +293,24 @@ class RecurrenceForwardKernel {
                 step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
             for (int64_t i = 0; i < count; i += block_rows) {
                 const int64_t block = smaller(block_rows, count - i);
-                run_panel(
-                    mine.rows + i, block, panel,
-                    [&](const Row& row, int64_t gate, int64_t unit) {
-                        return load_up_to<Vector>(row.projection + gate * shape_.hidden + unit,
-                                                  shape_.hidden - unit);
-                    },
-                    [&](Vector* sums) {
-                        add_hidden_part(sums, states.from(i), block, panel, weights);
-                        return multiplies;
-                    });
+                Vector sums[block_rows * (panel_units * gates)];
+                sum_up(sums, part.at(panel, row + i), states.from(i), block, panel, weights);
+                next_states(mine.rows + i, block, panel, sums);
             }
         }
     }
 
-    // sums += the recurrent weights' part of `count` samples for one panel.
-    void add_hidden_part(Vector* sums, const typename Product::Rows& states, int64_t count,
-                         int64_t panel, Weights weights) const {
+    // sums = the projections of `count` samples, and the recurrent weights' part, for one panel.
+    void sum_up(Vector* sums, const Vector* projections,
+                const typename Product::template Rows<Number>& states, int64_t count, int64_t panel,
+                Weights weights) const {
+        const int64_t line = hidden_layout_.units_of(panel) * gates;
         if (weights == Weights::packed) {
-            Product::multiply_panel(sums, states, count, hidden_layout_, panel, hidden_weights_,
-                                    call_.weight_hh);
+            Product::multiply_from(sums, projections, line, states, count, hidden_layout_, panel,
+                                   hidden_weights_, call_.weight_hh);
+            return;
         }
+        begin_sums(sums, projections, line, count, line);
         if constexpr (!always_packs) {
             if (weights == Weights::packed_on_the_way) {
                 multiply_and_pack(sums, states.given, count, hidden_layout_, panel, hidden_weights_,
@@ -344,47 +323,25 @@ class RecurrenceForwardKernel {
         }
     }
 
-    // The next state of `count` samples' hidden units of one panel. start(row, gate, unit) gives
-    // the sums before the product, which multiply(sums) adds; it returns whether there is one.
-    template <class Start, class Multiply>
-    void run_panel(const Row* rows, int64_t count, int64_t panel, Start&& start,
-                   Multiply&& multiply) const {
+    // The next state of `count` samples' hidden units of one panel.
+    void next_states(const Row* rows, int64_t count, int64_t panel, const Vector* sums) const {
         const int64_t column = hidden_layout_.first_column(panel);
         const int64_t units = hidden_layout_.units_of(panel);
-        Vector sums[block_rows * (panel_units * gates)];
-        const auto for_each_sum = [&](int64_t m, int64_t u, auto&& function) {
-            for (int g = 0; g < gates; ++g) {
-                function(sums[(m * units + u) * gates + g],
-                         start(rows[m], g, column + u * Vector::width));
+        for (int64_t m = 0; m < count; ++m) {
+            for (int64_t u = 0; u < units; ++u) {
+                next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
             }
-        };
-        const auto for_each_unit = [&](auto&& function) {
-            for (int64_t m = 0; m < count; ++m) {
-                for (int64_t u = 0; u < units; ++u) function(m, u);
-            }
-        };
-        const auto begin = [](Vector& sum, Vector first) { sum = first; };
-        const auto add = [](Vector& sum, Vector first) { sum = sum + first; };
-        constexpr bool begins_now = Product::accumulates;
-        if (begins_now) {
-            for_each_unit([&](int64_t m, int64_t u) { for_each_sum(m, u, begin); });
         }
-        const bool has_product = multiply(sums);
-        for_each_unit([&](int64_t m, int64_t u) {
-            if (!begins_now && has_product) for_each_sum(m, u, add);
-            if (!begins_now && !has_product) for_each_sum(m, u, begin);
-            next_state(rows[m], column + u * Vector::width, sums + (m * units + u) * gates);
-        });
     }
 
     // One step, with both weights as they lie.
     void run_single_step(int threads) {
-        projections_ = call_.gates;
+        place_cell_states(nullptr);
         const int64_t hidden = shape_.hidden;
         const int64_t vectors = divide_rounding_up(hidden, Vector::width);
         const int64_t count = schedule_.active(0);
         const Scratch<Row> rows(count);
-        const Scratch<const T*> inputs(count), states(count);
+        const Scratch<const Number*> inputs(count), states(count);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t n = schedule_.sample(i);
             rows.data()[i] = row_of(n, 0);
@@ -446,11 +403,11 @@ class RecurrenceForwardKernel {
             const Vector next = multiply_add(forget_gate, before, input_gate * candidate);
             store_up_to(next, row.cell + unit, count);
             store_up_to(output_gate * hyperbolic_tangent(next), row.hidden + unit, count);
-            if (call_.cells != nullptr) {
-                store_up_to(input_gate, row.projection + unit, count);
-                store_up_to(forget_gate, row.projection + shape_.hidden + unit, count);
-                store_up_to(candidate, row.projection + 2 * shape_.hidden + unit, count);
-                store_up_to(output_gate, row.projection + 3 * shape_.hidden + unit, count);
+            if (row.gates != nullptr) {
+                store_up_to(input_gate, row.gates + unit, count);
+                store_up_to(forget_gate, row.gates + shape_.hidden + unit, count);
+                store_up_to(candidate, row.gates + 2 * shape_.hidden + unit, count);
+                store_up_to(output_gate, row.gates + 3 * shape_.hidden + unit, count);
             }
         } else {
             const Vector next = cell_type == RecurrentCell::rnn_tanh
@@ -466,62 +423,71 @@ class RecurrenceForwardKernel {
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             const int64_t length = schedule_.length(n);
             for (int64_t time = length; time < shape_.steps; ++time) {
-                T* output = call_.output + (time * shape_.batch + n) * hidden;
-                std::memset(output, 0, static_cast<std::size_t>(hidden) * sizeof(T));
+                Number* output = call_.output + (time * shape_.batch + n) * hidden;
+                std::memset(output, 0, static_cast<std::size_t>(hidden) * sizeof(Number));
             }
             const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
             if (call_.final_hidden != nullptr) {
                 copy(length > 0 ? call_.output + last : row_or_null(call_.initial_hidden, n),
                      call_.final_hidden + n * hidden, hidden);
             }
-            if (is_lstm && (call_.cells != nullptr || length == 0)) {
-                copy(length > 0 ? call_.cells + last : row_or_null(call_.initial_cell, n),
+            if (is_lstm && (is_narrow || call_.cells != nullptr || length == 0)) {
+                const T* running =
+                    call_.cells == nullptr ? running_cell_ + n * hidden : call_.cells + last;
+                copy(length > 0 ? running : row_or_null(initial_cell_, n),
                      call_.final_cell + n * hidden, hidden);
             }
         }
     }
 
     // target = source, or zeros where that is null.
-    static void copy(const T* source, T* target, int64_t count) {
-        const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
+    template <class From, class To>
+    static void copy(const From* source, To* target, int64_t count) {
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(To);
         if (bytes == 0) return;
         if (source == nullptr) {
             std::memset(target, 0, bytes);
-        } else {
+        } else if constexpr (std::is_same_v<From, To>) {
             std::memcpy(target, source, bytes);
+        } else {
+            convert_numbers<Vector>(source, target, count);
         }
     }
 
-    const RecurrenceForward<T>& call_;
+    const RecurrenceForward<Number>& call_;
     const RecurrenceShape& shape_;
     const Schedule schedule_;
     const PanelLayout<Vector> input_layout_;
     const PanelLayout<Vector> hidden_layout_;
-    Packed* input_weights_ = nullptr;
     Packed* hidden_weights_ = nullptr;
-    T* bias_ = nullptr;
-    T* projections_ = nullptr;
+    const T* initial_cell_ = nullptr;  // or null for zeros
+    T* running_cell_ = nullptr;        // where cell states live that are not all kept
 };
+
+template <class Vector, class Product, class Number>
+void recurrence_forward_by(const RecurrenceForward<Number>& arguments, int threads) {
+    using Cell = RecurrentCell;
+    const auto run = [&](auto cell) {
+        RecurrenceForwardKernel<Vector, cell(), Product, Number>(arguments).run(threads);
+    };
+    switch (arguments.shape.cell) {
+        case Cell::lstm:
+            return run(std::integral_constant<Cell, Cell::lstm>());
+        case Cell::rnn_tanh:
+            return run(std::integral_constant<Cell, Cell::rnn_tanh>());
+        case Cell::rnn_relu:
+            return run(std::integral_constant<Cell, Cell::rnn_relu>());
+    }
+}
 
 template <class Vector, class Product = VectorProduct<Vector>>
 void recurrence_forward(const RecurrenceForward<typename Vector::Element>& arguments, int threads) {
-    using Cell = RecurrentCell;
     if constexpr (Product::in_tiles) {
         if (!Product::pays_for(arguments.shape)) {
             return recurrence_forward<Vector>(arguments, threads);
         }
     }
-    switch (arguments.shape.cell) {
-        case Cell::lstm:
-            RecurrenceForwardKernel<Vector, Cell::lstm, Product>(arguments).run(threads);
-            return;
-        case Cell::rnn_tanh:
-            RecurrenceForwardKernel<Vector, Cell::rnn_tanh, Product>(arguments).run(threads);
-            return;
-        case Cell::rnn_relu:
-            RecurrenceForwardKernel<Vector, Cell::rnn_relu, Product>(arguments).run(threads);
-            return;
-    }
+    recurrence_forward_by<Vector, Product>(arguments, threads);
 }
 
 }  // namespace seqkernels

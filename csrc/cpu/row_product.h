@@ -1,7 +1,8 @@
 // A product over listed rows: target(r)[i] = bias[i] + sum over k of left(r)[k] * packed element
 // (i, k), for rows r in a range and columns i of the panels in a range.
 //
-//   left(r):   depth contiguous elements          target(r): columns contiguous elements
+//   left(r):   depth contiguous elements          target(r): columns contiguous elements, of any
+//              that the product multiplies                   type that can be stored
 //   bias:      columns elements, or null
 // Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from
 // L2, or where it does not fit there from beyond, once for every block of rows: those whose left
@@ -9,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "vector_product.h"
 
@@ -34,8 +36,9 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
                           const typename Vector::Element* bias, Left&& left, Target&& target,
                           typename Product::Left* copies = nullptr) {
     using T = typename Vector::Element;
+    using Number = std::decay_t<decltype(*left(0))>;
     const int64_t block = rows_together<Product>(layout.depth);
-    const T* given[most_rows_together];
+    const Number* given[most_rows_together];
     T scales[most_rows_together];
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
         const int64_t count = smaller(block, rows.end - begin);
@@ -44,20 +47,20 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             const int64_t column = layout.first_column(panel);
             const int64_t units = layout.units_of(panel);
-            Product::for_each_tile(count, [&](int64_t first, int tile) {
-                Vector sums[Product::rows * Product::vectors];
+            Product::for_each_block(count, [&](int64_t first, int rows_of_block) {
+                Vector sums[Product::panel_rows * Product::vectors];
                 Vector start[Product::vectors];
                 for (int64_t u = 0; u < units; ++u) {
                     const int64_t i = column + u * Vector::width;
                     start[u] = bias == nullptr ? Vector::broadcast(0)
                                                : load_up_to<Vector>(bias + i, layout.columns - i);
                     if (!Product::accumulates) continue;
-                    for (int m = 0; m < tile; ++m) sums[m * units + u] = start[u];
+                    for (int m = 0; m < rows_of_block; ++m) sums[m * units + u] = start[u];
                 }
-                Product::multiply_tile(sums, prepared.from(first), tile, layout, panel, packed,
-                                       matrix);
-                for (int m = 0; m < tile; ++m) {
-                    T* row = target(begin + first + m);
+                Product::multiply_block(sums, prepared.from(first), rows_of_block, layout, panel,
+                                        packed, matrix);
+                for (int m = 0; m < rows_of_block; ++m) {
+                    auto* row = target(begin + first + m);
                     for (int64_t u = 0; u < units; ++u) {
                         const int64_t i = column + u * Vector::width;
                         Vector sum = sums[m * units + u];

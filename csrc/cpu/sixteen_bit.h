@@ -158,6 +158,11 @@ class WidenedSequences {
 
 template <class Vector, class Narrow, class Product>
 void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int threads) {
+    if constexpr (Product::template multiplies_as_stored<Narrow>) {
+        if (Product::pays_for(call.shape)) {
+            return recurrence_forward_by<Vector, Product>(call, threads);
+        }
+    }
     using Widened = WidenedNumbers<Vector, Narrow>;
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
     const RecurrenceShape& shape = call.shape;
@@ -189,6 +194,11 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
 
 template <class Vector, class Narrow, class Product, class Gradient>
 void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int threads) {
+    if constexpr (Product::template multiplies_as_stored<Narrow>) {
+        if (Product::pays_for(call.shape)) {
+            return recurrence_backward_by<Vector, Product, Gradient>(call, threads);
+        }
+    }
     using Widened = WidenedNumbers<Vector, Narrow>;
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
     const RecurrenceShape& shape = call.shape;

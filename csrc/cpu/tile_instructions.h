@@ -9,12 +9,20 @@
 
 namespace seqkernels {
 
-template <int tile>
+// once: whether L1 need not keep what is loaded.
+template <int tile, bool once = false>
 inline void load_tile(const void* source, int64_t stride_bytes) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                 :
-                 : "r"(source), "r"(stride_bytes), "i"(tile)
-                 : "memory");
+    if constexpr (once) {
+        asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2"
+                     :
+                     : "r"(source), "r"(stride_bytes), "i"(tile)
+                     : "memory");
+    } else {
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+                     :
+                     : "r"(source), "r"(stride_bytes), "i"(tile)
+                     : "memory");
+    }
 }
 template <int tile>
 inline void store_tile(void* target, int64_t stride_bytes) {

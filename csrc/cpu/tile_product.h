@@ -100,6 +100,10 @@ struct TileProduct {
     };
     static constexpr int tile_rows = TileConfiguration::rows;
     static constexpr int rows = 2 * tile_rows;
+    // Rows whose sums are kept while a panel passes.
+    static constexpr int panel_rows = 128;
+    // Vectors of columns of a panel, all groups of them.
+    static constexpr int most_vectors = 4;
     static constexpr int vectors = 2;
     static constexpr int left_planes = planes;
     static constexpr bool in_tiles = true;
@@ -108,6 +112,9 @@ struct TileProduct {
     // not finite, where rows are read beyond their end (multiply).
     static constexpr bool is_partial = true;
     static constexpr bool cuts = planes > 1;
+    // Whether numbers are multiplied as they are stored.
+    template <class Number>
+    static constexpr bool multiplies_as_stored = planes == 1 && std::is_same_v<Number, Left>;
     static constexpr int64_t block_depth = TileConfiguration::depth;
 
     // Whether a convolution of a sample is: not, with three planes, where more than a quarter of
@@ -211,9 +218,17 @@ struct TileProduct {
         }
     }
 
-    // Rows of a left operand as they are multiplied, tile after tile:
-    // [row / 16][depth / 32][plane][row % 16][depth % 32], zero beyond the last depth, and
-    // anything in place of rows that are missing.
+    template <class Function>
+    static void for_each_block(int64_t count, Function&& function) {
+        for (int64_t first = 0; first < count; first += panel_rows) {
+            function(first, static_cast<int>(smaller(panel_rows, count - first)));
+        }
+    }
+
+    // Rows of a left operand, of float32 or with one plane of bfloat16, as they are multiplied,
+    // tile after tile: [row / 16][depth / 32][plane][row % 16][depth % 32], zero beyond the last
+    // depth, and anything in place of rows that are missing.
+    template <class Number>
     class Rows {
      public:
         // From row `first` on, the first of a tile.
@@ -221,7 +236,7 @@ struct TileProduct {
             return {given + first, scales == nullptr ? nullptr : scales + first,
                     tiles + first / tile_rows * tile_elements, tile_elements};
         }
-        const T* const* given;
+        const Number* const* given;
         // What each row was multiplied with, zero where it cannot be; null if that is one for all.
         const T* scales;
         const Left* tiles;
@@ -235,53 +250,54 @@ struct TileProduct {
     }
 
     // copies: left_elements(count, depth)    scales: count
-    static Rows prepare(const T* const* given, int64_t count, int64_t depth, Left* copies,
-                        T* scales) {
+    template <class Number>
+    static Rows<Number> prepare(const Number* const* given, int64_t count, int64_t depth,
+                                Left* copies, T* scales) {
         const int64_t tile_elements = blocks(depth) * planes * tile_numbers;
-        bool all_plain = true;
-        for (int64_t m = 0; m < count; ++m) {
-            Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
-            scales[m] = cuts ? scale_of(given[m], depth) : T(1);
-            all_plain = all_plain && scales[m] == T(1);
-            const Vector scale = Vector::broadcast(scales[m]);
-            for (int64_t k = 0; k < depth; k += block_depth, target += planes * tile_numbers) {
-                Vector low = load_up_to<Vector>(given[m] + k, depth - k), high;
-                high = depth - k > Vector::width ? load_up_to<Vector>(given[m] + k + Vector::width,
-                                                                      depth - k - Vector::width)
-                                                 : Vector::broadcast(0);
-                if (cuts && scales[m] != T(1)) low = low * scale, high = high * scale;
-                store_planes(low, high, target, tile_numbers);
+        if constexpr (multiplies_as_stored<Number>) {
+            for (int64_t m = 0; m < count; ++m) {
+                Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+                for (int64_t k = 0; k < depth; k += block_depth, target += tile_numbers) {
+                    _mm512_storeu_si512(target,
+                                        _mm512_maskz_loadu_epi16(lanes(depth - k), given[m] + k));
+                }
             }
+            return {given, nullptr, copies, tile_elements};
+        } else {
+            bool all_plain = true;
+            for (int64_t m = 0; m < count; ++m) {
+                Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+                scales[m] = cuts ? scale_of(given[m], depth) : T(1);
+                all_plain = all_plain && scales[m] == T(1);
+                const Vector scale = Vector::broadcast(scales[m]);
+                for (int64_t k = 0; k < depth; k += block_depth, target += planes * tile_numbers) {
+                    Vector low = load_up_to<Vector>(given[m] + k, depth - k), high;
+                    high = depth - k > Vector::width
+                               ? load_up_to<Vector>(given[m] + k + Vector::width,
+                                                    depth - k - Vector::width)
+                               : Vector::broadcast(0);
+                    if (cuts && scales[m] != T(1)) low = low * scale, high = high * scale;
+                    store_planes(low, high, target, tile_numbers);
+                }
+            }
+            return {given, all_plain ? nullptr : scales, copies, tile_elements};
         }
-        return {given, all_plain ? nullptr : scales, copies, tile_elements};
     }
 
-    // sums[m * vectors + v] = the product of `count` rows with panel p of a layout of `matrix`.
+    // sums[m * vectors + v] = the product of a block of rows with panel p of a layout of `matrix`.
     // sums has room for whole tiles of 16 rows.
-    static void multiply_tile(Vector* sums, const Rows& left, int count,
-                              const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                              const Matrix& matrix) {
-        multiply_panel(sums, left, count, layout, p, packed, matrix);
-    }
-    static void multiply_panel(Vector* sums, const Rows& left, int64_t count,
+    template <class Number>
+    static void multiply_block(Vector* sums, const Rows<Number>& left, int count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
                                const Matrix& matrix) {
-        const int64_t columns = layout.units_of(p) * layout.groups;
-        const Packed* weights = panel(packed, layout, p);
+        const int64_t vectors = layout.units_of(p) * layout.groups;
+        const Vector zeros[most_vectors] = {};
         const auto by_vectors = [&](int64_t first, int64_t rows_of_them) {
-            Vector* at = sums + first * columns;
-            for (int64_t i = 0; i < rows_of_them * columns; ++i) at[i] = Vector::broadcast(0);
-            multiply_unpacked(at, left.given + first, rows_of_them, layout, p, matrix);
+            add_by_vectors(sums, zeros, 0, left, {first, first + rows_of_them}, layout, p, matrix);
         };
-        if (weights[0].bits == 0) {
-            by_vectors(0, count);
-            return;
-        }
-        for_each_tile(count, [&](int64_t first, int tile) {
-            const Rows of_tile = left.from(first);
-            multiply_copies(sums + first * columns, of_tile.tiles, of_tile.tile_elements, tile,
-                            columns, weights, layout.depth);
-        });
+        if (panel(packed, layout, p)[0].bits == 0) return by_vectors(0, count);
+        multiply_copies({sums, vectors, nullptr, 0}, left.tiles, left.tile_elements, count, vectors,
+                        panel(packed, layout, p), layout.depth);
         if (left.scales == nullptr) return;
         for (int64_t m = 0; m < count; ++m) {
             const T scale = left.scales[m];
@@ -289,28 +305,62 @@ struct TileProduct {
                 by_vectors(m, 1);
             } else if (scale != T(1)) {
                 const Vector inverse = Vector::broadcast(T(1) / scale);
-                for (int64_t v = m * columns; v < (m + 1) * columns; ++v) {
+                for (int64_t v = m * vectors; v < (m + 1) * vectors; ++v) {
                     sums[v] = sums[v] * inverse;
                 }
             }
         }
     }
 
-    // The parts of prepare and multiply_tile for numbers that are known to be plain: 32 depths of
-    // row m, from depth k on, and a tile from row `first` on.
-    static void store_row_block(Vector low, Vector high, Left* copies, int64_t depth, int64_t m,
-                                int64_t k) {
-        Left* tile = copies + m / tile_rows * blocks(depth) * planes * tile_numbers;
-        store_planes(low, high,
-                     tile + k / block_depth * planes * tile_numbers + m % tile_rows * block_depth,
-                     tile_numbers);
+    // Any number of rows: sums[m * vectors + v] = start[m * line + v] + their product. Of start too
+    // whole tiles can be read. Rows that are scaled are multiplied by vectors: what they are added
+    // to would be scaled as well, beyond what float32 holds.
+    template <class Number>
+    static void multiply_from(Vector* sums, const Vector* start, int64_t line,
+                              const Rows<Number>& left, int64_t count,
+                              const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                              const Matrix& matrix) {
+        const auto by_vectors = [&](Range rows_of_them) {
+            add_by_vectors(sums, start, line, left, rows_of_them, layout, p, matrix);
+        };
+        if (panel(packed, layout, p)[0].bits == 0) return by_vectors({0, count});
+        const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
+        multiply_copies({sums, vectors_of_row, start, line}, left.tiles, left.tile_elements, count,
+                        vectors_of_row, panel(packed, layout, p), layout.depth);
+        for (int64_t m = 0; left.scales != nullptr && m < count; ++m) {
+            if (left.scales[m] != T(1)) by_vectors({m, m + 1});
+        }
     }
-    static void multiply_packed_rows(Vector* sums, const Left* copies, int64_t first, int count,
+
+    // The parts of prepare and multiply_tile for numbers that are known to be plain: 32 depths,
+    // from depth k on, of 16 rows from row `first` on, of which column(i) gives those at depth
+    // k + i; and a tile from row `first` on.
+    template <class Column>
+    static void store_columns(Column&& column, Left* copies, int64_t depth, int64_t first,
+                              int64_t k) {
+        __m512i pairs[planes][tile_rows];
+        for (int i = 0; i < tile_rows; ++i) {
+            __m512i cut[planes];
+            cut_into_pairs(column(2 * i).value, column(2 * i + 1).value, cut);
+            for (int p = 0; p < planes; ++p) pairs[p][i] = cut[p];
+        }
+        Left* tile =
+            copies + (first / tile_rows * blocks(depth) + k / block_depth) * planes * tile_numbers;
+        for (int p = 0; p < planes; ++p, tile += tile_numbers) {
+            transpose(pairs[p]);
+            for (int m = 0; m < tile_rows; ++m) {
+                _mm512_storeu_si512(tile + m * block_depth, pairs[p][m]);
+            }
+        }
+    }
+    static void multiply_packed_rows(Vector* sums, const Left* copies, int64_t first, int64_t count,
                                      const PanelLayout<Vector>& layout, int64_t p,
                                      const Packed* packed) {
         const int64_t tile_elements = blocks(layout.depth) * planes * tile_numbers;
-        multiply_copies(sums, copies + first / tile_rows * tile_elements, tile_elements, count,
-                        layout.units_of(p) * layout.groups, panel(packed, layout, p), layout.depth);
+        const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
+        multiply_copies({sums, vectors_of_row, nullptr, 0},
+                        copies + first / tile_rows * tile_elements, tile_elements, count,
+                        vectors_of_row, panel(packed, layout, p), layout.depth);
     }
 
     // sums[m * vectors + v] = the product of up to `rows` rows, `stride` numbers apart, with a
@@ -334,7 +384,7 @@ struct TileProduct {
     static void store_left(const Number* numbers, int64_t count, int64_t room, Left* target,
                            int64_t plane, Magnitude& magnitude) {
         int64_t i = 0;
-        if constexpr (planes == 1 && std::is_same_v<Number, Left>) {
+        if constexpr (multiplies_as_stored<Number>) {
             for (; i < room; i += block_depth) {
                 const __mmask32 given = lanes(count - i);
                 const __m512i bits = _mm512_maskz_loadu_epi16(given, numbers + i);
@@ -367,6 +417,9 @@ struct TileProduct {
     static constexpr int64_t row_bytes = 64;
     static constexpr int64_t tile_bytes = tile_rows * row_bytes;
     static constexpr int64_t header = 32;
+    // Of one plane so many blocks of depths at a time that two vectors of columns, 32 KiB, stay in
+    // L1 while all rows pass; more planes are multiplied too slowly to gain by it.
+    static constexpr int64_t blocks_together = planes == 1 ? 16 : int64_t{1} << 40;
 
     static int64_t panel_elements(const PanelLayout<Vector>& layout) {
         return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
@@ -407,13 +460,64 @@ struct TileProduct {
         int64_t row;
     };
 
-    static void multiply_copies(Vector* sums, const Left* tiles, int64_t tile_elements, int count,
-                                int64_t vectors, const Packed* panel, int64_t depth) {
-        const char* source[2] = {reinterpret_cast<const char*>(tiles),
-                                 reinterpret_cast<const char*>(tiles + tile_elements)};
-        multiply_tiles(
-            sums, count, vectors, source, Place{tile_bytes, row_bytes},
-            [](int64_t block) { return block * planes * tile_bytes; }, panel, depth);
+    template <class Number>
+    static void add_by_vectors(Vector* sums, const Vector* start, int64_t line,
+                               const Rows<Number>& left, Range rows_of_them,
+                               const PanelLayout<Vector>& layout, int64_t p, const Matrix& matrix) {
+        const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
+        const int64_t first = rows_of_them.begin, count = rows_of_them.end - first;
+        Vector* at = sums + first * vectors_of_row;
+        begin_sums(at, start + first * line, line, count, vectors_of_row);
+        multiply_unpacked(at, left.given + first, count, layout, p, matrix);
+    }
+
+    // Where sums go, rows `line` vectors apart, and what they begin with: zeros if that is null.
+    struct Sums {
+        Vector* target;
+        int64_t line;
+        const Vector* start;
+        int64_t start_line;
+
+        // From a row and a vector on.
+        Sums from(int64_t row, int64_t vector) const {
+            return {target + row * line + vector, line,
+                    start == nullptr ? nullptr : start + row * start_line + vector, start_line};
+        }
+        // The same with what the target holds as the beginning.
+        Sums again() const { return {target, line, target, line}; }
+    };
+
+    static void multiply_copies(const Sums& sums, const Left* tiles, int64_t tile_elements,
+                                int64_t count, int64_t vectors, const Packed* panel,
+                                int64_t depth) {
+        const Place place{tile_bytes, row_bytes};
+        const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
+        for (int64_t v = 0; v < vectors; v += 2) {
+            for (int64_t block = 0; block < blocks(depth); block += blocks_together) {
+                const int64_t together = smaller(blocks_together, blocks(depth) - block);
+                const int64_t done = block * planes * tile_numbers;
+                const Packed* columns = panel + header + vectors * done + v * planes * tile_numbers;
+                for_each_tile(count, [&](int64_t first, int tile) {
+                    const Left* upper = tiles + first / tile_rows * tile_elements + done;
+                    const char* source[2] = {reinterpret_cast<const char*>(upper),
+                                             reinterpret_cast<const char*>(upper + tile_elements)};
+                    const Sums of_tile = sums.from(first, v);
+                    const auto multiply = [&](auto read_once) {
+                        multiply_pair<read_once()>(block == 0 ? of_tile : of_tile.again(), tile,
+                                                   smaller(2, vectors - v), vectors, source, place,
+                                                   offset, columns, together);
+                    };
+                    using Once = ReadOnce;
+                    if constexpr (planes > 1) {
+                        multiply(std::integral_constant<Once, Once::neither>());
+                    } else if (count <= rows) {
+                        multiply(std::integral_constant<Once, Once::columns>());
+                    } else {
+                        multiply(std::integral_constant<Once, Once::rows>());
+                    }
+                });
+            }
+        }
     }
 
     // offset(b): bytes from a row's first number to its block b of depths.
@@ -421,37 +525,60 @@ struct TileProduct {
     static void multiply_tiles(Vector* sums, int count, int64_t vectors, const char* const* source,
                                const Place& place, const Offset& offset, const Packed* panel,
                                int64_t depth) {
-        const bool two_tiles = count > tile_rows;
         for (int64_t v = 0; v < vectors; v += 2) {
-            const Packed* columns = panel + header + v * planes * tile_numbers;
-            const auto run = [&](auto rows_of_tiles, auto vectors_at_once) {
-                multiply_in_registers<rows_of_tiles, vectors_at_once>(
-                    sums + v, vectors, source, place, offset, columns, blocks(depth));
-            };
-            with_constant<2>(two_tiles ? 2 : 1, [&](auto r) {
-                with_constant<2>(smaller(2, vectors - v), [&](auto w) { run(r, w); });
-            });
+            multiply_pair<ReadOnce::neither>(
+                {sums + v, vectors, nullptr, 0}, count, smaller(2, vectors - v), vectors, source,
+                place, offset, panel + header + v * planes * tile_numbers, blocks(depth));
         }
     }
 
+    // What L1 need not keep.
+    enum class ReadOnce { neither, rows, columns };
+
+    // Of these, `count` rows times `together` vectors of a panel of `vectors`, one or two tiles of
+    // each.
+    template <ReadOnce read_once, class Offset>
+    static void multiply_pair(const Sums& sums, int count, int64_t together, int64_t vectors,
+                              const char* const* source, const Place& place, const Offset& offset,
+                              const Packed* columns, int64_t block_count) {
+        with_constant<2>(count > tile_rows ? 2 : 1, [&](auto r) {
+            with_constant<2>(together, [&](auto v) {
+                multiply_in_registers<r, v, read_once>(sums, vectors, source, place, offset,
+                                                       columns, block_count);
+            });
+        });
+    }
+
     // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V, class Offset>
-    [[gnu::noinline]] static void multiply_in_registers(Vector* sums, int64_t vectors,
+    template <int R, int V, ReadOnce read_once, class Offset>
+    [[gnu::noinline]] static void multiply_in_registers(const Sums& sums, int64_t vectors,
                                                         const char* const* source,
                                                         const Place& place, const Offset& offset,
                                                         const Packed* packed, int64_t count) {
-        const int64_t line = vectors * int64_t{sizeof(Vector)};
-        Vector* const lower = sums + tile_rows * vectors;
-        asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+        const auto line_bytes = [](int64_t line) { return line * int64_t{sizeof(Vector)}; };
+        if (sums.start != nullptr) {
+            const int64_t line = line_bytes(sums.start_line);
+            const Vector* lower = sums.start + tile_rows * sums.start_line;
+            load_tile<0>(sums.start, line);
+            if constexpr (V > 1) load_tile<1>(sums.start + 1, line);
+            if constexpr (R > 1) load_tile<2>(lower, line);
+            if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
+        } else {
+            asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+        }
         const char *upper_rows = nullptr, *lower_rows = nullptr;
         const Packed* columns = packed;
         const auto load_left = [&](int p) {
-            load_tile<4>(upper_rows + p * place.plane, place.row);
-            if constexpr (R > 1) load_tile<5>(lower_rows + p * place.plane, place.row);
+            constexpr bool once = read_once == ReadOnce::rows;
+            load_tile<4, once>(upper_rows + p * place.plane, place.row);
+            if constexpr (R > 1) load_tile<5, once>(lower_rows + p * place.plane, place.row);
         };
         const auto load_right = [&](int p) {
-            load_tile<6>(columns + p * tile_numbers, row_bytes);
-            if constexpr (V > 1) load_tile<7>(columns + (planes + p) * tile_numbers, row_bytes);
+            constexpr bool once = read_once == ReadOnce::columns;
+            load_tile<6, once>(columns + p * tile_numbers, row_bytes);
+            if constexpr (V > 1) {
+                load_tile<7, once>(columns + (planes + p) * tile_numbers, row_bytes);
+            }
         };
         for (int64_t block = 0; block < count; ++block) {
             upper_rows = source[0] + offset(block);
@@ -459,8 +586,10 @@ struct TileProduct {
             multiply_planes<planes, R, V>(load_left, load_right);
             columns += vectors * planes * tile_numbers;
         }
-        store_tile<0>(sums, line);
-        if constexpr (V > 1) store_tile<1>(sums + 1, line);
+        const int64_t line = line_bytes(sums.line);
+        Vector* const lower = sums.target + tile_rows * sums.line;
+        store_tile<0>(sums.target, line);
+        if constexpr (V > 1) store_tile<1>(sums.target + 1, line);
         if constexpr (R > 1) store_tile<2>(lower, line);
         if constexpr (R > 1 && V > 1) store_tile<3>(lower + 1, line);
     }

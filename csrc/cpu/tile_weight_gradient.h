@@ -35,14 +35,18 @@ class TileWeightGradient {
 
  public:
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
+    template <class Number>
     class Operand {
      public:
         // Without a target nothing is computed.
-        Operand(int64_t count, T* target)
+        Operand(int64_t count, Number* target, int64_t left_count, int64_t rows)
             : count_(target == nullptr ? 0 : count),
               target_(target),
               packed_(Product::packed_elements(layout(block_rows))),
-              inverses_(layout(block_rows).panels()) {}
+              inverses_(layout(block_rows).panels()),
+              sums_(std::is_same_v<Number, T> || rows <= block_rows
+                        ? 0
+                        : checked_product({left_count, count_})) {}
 
      private:
         friend class TileWeightGradient;
@@ -50,11 +54,21 @@ class TileWeightGradient {
             return {count_, depth, Product::vectors, 1};
         }
 
+        // Where the sums over several blocks lie.
+        T* sums() const {
+            if constexpr (std::is_same_v<Number, T>) {
+                return target_;
+            } else {
+                return sums_.data();
+            }
+        }
+
         const int64_t count_;
-        T* const target_;
+        Number* const target_;
         const Scratch<Packed> packed_;
         // Of each panel, what its products are to be multiplied with: zero where they are not made.
         const Scratch<T> inverses_;
+        const Scratch<T> sums_;
     };
 
     TileWeightGradient(int64_t left_count, int threads)
@@ -63,48 +77,41 @@ class TileWeightGradient {
           left_(checked_product({left_count == 0 ? 0 : left_elements_, threads})) {}
 
     // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
-    template <class LeftRow, class Right0, class Right1>
-    void run(int64_t rows, LeftRow&& left, const Operand& operand0, Right0&& right0,
-             const Operand& operand1, Right1&& right1, int thread, int threads,
-             Barrier& barrier) const {
-        clear(operand0, thread, threads);
-        clear(operand1, thread, threads);
-        add(rows, left, operand0, right0, operand1, right1, thread, threads, barrier);
-    }
-
-    // The parts of run: zeros, and what rows add to them.
-    void clear(const Operand& operand, int thread, int threads) const {
-        const Range mine = rows_of(thread, threads);
-        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
-            operand.target_[i] = 0;
-        }
-    }
-    template <class LeftRow, class Right0, class Right1>
-    void add(int64_t rows, LeftRow&& left, const Operand& operand0, Right0&& right0,
-             const Operand& operand1, Right1&& right1, int thread, int threads,
+    template <class LeftRow, class Number, class Right0, class Right1>
+    void run(int64_t rows, LeftRow&& left, const Operand<Number>& operand0, Right0&& right0,
+             const Operand<Number>& operand1, Right1&& right1, int thread, int threads,
              Barrier& barrier) const {
         const Range mine = rows_of(thread, threads);
-        for (int64_t begin = 0; begin < rows; begin += block_rows) {
-            const int64_t depth = smaller(block_rows, rows - begin);
+        // Of no rows there is one block, of depth zero.
+        for (int64_t begin = 0; begin == 0 || begin < rows; begin += block_rows) {
+            const Block block{smaller(block_rows, rows - begin), begin == 0,
+                              begin + block_rows >= rows};
             const auto left_row = [&](int64_t k) { return left(begin + k); };
             const auto row0 = [&](int64_t k) { return right0(begin + k); };
             const auto row1 = [&](int64_t k) { return right1(begin + k); };
-            pack_right(operand0, depth, row0, thread, threads);
-            pack_right(operand1, depth, row1, thread, threads);
+            pack_right(operand0, block.depth, row0, thread, threads);
+            pack_right(operand1, block.depth, row1, thread, threads);
             barrier.wait(threads);
             for (int64_t first = mine.begin; first < mine.end; first += left_together) {
                 const Range part{first, smaller(mine.end, first + left_together)};
                 Left* packed = left_.data() + thread * left_elements_;
                 T inverses[left_together / Product::rows];
-                pack_left(packed, part, depth, left_row, inverses);
-                add_product(packed, inverses, part, operand0, depth, left_row, row0);
-                add_product(packed, inverses, part, operand1, depth, left_row, row1);
+                pack_left(packed, part, block.depth, left_row, inverses);
+                add_product(packed, inverses, part, operand0, block, left_row, row0);
+                add_product(packed, inverses, part, operand1, block, left_row, row1);
             }
             barrier.wait(threads);
         }
     }
 
  private:
+    // Rows that are multiplied together.
+    struct Block {
+        int64_t depth;
+        bool is_first;
+        bool is_last;
+    };
+
     Range rows_of(int thread, int threads) const {
         // Whole tiles, so that what shares a scale does not depend on the number of threads.
         return part_of(left_count_, Product::rows, thread, threads);
@@ -114,8 +121,8 @@ class TileWeightGradient {
     static T inverse_of(T scale) { return scale == T(0) ? T(0) : T(1) / scale; }
 
     // A thread's panels of a block of a right operand, whose rows lie as panels want them.
-    template <class Row>
-    static void pack_right(const Operand& operand, int64_t depth, Row&& row, int thread,
+    template <class Number, class Row>
+    static void pack_right(const Operand<Number>& operand, int64_t depth, Row&& row, int thread,
                            int threads) {
         const PanelLayout<Vector> layout = operand.layout(depth);
         const Range panels = part_of(layout.panels(), 1, thread, threads);
@@ -169,37 +176,23 @@ class TileWeightGradient {
         }
         const Vector factor = Vector::broadcast(scale);
         constexpr int64_t block = Product::block_depth;
-        constexpr int64_t width = Vector::width;
-        alignas(64) T lines[block][width];
         for (int64_t k = 0; k < depth; k += block) {
-            for (int64_t m = 0; m < count; m += width) {
-                for (int64_t i = 0; i < block; ++i) {
-                    Vector line = Vector::broadcast(0);
-                    if (k + i < depth) {
-                        line = load_up_to<Vector>(row(k + i) + begin + first + m, count - m);
-                    }
-                    if (scale != T(1)) line = line * factor;
-                    line.store(lines[i]);
-                }
-                for (int64_t lane = 0; lane < width; lane += 4) {
-                    Vector low[4], high[4];
-                    Vector::load_transposed(&lines[0][lane], width, low);
-                    Vector::load_transposed(&lines[width][lane], width, high);
-                    for (int64_t i = 0; i < 4; ++i) {
-                        Product::store_row_block(low[i], high[i], packed, depth,
-                                                 first + m + lane + i, k);
-                    }
-                }
+            for (int64_t m = 0; m < count; m += Vector::width) {
+                const auto column = [&](int64_t i) {
+                    if (k + i >= depth) return Vector::broadcast(0);
+                    return load_up_to<Vector>(row(k + i) + begin + first + m, count - m) * factor;
+                };
+                Product::store_columns(column, packed, depth, first + m, k);
             }
         }
         return inverse_of(scale);
     }
 
-    template <class LeftRow, class RightRow>
+    template <class Number, class LeftRow, class RightRow>
     static void add_product(const Left* packed, const T* inverses, Range part,
-                            const Operand& operand, int64_t depth, LeftRow&& left,
+                            const Operand<Number>& operand, const Block& block, LeftRow&& left,
                             RightRow&& right) {
-        const PanelLayout<Vector> layout = operand.layout(depth);
+        const PanelLayout<Vector> layout = operand.layout(block.depth);
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
             const T of_panel = operand.inverses_.data()[panel];
             const int64_t units = layout.units_of(panel);
@@ -217,13 +210,20 @@ class TileWeightGradient {
                 const Vector factor = Vector::broadcast(is_made ? of_tile : T(1));
                 const Vector other = Vector::broadcast(is_made ? of_panel : T(1));
                 for (int m = 0; m < tile; ++m) {
-                    T* target = operand.target_ + (part.begin + first + m) * operand.count_;
+                    const int64_t place = (part.begin + first + m) * operand.count_;
                     for (int64_t v = 0; v < units; ++v) {
                         const int64_t i = layout.first_column(panel) + v * Vector::width;
                         const int64_t count = operand.count_ - i;
-                        store_up_to(multiply_add(sums[m * units + v] * other, factor,
-                                                 load_up_to<Vector>(target + i, count)),
-                                    target + i, count);
+                        T* before = operand.sums() + place + i;
+                        const Vector sum =
+                            multiply_add(sums[m * units + v] * other, factor,
+                                         block.is_first ? Vector::broadcast(0)
+                                                        : load_up_to<Vector>(before, count));
+                        if (block.is_last) {
+                            store_up_to(sum, operand.target_ + place + i, count);
+                        } else {
+                            store_up_to(sum, before, count);
+                        }
                     }
                 }
             });
@@ -236,7 +236,8 @@ class TileWeightGradient {
         const int64_t units = layout.units_of(panel);
         for (int64_t i = 0; i < tile * units; ++i) sums[i] = Vector::broadcast(0);
         for (int64_t k = 0; k < layout.depth; ++k) {
-            const T *of_left = left(k) + first, *of_right = right(k);
+            const T* of_left = left(k) + first;
+            const auto* of_right = right(k);
             for (int64_t v = 0; v < units; ++v) {
                 const int64_t i = layout.first_column(panel) + v * Vector::width;
                 const Vector columns = load_up_to<Vector>(of_right + i, layout.columns - i);

@@ -25,9 +25,8 @@ namespace seqkernels {
 
 // sums[m * line + v] += the product of M rows with V vectors of matrix rows, columns[v][lane *
 // stride + k] for k in [0, depth), depth a multiple of the columns transposed at once.
-template <class Vector, int M, int V, class Number>
-[[gnu::noinline]] void multiply_transposed(Vector* sums, int64_t line,
-                                           const typename Vector::Element* const* rows,
+template <class Vector, int M, int V, class Left, class Number>
+[[gnu::noinline]] void multiply_transposed(Vector* sums, int64_t line, const Left* const* rows,
                                            const Number* const* columns, int64_t stride,
                                            int64_t depth) {
     Vector sum[M][V];
@@ -46,7 +45,7 @@ template <class Vector, int M, int V, class Number>
             for (int i = 0; i < depths; ++i) {
 #pragma GCC unroll 4
                 for (int m = 0; m < M; ++m) {
-                    const Vector left = Vector::broadcast(rows[m][k + i]);
+                    const Vector left = Vector::broadcast(widen(rows[m][k + i]));
                     sum[m][v] = multiply_add(left, transposed[i], sum[m][v]);
                 }
             }
@@ -60,10 +59,10 @@ template <class Vector, int M, int V, class Number>
 }
 
 // The same of a panel of numbers that lie as `matrix` says.
-template <class Vector, class Number>
-inline void multiply_unpacked(Vector* sums, const typename Vector::Element* const* rows,
-                              int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
-                              const Number* data, const Matrix& matrix) {
+template <class Vector, class Left, class Number>
+inline void multiply_unpacked(Vector* sums, const Left* const* rows, int64_t count,
+                              const PanelLayout<Vector>& layout, int64_t panel, const Number* data,
+                              const Matrix& matrix) {
     using T = typename Vector::Element;
     const int64_t stride_row = matrix.stride_row, stride_depth = matrix.stride_column;
     constexpr int64_t most_rows_in_registers = 3;
@@ -105,11 +104,11 @@ inline void multiply_unpacked(Vector* sums, const typename Vector::Element* cons
 
 // sums[r * vectors + v] += the product of `count` rows with one panel of the matrix, whose rows are
 // the layout's groups and columns, row = group * columns + column.
-//   rows:    count pointers, each to layout.depth contiguous elements
+//   rows:    count pointers, each to layout.depth contiguous elements, or 16-bit ones
 //   vectors: units_of(panel) * groups, 4 at most
-template <class Vector>
-inline void multiply_unpacked(Vector* sums, const typename Vector::Element* const* rows,
-                              int64_t count, const PanelLayout<Vector>& layout, int64_t panel,
+template <class Vector, class Left>
+inline void multiply_unpacked(Vector* sums, const Left* const* rows, int64_t count,
+                              const PanelLayout<Vector>& layout, int64_t panel,
                               const Matrix& matrix) {
     with_numbers<typename Vector::Element>(matrix.numbers, [&](const auto* data) {
         multiply_unpacked(sums, rows, count, layout, panel, data, matrix);

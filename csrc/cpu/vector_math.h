@@ -82,7 +82,7 @@ inline Vector sigmoid(Vector x) {
     const ReducedExponential<Vector> reduced = reduced_exponential(bounded);
     const Vector exponential = multiply_add(reduced.scale, reduced.fraction, reduced.scale);
     const Vector one = Vector::broadcast(T(1));
-    return one / (one + exponential);
+    return quotient(one, one + exponential);
 }
 
 // (exp(2 |x|) - 1) / (exp(2 |x|) + 1), with the sign of x
@@ -95,7 +95,7 @@ inline Vector hyperbolic_tangent(Vector x) {
     const ReducedExponential<Vector> reduced = reduced_exponential(bounded);
     const Vector one = Vector::broadcast(T(1));
     const Vector less_one = multiply_add(reduced.scale, reduced.fraction, reduced.scale - one);
-    return copy_sign(less_one / (less_one + (one + one)), x);
+    return copy_sign(quotient(less_one, less_one + (one + one)), x);
 }
 
 }  // namespace seqkernels

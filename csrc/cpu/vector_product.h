@@ -66,27 +66,40 @@ struct VectorProduct {
         }
     }
 
+    // Whether numbers are multiplied as they are stored.
+    template <class Number>
+    static constexpr bool multiplies_as_stored = std::is_same_v<Number, T>;
+
     // Rows of a left operand as they are multiplied: themselves.
+    template <class Number>
     struct Rows {
-        const T* const* given;
+        const Number* const* given;
 
         Rows from(int64_t first) const { return {given + first}; }
     };
     static int64_t left_elements(int64_t, int64_t) { return 0; }
-    static Rows prepare(const T* const* rows, int64_t, int64_t, Left*, T*) { return {rows}; }
+    static Rows<T> prepare(const T* const* rows, int64_t, int64_t, Left*, T*) { return {rows}; }
 
-    // sums[m * vectors + v] += the product of a tile of rows with panel p of a layout of a matrix.
-    static void multiply_tile(Vector* sums, const Rows& rows, int tile,
-                              const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                              const Matrix&) {
+    // Blocks of rows whose sums are kept while a panel passes: tiles.
+    static constexpr int panel_rows = rows;
+    template <class Function>
+    static void for_each_block(int64_t count, Function&& function) {
+        for_each_tile(count, function);
+    }
+
+    // sums[m * vectors + v] += the product of a block of rows with panel p of a layout of a matrix.
+    static void multiply_block(Vector* sums, const Rows<T>& rows, int tile,
+                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
+                               const Matrix&) {
         multiply(sums, tile, layout.units_of(p) * layout.groups, rows.given,
                  packed + layout.offset(p), layout.depth);
     }
 
-    // The same of any number of rows.
-    static void multiply_panel(Vector* sums, const Rows& rows, int64_t count,
-                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                               const Matrix&) {
+    // Any number of rows: sums[m * vectors + v] = start[m * line + v] + their product.
+    static void multiply_from(Vector* sums, const Vector* start, int64_t line, const Rows<T>& rows,
+                              int64_t count, const PanelLayout<Vector>& layout, int64_t p,
+                              const Packed* packed, const Matrix&) {
+        begin_sums(sums, start, line, count, layout.units_of(p) * layout.groups);
         multiply_packed(sums, rows.given, count, layout, p, packed);
     }
 

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -28,10 +29,13 @@ class WeightGradient {
 
  public:
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
+    template <class Number>
     class Operand {
+        static_assert(std::is_same_v<Number, T>);
+
      public:
         // Without a target nothing is computed.
-        Operand(int64_t count, T* target)
+        Operand(int64_t count, T* target, int64_t, int64_t)
             : count_(target == nullptr ? 0 : count),
               target_(target),
               packed_(PanelLayout<Vector>{count_, block_rows, panel_vectors, 1}.elements()) {}
@@ -48,8 +52,8 @@ class WeightGradient {
 
     // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
     template <class Left, class Right0, class Right1>
-    void run(int64_t rows, Left&& left, const Operand& operand0, Right0&& right0,
-             const Operand& operand1, Right1&& right1, int thread, int threads,
+    void run(int64_t rows, Left&& left, const Operand<T>& operand0, Right0&& right0,
+             const Operand<T>& operand1, Right1&& right1, int thread, int threads,
              Barrier& barrier) const {
         const Range mine = part_of(left_count_, tile_rows, thread, threads);
         T* packed_left = left_.data() + mine.begin * block_rows;
@@ -68,7 +72,7 @@ class WeightGradient {
     }
 
  private:
-    static void clear(const Operand& operand, Range mine) {
+    static void clear(const Operand<T>& operand, Range mine) {
         for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
             operand.target_[i] = 0;
         }
@@ -76,7 +80,7 @@ class WeightGradient {
 
     // A thread's panels of a block of a right operand, whose rows lie as panels want them.
     template <class Right>
-    static void pack_right(const Operand& operand, int64_t depth, int64_t begin, Right&& right,
+    static void pack_right(const Operand<T>& operand, int64_t depth, int64_t begin, Right&& right,
                            int thread, int threads) {
         const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
         const Range panels = part_of(layout.panels(), 1, thread, threads);
@@ -111,7 +115,7 @@ class WeightGradient {
         }
     }
 
-    static void add_product(const T* packed_left, Range mine, const Operand& operand,
+    static void add_product(const T* packed_left, Range mine, const Operand<T>& operand,
                             int64_t depth) {
         const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
@@ -123,7 +127,7 @@ class WeightGradient {
     }
 
     static void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
-                         const Operand& operand, T* target) {
+                         const Operand<T>& operand, T* target) {
         const int64_t vectors = layout.units_of(panel);
         Vector sums[most_sums<Vector>];
         const T* pointers[tile_rows] = {};

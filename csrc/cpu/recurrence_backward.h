@@ -77,13 +77,15 @@ class RecurrenceBackwardKernel {
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
         const bool needs_weights =
             call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
-        const Gradient gradient(needs_weights ? depth : 0, threads);
+        const Gradient gradient(depth, needs_weights, threads);
         const int64_t row_count = schedule_.row_count();
         const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
         const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
         const int64_t cells = is_lstm && is_narrow ? shape_.batch * shape_.hidden : 0;
         const Scratch<T> initial_cells(cells), grad_cells(cells);
         place_cell_states(initial_cells.data(), grad_cells.data());
+        const Scratch<T> bias_sums(is_narrow && call_.grad_bias != nullptr ? depth : 0);
+        T* const grad_bias = place_bias(bias_sums.data());
         input_weights_ = input_weights.data();
         hidden_weights_ = hidden_weights.data();
 
@@ -105,11 +107,12 @@ class RecurrenceBackwardKernel {
             barrier.wait(granted);
             initial_hidden_gradient(thread, granted, mine.copies);
             if (needs_input) input_gradient(thread, granted, mine.copies);
-            if (needs_weights) weight_gradients(gradient, inputs, states, thread, granted, barrier);
-            if (call_.grad_bias != nullptr) {
-                bias_gradient(part_of(gates * shape_.hidden, Vector::width, thread, granted));
+            if (needs_weights || grad_bias != nullptr) {
+                weight_gradients(gradient, grad_bias, inputs, states, thread, granted, barrier);
             }
             narrow_cell_gradients(thread, granted);
+            barrier.wait(granted);
+            narrow_bias_gradient(grad_bias, thread, granted);
         });
     }
 
@@ -160,6 +163,22 @@ class RecurrenceBackwardKernel {
             grad_cell_ = call_.grad_initial_cell;
         }
     }
+    // Where the biases' gradient is summed up: in its place, or where there is room for it in a
+    // wider type; null where it is not wanted.
+    T* place_bias(T* widened) const {
+        if constexpr (is_narrow) {
+            return call_.grad_bias == nullptr ? nullptr : widened;
+        } else {
+            return call_.grad_bias;
+        }
+    }
+    void narrow_bias_gradient(const T* sums, int thread, int threads) const {
+        if (!is_narrow || sums == nullptr) return;
+        const Range mine = part_of(gates * shape_.hidden, Vector::width, thread, threads);
+        convert_numbers<Vector>(sums + mine.begin, call_.grad_bias + mine.begin,
+                                mine.end - mine.begin);
+    }
+
     void narrow_cell_gradients(int thread, int threads) const {
         if constexpr (is_lstm && is_narrow) {
             const Range samples = part_of(shape_.batch, 1, thread, threads);
@@ -358,15 +377,15 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void weight_gradients(const Gradient& gradient, const Operand& inputs, const Operand& states,
-                          int thread, int threads, Barrier& barrier) const {
+    void weight_gradients(const Gradient& gradient, T* grad_bias, const Operand& inputs,
+                          const Operand& states, int thread, int threads, Barrier& barrier) const {
         const int64_t hidden = shape_.hidden;
         gradient.run(
             schedule_.row_count(),
             [&](int64_t index) {
                 return call_.grad_gates + schedule_.row_at(index) * gates * hidden;
             },
-            inputs,
+            grad_bias, inputs,
             [&](int64_t index) {
                 const int64_t row = schedule_.row_at(index);
                 return call_.input.data + row / shape_.batch * call_.input.stride_step +
@@ -380,27 +399,6 @@ class RecurrenceBackwardKernel {
                                   : call_.output + before * hidden;
             },
             thread, threads, barrier);
-    }
-
-    void bias_gradient(Range columns) const {
-        constexpr int64_t together = 8 * Vector::width;
-        for (int64_t begin = columns.begin; begin < columns.end; begin += together) {
-            const int64_t count = smaller(together, columns.end - begin);
-            Vector sums[8];
-            for (Vector& sum : sums) sum = Vector::broadcast(0);
-            for (int64_t index = 0; index < schedule_.row_count(); ++index) {
-                const T* row =
-                    call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden + begin;
-                for (int64_t v = 0; v * Vector::width < count; ++v) {
-                    const int64_t i = v * Vector::width;
-                    sums[v] = sums[v] + load_up_to<Vector>(row + i, count - i);
-                }
-            }
-            for (int64_t v = 0; v * Vector::width < count; ++v) {
-                const int64_t i = v * Vector::width;
-                store_up_to(sums[v], call_.grad_bias + begin + i, count - i);
-            }
-        }
     }
 
     const RecurrenceBackward<Number>& call_;

@@ -353,12 +353,13 @@ struct TileProduct {
             }
         }
     }
-    static void multiply_packed_rows(Vector* sums, const Left* copies, int64_t first, int64_t count,
+    static void multiply_packed_rows(Vector* sums, const Vector* start, const Left* copies,
+                                     int64_t first, int64_t count,
                                      const PanelLayout<Vector>& layout, int64_t p,
                                      const Packed* packed) {
         const int64_t tile_elements = blocks(layout.depth) * planes * tile_numbers;
         const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
-        multiply_copies({sums, vectors_of_row, nullptr, 0},
+        multiply_copies({sums, vectors_of_row, start, vectors_of_row},
                         copies + first / tile_rows * tile_elements, tile_elements, count,
                         vectors_of_row, panel(packed, layout, p), layout.depth);
     }
@@ -493,7 +494,8 @@ struct TileProduct {
         const Place place{tile_bytes, row_bytes};
         const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
         for (int64_t v = 0; v < vectors; v += 2) {
-            for (int64_t block = 0; block < blocks(depth); block += blocks_together) {
+            // Of no depths the sums are what they begin with.
+            for (int64_t block = 0; block == 0 || block < blocks(depth); block += blocks_together) {
                 const int64_t together = smaller(blocks_together, blocks(depth) - block);
                 const int64_t done = block * planes * tile_numbers;
                 const Packed* columns = panel + header + vectors * done + v * planes * tile_numbers;

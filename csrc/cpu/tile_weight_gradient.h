@@ -1,25 +1,29 @@
 // weight_gradient.h in matrix tiles:
-//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i]
+//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i],  left_sums[m] = sum of
+//   left(r)[m]
 //
 // Blocks of rows are cut into planes (tile_product.h): the right operands' into panels, shared by
 // all threads; the left one's transposed, each thread its own rows of the gradient, so many at a
-// time that they stay in L2 while all panels pass. Where the largest number of a panel, or of 32
-// rows of the gradient, is very small, it is scaled by a power of two; large ones, and those that
-// are not finite, are multiplied by vectors.
+// time that they stay in L2 while all panels pass. Sums of several blocks are kept panel after
+// panel, where tiles begin with them. Where the largest number of a panel, or of 32 rows of the
+// gradient, is very small, it is scaled by a power of two; large ones, and those that are not
+// finite, are multiplied by vectors.
 //
-// Scratch, owned by the call: planes of block_rows (right_count_0 + right_count_1) numbers, and for
-// each thread of block_rows left_together.
-// Cost: 2 rows left_count right_count FLOPs. Limit: as tile_product.h; for each block of rows the
-// gradients are read and written once. Tried without gain: blocks of 512 and 1024 rows, 128 and 512
-// rows of the gradient at a time (within 4 %, an LSTM of 256 and 512 units, 64 samples).
+// Scratch, owned by the call: planes of block_rows (right_count_0 + right_count_1) numbers; for
+// each thread of block_rows left_together, and the sums of a panel; of more than one block, the
+// sums of both gradients. Cost: 2 rows left_count right_count FLOPs. Limit: as tile_product.h; for
+// each block of rows the sums are read and written once, the right operand read once for
+// left_together rows of the gradient.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "tile_product.h"
+#include "weight_gradient.h"
 
 namespace seqkernels {
 
@@ -30,8 +34,8 @@ class TileWeightGradient {
     using T = typename Product::T;
     using Packed = typename Product::Packed;
     using Left = typename Product::Left;
-    static constexpr int64_t block_rows = 256;
-    static constexpr int64_t left_together = 256;
+    static constexpr int64_t block_rows = planes == 1 ? 1024 : 512;
+    static constexpr int64_t left_together = planes == 1 ? 512 : 256;
 
  public:
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
@@ -44,9 +48,9 @@ class TileWeightGradient {
               target_(target),
               packed_(Product::packed_elements(layout(block_rows))),
               inverses_(layout(block_rows).panels()),
-              sums_(std::is_same_v<Number, T> || rows <= block_rows
-                        ? 0
-                        : checked_product({left_count, count_})) {}
+              sums_(rows <= block_rows ? 0
+                                       : checked_product({Product::left_rows(left_count),
+                                                          layout(block_rows).vectors()})) {}
 
      private:
         friend class TileWeightGradient;
@@ -54,53 +58,60 @@ class TileWeightGradient {
             return {count_, depth, Product::vectors, 1};
         }
 
-        // Where the sums over several blocks lie.
-        T* sums() const {
-            if constexpr (std::is_same_v<Number, T>) {
-                return target_;
-            } else {
-                return sums_.data();
-            }
-        }
-
         const int64_t count_;
         Number* const target_;
         const Scratch<Packed> packed_;
         // Of each panel, what its products are to be multiplied with: zero where they are not made.
         const Scratch<T> inverses_;
-        const Scratch<T> sums_;
+        const Scratch<Vector> sums_;
     };
 
-    TileWeightGradient(int64_t left_count, int threads)
+    TileWeightGradient(int64_t left_count, bool has_operands, int threads)
         : left_count_(left_count),
-          left_elements_(Product::left_elements(left_together, block_rows)),
-          left_(checked_product({left_count == 0 ? 0 : left_elements_, threads})) {}
+          has_operands_(has_operands),
+          left_elements_(has_operands ? Product::left_elements(left_together, block_rows) : 0),
+          panel_vectors_(has_operands ? left_together * Product::vectors : 0),
+          left_(checked_product({left_elements_, threads})),
+          panel_sums_(checked_product({panel_vectors_, threads})) {}
 
     // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
+    // left_sums: left_count, or null.
     template <class LeftRow, class Number, class Right0, class Right1>
-    void run(int64_t rows, LeftRow&& left, const Operand<Number>& operand0, Right0&& right0,
-             const Operand<Number>& operand1, Right1&& right1, int thread, int threads,
-             Barrier& barrier) const {
+    void run(int64_t rows, LeftRow&& left, T* left_sums, const Operand<Number>& operand0,
+             Right0&& right0, const Operand<Number>& operand1, Right1&& right1, int thread,
+             int threads, Barrier& barrier) const {
+        using LeftNumber = std::decay_t<decltype(*left(0))>;
+        const LeftNumber* left_rows[block_rows];
+        const Number *rows0[block_rows], *rows1[block_rows];
         const Range mine = rows_of(thread, threads);
         // Of no rows there is one block, of depth zero.
         for (int64_t begin = 0; begin == 0 || begin < rows; begin += block_rows) {
             const Block block{smaller(block_rows, rows - begin), begin == 0,
                               begin + block_rows >= rows};
-            const auto left_row = [&](int64_t k) { return left(begin + k); };
-            const auto row0 = [&](int64_t k) { return right0(begin + k); };
-            const auto row1 = [&](int64_t k) { return right1(begin + k); };
-            pack_right(operand0, block.depth, row0, thread, threads);
-            pack_right(operand1, block.depth, row1, thread, threads);
-            barrier.wait(threads);
+            for (int64_t k = 0; k < block.depth; ++k) {
+                left_rows[k] = left(begin + k);
+                rows0[k] = right0(begin + k);
+                rows1[k] = right1(begin + k);
+            }
+            if (has_operands_) {
+                pack_right(operand0, block.depth, rows0, thread, threads);
+                pack_right(operand1, block.depth, rows1, thread, threads);
+                barrier.wait(threads);
+            }
             for (int64_t first = mine.begin; first < mine.end; first += left_together) {
                 const Range part{first, smaller(mine.end, first + left_together)};
+                if (left_sums != nullptr) {
+                    add_rows<Vector>(left_sums, part, left_rows, block.depth, block.is_first);
+                }
+                if (!has_operands_) continue;
                 Left* packed = left_.data() + thread * left_elements_;
                 T inverses[left_together / Product::rows];
-                pack_left(packed, part, block.depth, left_row, inverses);
-                add_product(packed, inverses, part, operand0, block, left_row, row0);
-                add_product(packed, inverses, part, operand1, block, left_row, row1);
+                pack_left(packed, part, block.depth, left_rows, inverses);
+                Vector* sums = panel_sums_.data() + thread * panel_vectors_;
+                add_product(packed, inverses, part, operand0, block, left_rows, rows0, sums);
+                add_product(packed, inverses, part, operand1, block, left_rows, rows1, sums);
             }
-            barrier.wait(threads);
+            if (has_operands_) barrier.wait(threads);
         }
     }
 
@@ -121,15 +132,15 @@ class TileWeightGradient {
     static T inverse_of(T scale) { return scale == T(0) ? T(0) : T(1) / scale; }
 
     // A thread's panels of a block of a right operand, whose rows lie as panels want them.
-    template <class Number, class Row>
-    static void pack_right(const Operand<Number>& operand, int64_t depth, Row&& row, int thread,
-                           int threads) {
+    template <class Number>
+    static void pack_right(const Operand<Number>& operand, int64_t depth, const Number* const* rows,
+                           int thread, int threads) {
         const PanelLayout<Vector> layout = operand.layout(depth);
         const Range panels = part_of(layout.panels(), 1, thread, threads);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             const auto column = [&](int64_t k, int64_t v) {
                 const int64_t i = layout.first_column(panel) + v * Vector::width;
-                return k < depth ? load_up_to<Vector>(row(k) + i, operand.count_ - i)
+                return k < depth ? load_up_to<Vector>(rows[k] + i, operand.count_ - i)
                                  : Vector::broadcast(0);
             };
             T scale = 1;
@@ -152,22 +163,23 @@ class TileWeightGradient {
 
     // Columns `part` of a block of the left operand as rows of tiles. inverses: for each tile what
     // its products are to be multiplied with, zero where they must not be made.
-    template <class Row>
-    static void pack_left(Left* packed, Range part, int64_t depth, Row&& row, T* inverses) {
+    template <class LeftNumber>
+    static void pack_left(Left* packed, Range part, int64_t depth, const LeftNumber* const* rows,
+                          T* inverses) {
         Product::for_each_tile(part.end - part.begin, [&](int64_t first, int tile) {
             inverses[first / Product::rows] =
-                pack_tile(packed, part.begin, first, tile, depth, row);
+                pack_tile(packed, part.begin, first, tile, depth, rows);
         });
     }
 
-    template <class Row>
+    template <class LeftNumber>
     static T pack_tile(Left* packed, int64_t begin, int64_t first, int64_t count, int64_t depth,
-                       Row&& row) {
+                       const LeftNumber* const* rows) {
         T scale = 1;
         if (Product::cuts) {
             TileMagnitude magnitude;
             for (int64_t k = 0; k < depth; ++k) {
-                const T* source = row(k) + begin + first;
+                const LeftNumber* source = rows[k] + begin + first;
                 for (int64_t m = 0; m < count; m += Vector::width) {
                     magnitude.take(load_up_to<Vector>(source + m, count - m));
                 }
@@ -180,7 +192,7 @@ class TileWeightGradient {
             for (int64_t m = 0; m < count; m += Vector::width) {
                 const auto column = [&](int64_t i) {
                     if (k + i >= depth) return Vector::broadcast(0);
-                    return load_up_to<Vector>(row(k + i) + begin + first + m, count - m) * factor;
+                    return load_up_to<Vector>(rows[k + i] + begin + first + m, count - m) * factor;
                 };
                 Product::store_columns(column, packed, depth, first + m, k);
             }
@@ -188,70 +200,91 @@ class TileWeightGradient {
         return inverse_of(scale);
     }
 
-    template <class Number, class LeftRow, class RightRow>
+    template <class LeftNumber, class Number>
     static void add_product(const Left* packed, const T* inverses, Range part,
-                            const Operand<Number>& operand, const Block& block, LeftRow&& left,
-                            RightRow&& right) {
+                            const Operand<Number>& operand, const Block& block,
+                            const LeftNumber* const* left, const Number* const* right,
+                            Vector* panel_sums) {
         const PanelLayout<Vector> layout = operand.layout(block.depth);
+        const int64_t rows = part.end - part.begin;
+        Vector* const kept = operand.sums_.data() + part.begin * layout.vectors();
+        bool rows_are_plain = true;
+        Product::for_each_tile(rows, [&](int64_t first, int) {
+            rows_are_plain = rows_are_plain && inverses[first / Product::rows] == T(1);
+        });
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
             const T of_panel = operand.inverses_.data()[panel];
             const int64_t units = layout.units_of(panel);
-            Product::for_each_tile(part.end - part.begin, [&](int64_t first, int tile) {
-                Vector sums[Product::rows * Product::vectors];
-                const T of_tile = inverses[first / Product::rows];
-                const bool is_made = of_tile != T(0) && of_panel != T(0);
-                if (!is_made) {
-                    by_vectors(sums, part.begin + first, tile, layout, panel, left, right);
-                } else {
-                    Product::multiply_packed_rows(sums, packed, first, tile, layout, panel,
-                                                  operand.packed_.data());
-                }
-                // One after the other, whose product might underflow.
-                const Vector factor = Vector::broadcast(is_made ? of_tile : T(1));
-                const Vector other = Vector::broadcast(is_made ? of_panel : T(1));
-                for (int m = 0; m < tile; ++m) {
-                    const int64_t place = (part.begin + first + m) * operand.count_;
-                    for (int64_t v = 0; v < units; ++v) {
-                        const int64_t i = layout.first_column(panel) + v * Vector::width;
-                        const int64_t count = operand.count_ - i;
-                        T* before = operand.sums() + place + i;
-                        const Vector sum =
-                            multiply_add(sums[m * units + v] * other, factor,
-                                         block.is_first ? Vector::broadcast(0)
-                                                        : load_up_to<Vector>(before, count));
-                        if (block.is_last) {
-                            store_up_to(sum, operand.target_ + place + i, count);
-                        } else {
-                            store_up_to(sum, before, count);
-                        }
+            Vector* of_blocks = kept + panel * layout.units * Product::left_rows(rows);
+            Vector* const sums = block.is_last ? panel_sums : of_blocks;
+            const Vector* const start = block.is_first ? nullptr : of_blocks;
+            const auto multiply = [&](int64_t first, int64_t count) {
+                Product::multiply_packed_rows(
+                    sums + first * units, start == nullptr ? nullptr : start + first * units,
+                    packed, first, count, layout, panel, operand.packed_.data());
+            };
+            if (rows_are_plain && of_panel == T(1)) {
+                multiply(0, rows);
+            } else {
+                Product::for_each_tile(rows, [&](int64_t first, int tile) {
+                    const T of_tile = inverses[first / Product::rows];
+                    if (of_tile == T(1) && of_panel == T(1)) return multiply(first, tile);
+                    Vector products[Product::rows * Product::vectors];
+                    const bool is_made = of_tile != T(0) && of_panel != T(0);
+                    if (is_made) {
+                        Product::multiply_packed_rows(products, nullptr, packed, first, tile,
+                                                      layout, panel, operand.packed_.data());
+                    } else {
+                        by_vectors(products, part.begin + first, tile, layout, panel, left, right);
                     }
+                    // One after the other, whose product might underflow.
+                    const Vector factor = Vector::broadcast(is_made ? of_tile : T(1));
+                    const Vector other = Vector::broadcast(is_made ? of_panel : T(1));
+                    for (int64_t i = 0; i < tile * units; ++i) {
+                        const int64_t at = first * units + i;
+                        sums[at] =
+                            multiply_add(products[i] * other, factor,
+                                         start == nullptr ? Vector::broadcast(0) : start[at]);
+                    }
+                });
+            }
+            if (!block.is_last) continue;
+            for (int64_t m = 0; m < rows; ++m) {
+                for (int64_t v = 0; v < units; ++v) {
+                    const int64_t i = layout.first_column(panel) + v * Vector::width;
+                    store_up_to(sums[m * units + v],
+                                operand.target_ + (part.begin + m) * operand.count_ + i,
+                                operand.count_ - i);
                 }
-            });
+            }
         }
     }
 
-    template <class LeftRow, class RightRow>
+    template <class LeftNumber, class Number>
     static void by_vectors(Vector* sums, int64_t first, int tile, const PanelLayout<Vector>& layout,
-                           int64_t panel, LeftRow&& left, RightRow&& right) {
+                           int64_t panel, const LeftNumber* const* left,
+                           const Number* const* right) {
         const int64_t units = layout.units_of(panel);
         for (int64_t i = 0; i < tile * units; ++i) sums[i] = Vector::broadcast(0);
         for (int64_t k = 0; k < layout.depth; ++k) {
-            const T* of_left = left(k) + first;
-            const auto* of_right = right(k);
             for (int64_t v = 0; v < units; ++v) {
                 const int64_t i = layout.first_column(panel) + v * Vector::width;
-                const Vector columns = load_up_to<Vector>(of_right + i, layout.columns - i);
+                const Vector columns = load_up_to<Vector>(right[k] + i, layout.columns - i);
                 for (int m = 0; m < tile; ++m) {
                     Vector& sum = sums[m * units + v];
-                    sum = multiply_add(Vector::broadcast(of_left[m]), columns, sum);
+                    const T of_left = widen(left[k][first + m]);
+                    sum = multiply_add(Vector::broadcast(of_left), columns, sum);
                 }
             }
         }
     }
 
     const int64_t left_count_;
+    const bool has_operands_;
     const int64_t left_elements_;
+    const int64_t panel_vectors_;
     const Scratch<Left> left_;
+    const Scratch<Vector> panel_sums_;
 };
 
 }  // namespace seqkernels

@@ -1,5 +1,6 @@
 // Weight gradients of a recurrence, over all steps at once:
-//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i]
+//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i],  left_sums[m] = sum of
+//   left(r)[m]
 // for m in [0, left_count), and for each of two right operands p, i in [0, right_count_p).
 //
 // The operands lie with the summed index outermost, so blocks of rows are packed: the right ones
@@ -19,6 +20,32 @@
 #include "product.h"
 
 namespace seqkernels {
+
+// sums[m] (+)= the sum of rows[k][m] over `count` rows k, for m in `columns`.
+template <class Vector, class Number>
+inline void add_rows(typename Vector::Element* sums, Range columns, const Number* const* rows,
+                     int64_t count, bool is_first) {
+    constexpr int together = 8;
+    for (int64_t begin = columns.begin; begin < columns.end; begin += together * Vector::width) {
+        const int64_t present = columns.end - begin;
+        const auto for_each = [&](auto&& function) {
+            for (int v = 0; v < together && v * Vector::width < present; ++v) {
+                function(v, begin + v * Vector::width, present - v * Vector::width);
+            }
+        };
+        Vector sum[together];
+        for (Vector& zero : sum) zero = Vector::broadcast(0);
+        for_each([&](int v, int64_t i, int64_t up_to) {
+            if (!is_first) sum[v] = load_up_to<Vector>(sums + i, up_to);
+        });
+        for (int64_t k = 0; k < count; ++k) {
+            for_each([&](int v, int64_t i, int64_t up_to) {
+                sum[v] = sum[v] + load_up_to<Vector>(rows[k] + i, up_to);
+            });
+        }
+        for_each([&](int v, int64_t i, int64_t up_to) { store_up_to(sum[v], sums + i, up_to); });
+    }
+}
 
 template <class Vector>
 class WeightGradient {
@@ -47,20 +74,30 @@ class WeightGradient {
         const Scratch<T> packed_;
     };
 
-    WeightGradient(int64_t left_count, int)
-        : left_count_(left_count), left_(checked_product({left_count, block_rows})) {}
+    WeightGradient(int64_t left_count, bool has_operands, int)
+        : left_count_(left_count),
+          has_operands_(has_operands),
+          left_(checked_product({has_operands ? left_count : 0, block_rows})) {}
 
     // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
+    // left_sums: left_count, or null.
     template <class Left, class Right0, class Right1>
-    void run(int64_t rows, Left&& left, const Operand<T>& operand0, Right0&& right0,
+    void run(int64_t rows, Left&& left, T* left_sums, const Operand<T>& operand0, Right0&& right0,
              const Operand<T>& operand1, Right1&& right1, int thread, int threads,
              Barrier& barrier) const {
+        const T* left_rows[block_rows];
         const Range mine = part_of(left_count_, tile_rows, thread, threads);
         T* packed_left = left_.data() + mine.begin * block_rows;
         clear(operand0, mine);
         clear(operand1, mine);
-        for (int64_t begin = 0; begin < rows; begin += block_rows) {
+        // Of no rows there is one block, of depth zero.
+        for (int64_t begin = 0; begin == 0 || begin < rows; begin += block_rows) {
             const int64_t depth = smaller(block_rows, rows - begin);
+            if (left_sums != nullptr) {
+                for (int64_t k = 0; k < depth; ++k) left_rows[k] = left(begin + k);
+                add_rows<Vector>(left_sums, mine, left_rows, depth, begin == 0);
+            }
+            if (!has_operands_) continue;
             pack_right(operand0, depth, begin, right0, thread, threads);
             pack_right(operand1, depth, begin, right1, thread, threads);
             pack_left(packed_left, mine, begin, depth, left);
@@ -146,6 +183,7 @@ class WeightGradient {
     }
 
     const int64_t left_count_;
+    const bool has_operands_;
     const Scratch<T> left_;
 };
 

@@ -121,8 +121,9 @@ class InputProjection {
         void project_block(Range block, Left* copies) const {
             const Layout& layout = all_.layout_;
             const int64_t count = block.end - block.begin;
-            const auto rows = Product::prepare(given_ + block.begin, all_.is_unpacked_ ? 0 : count,
-                                               layout.depth, copies, scales_);
+            const auto rows =
+                Product::prepare(given_ + block.begin, Range{0, all_.is_unpacked_ ? 0 : count},
+                                 layout.depth, copies, scales_);
             for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
                 Vector* sums = place(panel, block.begin);
                 const Vector* bias = all_.bias_.data() + panel * all_.line_;

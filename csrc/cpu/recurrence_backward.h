@@ -47,6 +47,8 @@ class RecurrenceBackwardKernel {
     static constexpr int gates = is_lstm ? 4 : 1;
     // Running gradients of cell states are then kept in a wider type than they are given in.
     static constexpr bool is_narrow = !std::is_same_v<Number, T>;
+    // Then gradients of gates too are kept as they are multiplied.
+    using Gate = Number;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
 
@@ -65,9 +67,13 @@ class RecurrenceBackwardKernel {
         const Scratch<Packed> hidden_weights(Product::packed_elements(hidden_layout_));
         const int64_t most_rows = shape_.batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
-        const Scratch<const T*> after(checked_product({most_rows, threads}));
+        const Scratch<const Gate*> after(checked_product({most_rows, threads}));
         const Scratch<T> scales(checked_product({most_rows, threads}));
         const int64_t depth = gates * shape_.hidden;
+        const bool has_room = !is_narrow && call_.grad_gates != nullptr;
+        const Scratch<Gate> grad_gates(
+            has_room ? 0 : checked_product({shape_.steps, shape_.batch, depth}));
+        place_gate_gradients(grad_gates.data());
         const int64_t most_copies =
             larger(Product::left_elements(most_rows, depth),
                    Product::left_elements(rows_together<Product>(depth), depth));
@@ -92,21 +98,27 @@ class RecurrenceBackwardKernel {
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
-            const Samples mine{rows.data() + thread * most_rows, after.data() + thread * most_rows,
-                               copies.data() + thread * most_copies,
-                               scales.data() + thread * most_rows};
             prepare(panel_scratch.data() + thread * panel_elements, thread, granted);
             barrier.wait(granted);
             const Grid grid = recurrence_grid(
                 shape_.batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
-            for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
-                run_step(step, grid, thread, mine);
+            // Threads with the same samples make the gradients ready that they multiply together.
+            const int64_t first = grid.row_part(thread) * grid.column_parts;
+            const Samples mine{rows.data() + thread * most_rows, after.data() + thread * most_rows,
+                               copies.data() + first * most_copies,
+                               scales.data() + first * most_rows};
+            const auto wait = [&] {
                 if (grid.column_parts > 1) barrier.wait(granted);
+            };
+            for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
+                run_step(step, grid, thread, mine, wait);
+                wait();
             }
             barrier.wait(granted);
-            initial_hidden_gradient(thread, granted, mine.copies);
-            if (needs_input) input_gradient(thread, granted, mine.copies);
+            Left* const own_copies = copies.data() + thread * most_copies;
+            initial_hidden_gradient(thread, granted, own_copies);
+            if (needs_input) input_gradient(thread, granted, own_copies);
             if (needs_weights || grad_bias != nullptr) {
                 weight_gradients(gradient, grad_bias, inputs, states, thread, granted, barrier);
             }
@@ -119,21 +131,21 @@ class RecurrenceBackwardKernel {
  private:
     // Where one sample's data of one step lie.
     struct Row {
-        const T* grad_gates_after;
+        const Gate* grad_gates_after;
         const T* gates;
         const Number* hidden;
         const T* cell;
         const T* cell_before;
         const Number* grad_hidden;
         const Number* grad_final_hidden;
-        T* grad_gates;
+        Gate* grad_gates;
         T* grad_cell;
     };
 
     // A thread's samples of one step, and their gates' gradients of the step after.
     struct Samples {
         Row* rows;
-        const T** after;
+        const Gate** after;
         Left* copies;  // of those, as they are multiplied, if that is otherwise
         T* scales;
     };
@@ -163,6 +175,14 @@ class RecurrenceBackwardKernel {
             grad_cell_ = call_.grad_initial_cell;
         }
     }
+    void place_gate_gradients(Gate* room) {
+        if constexpr (is_narrow) {
+            grad_gates_ = room;
+        } else {
+            grad_gates_ = call_.grad_gates == nullptr ? room : call_.grad_gates;
+        }
+    }
+
     // Where the biases' gradient is summed up: in its place, or where there is room for it in a
     // wider type; null where it is not wanted.
     T* place_bias(T* widened) const {
@@ -211,10 +231,9 @@ class RecurrenceBackwardKernel {
         const int64_t row = schedule_.row(n, step);
         const bool is_last = step + 1 == schedule_.length(n);
         Row result{};
-        result.grad_gates = call_.grad_gates + row * gates * hidden;
+        result.grad_gates = grad_gates_ + row * gates * hidden;
         if (!is_last) {
-            result.grad_gates_after =
-                call_.grad_gates + schedule_.row(n, step + 1) * gates * hidden;
+            result.grad_gates_after = grad_gates_ + schedule_.row(n, step + 1) * gates * hidden;
         } else if (call_.grad_final_hidden != nullptr) {
             result.grad_final_hidden = call_.grad_final_hidden + n * hidden;
         }
@@ -230,7 +249,10 @@ class RecurrenceBackwardKernel {
         return result;
     }
 
-    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine) const {
+    // wait() returns when all threads with the same samples have called it.
+    template <class Wait>
+    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine,
+                  Wait&& wait) const {
         const int64_t count = grid.dealt(schedule_.active(step), thread);
         // Samples whose last step this is have no later step's gradient to add: they come after the
         // rest.
@@ -240,8 +262,11 @@ class RecurrenceBackwardKernel {
                 row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
             mine.after[i] = mine.rows[i].grad_gates_after;
         }
-        const auto after = Product::prepare(mine.after, continuing, hidden_layout_.depth,
-                                            mine.copies, mine.scales);
+        const Range part = part_of(continuing, Product::rows, grid.column_part(thread),
+                                   static_cast<int>(grid.column_parts));
+        const auto after =
+            Product::prepare(mine.after, part, hidden_layout_.depth, mine.copies, mine.scales);
+        if (Product::in_tiles && schedule_.active(step + 1) > 0) wait();
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t position = panels.begin; position < panels.end; ++position) {
             // There and back again: the weights that the last step read last are still in L2.
@@ -260,7 +285,7 @@ class RecurrenceBackwardKernel {
     // The gate gradients of `count` samples' hidden units of one panel. after: the gate gradients
     // of the step after; null for samples that have none.
     void run_block(const Row* rows, int count, int64_t panel,
-                   const typename Product::template Rows<T>* after) const {
+                   const typename Product::template Rows<Gate>* after) const {
         const int64_t column = hidden_layout_.first_column(panel);
         const int units = static_cast<int>(hidden_layout_.units_of(panel));
         Vector sums[Product::panel_rows * Product::vectors];
@@ -341,7 +366,7 @@ class RecurrenceBackwardKernel {
             grid.columns(panels, thread), grid.rows(ran, tile_rows, thread), nullptr,
             [&](int64_t position) {
                 const int64_t row = schedule_.row(schedule_.sample(position), 0);
-                return call_.grad_gates + row * gates * hidden;
+                return grad_gates_ + row * gates * hidden;
             },
             [&](int64_t position) {
                 return call_.grad_initial_hidden + schedule_.sample(position) * hidden;
@@ -362,7 +387,7 @@ class RecurrenceBackwardKernel {
             input_layout_, input_weights_, call_.weight_ih.transposed(),
             grid.columns(panels, thread), grid.rows(rows, tile_rows, thread), nullptr,
             [&](int64_t index) {
-                return call_.grad_gates + schedule_.row_at(index) * gates * shape_.hidden;
+                return grad_gates_ + schedule_.row_at(index) * gates * shape_.hidden;
             },
             [&](int64_t index) {
                 return call_.grad_input + schedule_.row_at(index) * shape_.inputs;
@@ -382,9 +407,7 @@ class RecurrenceBackwardKernel {
         const int64_t hidden = shape_.hidden;
         gradient.run(
             schedule_.row_count(),
-            [&](int64_t index) {
-                return call_.grad_gates + schedule_.row_at(index) * gates * hidden;
-            },
+            [&](int64_t index) { return grad_gates_ + schedule_.row_at(index) * gates * hidden; },
             grad_bias, inputs,
             [&](int64_t index) {
                 const int64_t row = schedule_.row_at(index);
@@ -411,6 +434,7 @@ class RecurrenceBackwardKernel {
     const T* initial_cell_ = nullptr;
     T* widened_initial_cell_ = nullptr;
     T* grad_cell_ = nullptr;
+    Gate* grad_gates_ = nullptr;
 };
 
 template <class Vector, class Product, class Gradient, class Number>

@@ -164,6 +164,7 @@ class RecurrenceForwardKernel {
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
         hidden_weights_ = hidden_weights.data();
         place_cell_states(cell_states.data());
+        streams_gates_ = call_.gates != nullptr && streams_gates();
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
@@ -202,6 +203,7 @@ class RecurrenceForwardKernel {
                          weights_of(step, steps_unpacked, packs_on_the_way));
                 row += grid.dealt(schedule_.active(step), thread);
             }
+            if (streams_gates_) Vector::end_streaming();
             barrier.wait(granted);
             finish(part_of(shape_.batch, 1, thread, granted));
         });
@@ -284,8 +286,8 @@ class RecurrenceForwardKernel {
             mine.states[i] = mine.rows[i].hidden_before;
         }
         const bool multiplies = weights != Weights::not_at_all;
-        const auto states = Product::prepare(mine.states, multiplies ? count : 0, shape_.hidden,
-                                             mine.copies, mine.scales);
+        const auto states = Product::prepare(mine.states, Range{0, multiplies ? count : 0},
+                                             shape_.hidden, mine.copies, mine.scales);
         const Range panels = grid.columns(hidden_layout_.panels(), thread);
         for (int64_t position = panels.begin; position < panels.end; ++position) {
             // There and back again: the weights that the last step read last are still in L2.
@@ -404,10 +406,10 @@ class RecurrenceForwardKernel {
             store_up_to(next, row.cell + unit, count);
             store_up_to(output_gate * hyperbolic_tangent(next), row.hidden + unit, count);
             if (row.gates != nullptr) {
-                store_up_to(input_gate, row.gates + unit, count);
-                store_up_to(forget_gate, row.gates + shape_.hidden + unit, count);
-                store_up_to(candidate, row.gates + 2 * shape_.hidden + unit, count);
-                store_up_to(output_gate, row.gates + 3 * shape_.hidden + unit, count);
+                keep_gate(input_gate, row.gates + unit, count);
+                keep_gate(forget_gate, row.gates + shape_.hidden + unit, count);
+                keep_gate(candidate, row.gates + 2 * shape_.hidden + unit, count);
+                keep_gate(output_gate, row.gates + 3 * shape_.hidden + unit, count);
             }
         } else {
             const Vector next = cell_type == RecurrentCell::rnn_tanh
@@ -415,6 +417,25 @@ class RecurrenceForwardKernel {
                                     : maximum(Vector::broadcast(0), sums[0]);
             store_up_to(next, row.hidden + unit, count);
         }
+    }
+
+    void keep_gate(Vector gate, T* target, int64_t count) const {
+        if (streams_gates_) {
+            gate.stream(target);
+        } else {
+            store_up_to(gate, target, count);
+        }
+    }
+
+    // Whether the gates are too many to be still in a cache when the backward reads them, and lie
+    // in whole vectors.
+    bool streams_gates() const {
+        constexpr int64_t least_bytes = 16 << 20;
+        const int64_t gate_bytes =
+            checked_product({shape_.steps, shape_.batch, gates, shape_.hidden, int64_t{sizeof(T)}});
+        return Vector::can_stream && gate_bytes >= least_bytes &&
+               shape_.hidden % Vector::width == 0 &&
+               reinterpret_cast<std::uintptr_t>(call_.gates) % sizeof(Vector) == 0;
     }
 
     // Zeros beyond the lengths, and the final states.
@@ -461,7 +482,8 @@ class RecurrenceForwardKernel {
     const PanelLayout<Vector> hidden_layout_;
     Packed* hidden_weights_ = nullptr;
     const T* initial_cell_ = nullptr;  // or null for zeros
-    T* running_cell_ = nullptr;        // where cell states live that are not all kept
+    bool streams_gates_ = false;
+    T* running_cell_ = nullptr;  // where cell states live that are not all kept
 };
 
 template <class Vector, class Product, class Number>

@@ -43,7 +43,8 @@ inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Prod
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
         const int64_t count = smaller(block, rows.end - begin);
         for (int64_t m = 0; m < count; ++m) given[m] = left(begin + m);
-        const auto prepared = Product::prepare(given, count, layout.depth, copies, scales);
+        const auto prepared =
+            Product::prepare(given, Range{0, count}, layout.depth, copies, scales);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             const int64_t column = layout.first_column(panel);
             const int64_t units = layout.units_of(panel);

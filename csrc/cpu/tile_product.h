@@ -237,7 +237,7 @@ struct TileProduct {
                     tiles + first / tile_rows * tile_elements, tile_elements};
         }
         const Number* const* given;
-        // What each row was multiplied with, zero where it cannot be; null if that is one for all.
+        // What each row was multiplied with, zero where it cannot be; null without such care.
         const T* scales;
         const Left* tiles;
         int64_t tile_elements;
@@ -249,26 +249,21 @@ struct TileProduct {
         return checked_product({left_rows(count), blocks(depth), block_depth, planes});
     }
 
-    // copies: left_elements(count, depth)    scales: count
+    // Makes those rows ready that are in `part`, whole tiles of 16 of them but at the end.
+    // copies: left_elements(all rows, depth)    scales: all rows
     template <class Number>
-    static Rows<Number> prepare(const Number* const* given, int64_t count, int64_t depth,
-                                Left* copies, T* scales) {
+    static Rows<Number> prepare(const Number* const* given, Range part, int64_t depth, Left* copies,
+                                T* scales) {
         const int64_t tile_elements = blocks(depth) * planes * tile_numbers;
-        if constexpr (multiplies_as_stored<Number>) {
-            for (int64_t m = 0; m < count; ++m) {
-                Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+        for (int64_t m = part.begin; m < part.end; ++m) {
+            Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+            if constexpr (multiplies_as_stored<Number>) {
                 for (int64_t k = 0; k < depth; k += block_depth, target += tile_numbers) {
                     _mm512_storeu_si512(target,
                                         _mm512_maskz_loadu_epi16(lanes(depth - k), given[m] + k));
                 }
-            }
-            return {given, nullptr, copies, tile_elements};
-        } else {
-            bool all_plain = true;
-            for (int64_t m = 0; m < count; ++m) {
-                Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+            } else {
                 scales[m] = cuts ? scale_of(given[m], depth) : T(1);
-                all_plain = all_plain && scales[m] == T(1);
                 const Vector scale = Vector::broadcast(scales[m]);
                 for (int64_t k = 0; k < depth; k += block_depth, target += planes * tile_numbers) {
                     Vector low = load_up_to<Vector>(given[m] + k, depth - k), high;
@@ -280,8 +275,8 @@ struct TileProduct {
                     store_planes(low, high, target, tile_numbers);
                 }
             }
-            return {given, all_plain ? nullptr : scales, copies, tile_elements};
         }
+        return {given, cuts ? scales : nullptr, copies, tile_elements};
     }
 
     // sums[m * vectors + v] = the product of a block of rows with panel p of a layout of `matrix`.

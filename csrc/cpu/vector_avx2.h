@@ -33,6 +33,9 @@ struct Avx2Vector<float> {
         return {_mm256_maskload_ps(source, first(count))};
     }
     void store(float* target) const { _mm256_storeu_ps(target, value); }
+    static constexpr bool can_stream = false;
+    void stream(float* target) const { store(target); }
+    static void end_streaming() {}
     void store_first(float* target, int64_t count) const {
         _mm256_maskstore_ps(target, first(count), value);
     }
@@ -195,6 +198,9 @@ struct Avx2Vector<double> {
         return {_mm256_maskload_pd(source, first(count))};
     }
     void store(double* target) const { _mm256_storeu_pd(target, value); }
+    static constexpr bool can_stream = false;
+    void stream(double* target) const { store(target); }
+    static void end_streaming() {}
     void store_first(double* target, int64_t count) const {
         _mm256_maskstore_pd(target, first(count), value);
     }

@@ -32,6 +32,9 @@ struct Avx512Vector<float> {
         return {_mm512_maskz_loadu_ps(first(count), source)};
     }
     void store(float* target) const { _mm512_storeu_ps(target, value); }
+    static constexpr bool can_stream = true;
+    void stream(float* target) const { _mm512_stream_ps(target, value); }
+    static void end_streaming() { _mm_sfence(); }
     void store_first(float* target, int64_t count) const {
         _mm512_mask_storeu_ps(target, first(count), value);
     }
@@ -244,6 +247,9 @@ struct Avx512Vector<double> {
         return {_mm512_maskz_loadu_pd(first(count), source)};
     }
     void store(double* target) const { _mm512_storeu_pd(target, value); }
+    static constexpr bool can_stream = true;
+    void stream(double* target) const { _mm512_stream_pd(target, value); }
+    static void end_streaming() { _mm_sfence(); }
     void store_first(double* target, int64_t count) const {
         _mm512_mask_storeu_pd(target, first(count), value);
     }

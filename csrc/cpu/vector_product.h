@@ -78,7 +78,7 @@ struct VectorProduct {
         Rows from(int64_t first) const { return {given + first}; }
     };
     static int64_t left_elements(int64_t, int64_t) { return 0; }
-    static Rows<T> prepare(const T* const* rows, int64_t, int64_t, Left*, T*) { return {rows}; }
+    static Rows<T> prepare(const T* const* rows, Range, int64_t, Left*, T*) { return {rows}; }
 
     // Blocks of rows whose sums are kept while a panel passes: tiles.
     static constexpr int panel_rows = rows;

@@ -31,6 +31,11 @@ struct ScalarVector {
     void store_first(T* target, int64_t count) const {
         if (count > 0) *target = value;
     }
+    // Where vectors are whole cache lines: to a multiple of their size, past the caches, which
+    // nobody may read until whoever stored it has called end_streaming.
+    static constexpr bool can_stream = false;
+    void stream(T* target) const { store(target); }
+    static void end_streaming() {}
 
     // `width` numbers of a 16-bit type, and to one; of vectors of float only.
     template <class Narrow>

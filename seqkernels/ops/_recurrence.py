@@ -167,11 +167,8 @@ def _recurrence_backward(
             _running(cell, hidden),
         )
         return gradients
-    if is_lstm and not kept:  # nobody else has these: the gradients may take their place
-        grad_gates = gates
-    else:
-        rows = weight_hh.shape[0]
-        grad_gates = input.new_empty(*output.shape[:2], rows, dtype=_accumulator(input.dtype))
+    # What nobody else has: the gradients before the activations may take their place.
+    grad_gates = gates if is_lstm and not kept else None
     _cpu.recurrence_backward(
         cell,
         reverse,

@@ -19,7 +19,8 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 	$(BIN)/python examples/sentence_classification.py
 
 test: $(VENV)/.installed $(VENV)/.peers  ## Run the whole test suite
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest \
+		-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 cuda: $(VENV)/.dependencies  ## Build the CUDA kernels too (where torch is a CUDA build, they always are)
 	SEQKERNELS_CUDA=1 $(PIP) install --quiet --no-deps --editable .
@@ -60,7 +61,7 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet torch numpy matplotlib rich pytest hypothesis cmake ninja pybind11
+	$(PIP) install --quiet torch numpy matplotlib rich pytest pytest-xdist hypothesis filelock cmake ninja pybind11
 	@touch $@
 
 # What is measured beside torch; see bench/providers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import hypothesis
 import pytest
@@ -28,6 +29,12 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("seqkernels")
+
+
+def pytest_collection_modifyitems(items):
+    """What builds comes first, since it takes longest: files run side by side (make test)."""
+    first = ("test_native", "test_cuda", "test_install")
+    items.sort(key=lambda item: item.module.__name__ not in first)
 
 
 def pytest_configure(config):
@@ -60,7 +67,12 @@ def anywhere(name: str, emulated_gpu_folder) -> contextlib.AbstractContextManage
 
 @pytest.fixture(scope="session")
 def emulated_gpu_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulated_gpu")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("emulated_gpu")
+    # One for all workers, of whom one builds while the others wait.
+    folder = tmp_path_factory.getbasetemp().parent / "emulated_gpu"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 CUDA_KERNELS = tuple(f"cuda-{name}" for name in seqkernels.cuda.KERNELS)

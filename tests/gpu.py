@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+import filelock
 import torch
 from torch import Tensor
 
@@ -81,14 +82,15 @@ def emulated_module(folder: pathlib.Path):
 def _built(folder: pathlib.Path) -> tuple:
     """The module, or None and what the build said: a build that failed is not tried again."""
     options = ("-DSEQKERNELS_EMULATED_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}")
-    for command in (
-        ("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options),
-        ("cmake", "--build", folder, "--target", "_emulated_cuda"),
-    ):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        printed = result.stdout + result.stderr
-        if result.returncode != 0 or "warning:" in printed:
-            return None, f"{command}\n{printed}"
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        for command in (
+            ("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options),
+            ("cmake", "--build", folder, "--target", "_emulated_cuda"),
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            printed = result.stdout + result.stderr
+            if result.returncode != 0 or "warning:" in printed:
+                return None, f"{command}\n{printed}"
     (library,) = folder.glob("_emulated_cuda*.so")
     specification = importlib.util.spec_from_file_location("_emulated_cuda", library)
     module = importlib.util.module_from_spec(specification)

@@ -51,6 +51,8 @@ class RecurrenceBackwardKernel {
     using Gate = Number;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
+    // Rows whose sums are kept while all panels pass: whole tiles.
+    static constexpr int64_t block_rows = 96;
 
  public:
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<Number>& arguments)
@@ -69,6 +71,9 @@ class RecurrenceBackwardKernel {
         const Scratch<Row> rows(checked_product({most_rows, threads}));
         const Scratch<const Gate*> after(checked_product({most_rows, threads}));
         const Scratch<T> scales(checked_product({most_rows, threads}));
+        const int64_t most_sums =
+            checked_product({hidden_layout_.panels(), panel_units, block_rows});
+        const Scratch<Vector> sums(checked_product({most_sums, threads}));
         const int64_t depth = gates * shape_.hidden;
         const bool has_room = !is_narrow && call_.grad_gates != nullptr;
         const Scratch<Gate> grad_gates(
@@ -107,7 +112,7 @@ class RecurrenceBackwardKernel {
             const int64_t first = grid.row_part(thread) * grid.column_parts;
             const Samples mine{rows.data() + thread * most_rows, after.data() + thread * most_rows,
                                copies.data() + first * most_copies,
-                               scales.data() + first * most_rows};
+                               scales.data() + first * most_rows, sums.data() + thread * most_sums};
             const auto wait = [&] {
                 if (grid.column_parts > 1) barrier.wait(granted);
             };
@@ -148,6 +153,9 @@ class RecurrenceBackwardKernel {
         const Gate** after;
         Left* copies;  // of those, as they are multiplied, if that is otherwise
         T* scales;
+        Vector* sums;  // of block_rows rows, panel after panel
+
+        Vector* sums_of(int64_t panel) const { return sums + panel * block_rows * panel_units; }
     };
 
     void prepare(T* scratch, int thread, int threads) const {
@@ -267,47 +275,46 @@ class RecurrenceBackwardKernel {
         const auto after =
             Product::prepare(mine.after, part, hidden_layout_.depth, mine.copies, mine.scales);
         if (Product::in_tiles && schedule_.active(step + 1) > 0) wait();
-        const Range panels = grid.columns(hidden_layout_.panels(), thread);
-        for (int64_t position = panels.begin; position < panels.end; ++position) {
-            // There and back again: the weights that the last step read last are still in L2.
-            const int64_t panel =
-                step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
-            Product::for_each_block(continuing, [&](int64_t first, int rows) {
-                const auto of_block = after.from(first);
-                run_block(mine.rows + first, rows, panel, &of_block);
-            });
-            Product::for_each_block(count - continuing, [&](int64_t first, int rows) {
-                run_block(mine.rows + continuing + first, rows, panel, nullptr);
-            });
+        for (int64_t first = 0; first < count; first += block_rows) {
+            const int64_t together = smaller(block_rows, count - first);
+            const int64_t with_product = larger(0, smaller(together, continuing - first));
+            const Range panels = grid.columns(hidden_layout_.panels(), thread);
+            for (int64_t position = panels.begin; position < panels.end; ++position) {
+                // There and back again: the weights that the last step read last are still in L2.
+                const int64_t panel =
+                    step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
+                multiply(mine.sums_of(panel - panels.begin), after.from(first), with_product,
+                         panel);
+            }
+            // Row by row, so that what lies side by side is read in one go: most of it comes from
+            // memory.
+            for (int64_t m = 0; m < together; ++m) {
+                for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                    const Vector* sums = mine.sums_of(panel - panels.begin);
+                    const int64_t units = hidden_layout_.units_of(panel);
+                    for (int64_t u = 0; u < units; ++u) {
+                        const Row& row = mine.rows[first + m];
+                        const int64_t unit = hidden_layout_.first_column(panel) + u * Vector::width;
+                        const Vector grad_hidden = grad_hidden_of(row, unit);
+                        gate_gradients(
+                            row, unit,
+                            m < with_product ? sums[m * units + u] + grad_hidden : grad_hidden);
+                    }
+                }
+            }
         }
     }
 
-    // The gate gradients of `count` samples' hidden units of one panel. after: the gate gradients
-    // of the step after; null for samples that have none.
-    void run_block(const Row* rows, int count, int64_t panel,
-                   const typename Product::template Rows<Gate>* after) const {
-        const int64_t column = hidden_layout_.first_column(panel);
-        const int units = static_cast<int>(hidden_layout_.units_of(panel));
-        Vector sums[Product::panel_rows * Product::vectors];
-        const bool begins_now = Product::accumulates || after == nullptr;
-        const auto for_each_unit = [&](auto&& function) {
-            for (int m = 0; m < count; ++m) {
-                for (int u = 0; u < units; ++u) {
-                    function(rows[m], column + u * Vector::width, sums[m * units + u]);
-                }
-            }
-        };
-        if (begins_now) {
-            for_each_unit([&](const Row& row, int64_t unit, Vector& sum) {
-                sum = grad_hidden_of(row, unit);
-            });
+    // sums = the recurrent weights' product, for one panel, with `count` rows of gates' gradients.
+    void multiply(Vector* sums, const typename Product::template Rows<Gate>& after, int64_t count,
+                  int64_t panel) const {
+        const int64_t units = hidden_layout_.units_of(panel);
+        if (Product::accumulates) {
+            for (int64_t i = 0; i < count * units; ++i) sums[i] = Vector::broadcast(0);
         }
-        if (after != nullptr) {
-            Product::multiply_block(sums, *after, count, hidden_layout_, panel, hidden_weights_,
-                                    call_.weight_hh.transposed());
-        }
-        for_each_unit([&](const Row& row, int64_t unit, Vector sum) {
-            gate_gradients(row, unit, begins_now ? sum : sum + grad_hidden_of(row, unit));
+        Product::for_each_block(count, [&](int64_t first, int rows) {
+            Product::multiply_block(sums + first * units, after.from(first), rows, hidden_layout_,
+                                    panel, hidden_weights_, call_.weight_hh.transposed());
         });
     }
 

@@ -276,7 +276,9 @@ def lstm(
     Returns:
         ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
         ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n and c_n (N, H) or (H,), the state
-        after the last step, for a sequence of length 0 the initial one.
+        after the last step, for a sequence of length 0 the initial one. On the CPU a single step,
+        T = 1, adds its products up in another order than a longer sequence does: the last bits of
+        its results may differ from those of the first of many steps.
 
     Raises:
         TypeError: an argument that is no tensor; hx that is no tuple; lengths of a floating-point

@@ -13,10 +13,16 @@
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another; but da may take the place of the gates, read before they are overwritten. Scratch, owned
-// by the call: both weights packed the other way round, G H (I + H); the schedule, T N + T + N
-// integers; pointers for the rows of one step; blocks of the weight gradients' operands; and in
-// matrix tiles, for each thread, a panel of weights and the gradients of gates of some rows
-// (row_product.h) as they are multiplied.
+// by the call: both weights packed the other way round, G H (I + H); da, T N G H, where it is given
+// no room; the schedule, T N + T + N integers; for each thread pointers for the rows of one step
+// and sums of block_rows rows; blocks of the weight gradients' operands; of numbers narrower than
+// the sums, cell states and their gradients, 2 N H; and in matrix tiles, for each thread, a panel
+// of weights and the gradients of gates of some rows (row_product.h) as they are multiplied.
+//
+// Of a step first all sums are multiplied, then the gradients of gates computed row by row: what
+// they need comes from memory, whose reads the processor runs ahead of where they follow each other
+// (family 6, model 167, bfloat16, N 64, T 50, H 512: the backward 26.7 to 23.4 ms; panel by panel
+// with the next panel's lines fetched, 26.7).
 //
 // Cost: 4 T N G H (I + H) FLOPs, twice the forward's. Limit: as the forward's for the steps, the
 // multiply-add rate for the rest.

@@ -2,13 +2,14 @@
 //
 // What a float32 kernel packs anyway (a convolution's input, all weights) it is given as it is
 // stored, and widens it there; the backward of a convolution reads and writes numbers of its type
-// itself. All else is widened first, and the results are narrowed at the end.
+// itself, and so do recurrences of bfloat16 in matrix tiles, which multiply it as it is stored. All
+// else is widened first, and the results are narrowed at the end.
 // So sums, states, gates and running gradients are float32, and each result is rounded once. What
 // is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
 // are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied.
 //
 // Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias and
-// output; a recurrence's input, output, states, biases and all gradients.
+// output; a recurrence's input, output, states, biases and all gradients, but for those in tiles.
 //
 // Cost: the float32 kernel's, and 6 bytes for each number converted.
 #pragma once

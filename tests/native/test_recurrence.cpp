@@ -194,7 +194,7 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     backward.grad_output = grad_output.data();
     backward.grad_final_hidden = grad_final_hidden.data();
     backward.grad_final_cell = is_lstm ? grad_final_cell.data() : nullptr;
-    backward.grad_gates = grad_gates.data();
+    backward.grad_gates = s.reverse ? nullptr : grad_gates.data();
     backward.grad_input = grad_input.data();
     backward.grad_initial_hidden = grad_hidden.data();
     backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace seqkernels {
 
@@ -20,5 +21,19 @@ struct RecurrenceShape {
 
     constexpr int64_t gates() const { return gates_of(cell); }
 };
+
+// Calls function(std::integral_constant<RecurrentCell, cell>) for a cell known at run time.
+template <class Function>
+inline void with_cell(RecurrentCell cell, Function&& function) {
+    using Cell = RecurrentCell;
+    switch (cell) {
+        case Cell::lstm:
+            return function(std::integral_constant<Cell, Cell::lstm>());
+        case Cell::rnn_tanh:
+            return function(std::integral_constant<Cell, Cell::rnn_tanh>());
+        case Cell::rnn_relu:
+            return function(std::integral_constant<Cell, Cell::rnn_relu>());
+    }
+}
 
 }  // namespace seqkernels

@@ -452,18 +452,9 @@ class RecurrenceBackwardKernel {
 
 template <class Vector, class Product, class Gradient, class Number>
 void recurrence_backward_by(const RecurrenceBackward<Number>& arguments, int threads) {
-    using Cell = RecurrentCell;
-    const auto run = [&](auto cell) {
+    with_cell(arguments.shape.cell, [&](auto cell) {
         RecurrenceBackwardKernel<Vector, cell(), Product, Gradient, Number>(arguments).run(threads);
-    };
-    switch (arguments.shape.cell) {
-        case Cell::lstm:
-            return run(std::integral_constant<Cell, Cell::lstm>());
-        case Cell::rnn_tanh:
-            return run(std::integral_constant<Cell, Cell::rnn_tanh>());
-        case Cell::rnn_relu:
-            return run(std::integral_constant<Cell, Cell::rnn_relu>());
-    }
+    });
 }
 
 template <class Vector, class Product = VectorProduct<Vector>,

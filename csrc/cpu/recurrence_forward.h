@@ -493,18 +493,9 @@ class RecurrenceForwardKernel {
 
 template <class Vector, class Product, class Number>
 void recurrence_forward_by(const RecurrenceForward<Number>& arguments, int threads) {
-    using Cell = RecurrentCell;
-    const auto run = [&](auto cell) {
+    with_cell(arguments.shape.cell, [&](auto cell) {
         RecurrenceForwardKernel<Vector, cell(), Product, Number>(arguments).run(threads);
-    };
-    switch (arguments.shape.cell) {
-        case Cell::lstm:
-            return run(std::integral_constant<Cell, Cell::lstm>());
-        case Cell::rnn_tanh:
-            return run(std::integral_constant<Cell, Cell::rnn_tanh>());
-        case Cell::rnn_relu:
-            return run(std::integral_constant<Cell, Cell::rnn_relu>());
-    }
+    });
 }
 
 template <class Vector, class Product = VectorProduct<Vector>>

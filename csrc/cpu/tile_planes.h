@@ -63,7 +63,7 @@ inline void cut_into_lines(__m512 low, __m512 high, __m512i (&cut)[planes]) {
 }
 
 // Rows become columns, of 16 x 16 numbers of 32 bits.
-inline void transpose(__m512i (&rows)[16]) {
+[[gnu::always_inline]] inline void transpose(__m512i (&rows)[16]) {
     __m512i pairs[16], fours[16];
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {

@@ -13,6 +13,7 @@ from recurrences import (
     BATCHES,
     KINDS,
     SIZES,
+    UNITS_IN_TILES,
     WIDTHS,
     any_sizes_and_lengths,
     assert_near,
@@ -228,10 +229,12 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("in_tiles", [False, True])
 @pytest.mark.parametrize("batch", [7, 24])
-def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
+def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch, in_tiles):
     """Neither their numbers, however large, nor their lengths: batches of one size."""
-    arguments = converted(tensors(kind, (6, batch, 40, 37)), dtype)
+    hidden = UNITS_IN_TILES[kind] if in_tiles else 37
+    arguments = converted(tensors(kind, (6, batch, 40, hidden)), dtype)
     expected = run(kind, arguments)
     others = torch.arange(batch) % 3 != 0
     lengths = torch.where(others, torch.arange(batch) % 7, 6)
@@ -247,12 +250,13 @@ def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn_relu"])
 @pytest.mark.parametrize("name", ["input", "w_ih", "w_hh"])
+@pytest.mark.parametrize("in_tiles", [False, True])
 @pytest.mark.parametrize("factor", [1e-42, 1e-37, 1e-30, 1e25, 1e37])
-def test_numbers_near_the_ends_of_their_range(isa, kind, name, factor):
-    """Matrix tiles scale rows of them, or leave them to vectors."""
+def test_numbers_near_the_ends_of_their_range(isa, kind, name, factor, in_tiles):
+    """Matrix tiles leave such rows, and panels of weights, to vectors."""
     if kind == "rnn_relu" and name == "w_hh" and factor > 1:
         pytest.skip("its states overflow in any float32")
-    arguments = tensors(kind, (3, 20, 33, 35))
+    arguments = tensors(kind, (3, 20, 33, UNITS_IN_TILES[kind] if in_tiles else 35))
     arguments[name] = (arguments[name] * factor).float().double()
     if kind == "rnn_relu":
         arguments |= {"b_ih": None, "b_hh": None, "hx": arguments["hx"] * (factor < 1e30)}

@@ -14,6 +14,7 @@ from recurrences import (
     BATCHES,
     KINDS,
     SIZES,
+    UNITS_IN_TILES,
     WIDTHS,
     any_sizes_and_lengths,
     assert_like,
@@ -57,6 +58,14 @@ def test_batches_around_tiles_of_rows(kernels, dtype, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes(kernels, dtype, kind, size, bias, reverse):
     assert_right_gradients(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(60, 20, 12), (3, 130, 20), (4, 17, 70)])
+def test_sizes_for_matrix_tiles(isa, dtype, kind, sizes):
+    """Several blocks of rows, of samples, and a tile with one row too many."""
+    arguments = tensors(kind, (*sizes, UNITS_IN_TILES[kind]))
+    assert_right_gradients(kind, arguments, dtype)
 
 
 @given(any_sizes_and_lengths())
@@ -157,10 +166,12 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("in_tiles", [False, True])
 @pytest.mark.parametrize("batch", [7, 24])
-def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
+def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch, in_tiles):
     """Of the gradients of inputs and states: neither their numbers nor those of their gradients."""
-    arguments = converted(tensors(kind, (6, batch, 40, 37)), dtype)
+    hidden = UNITS_IN_TILES[kind] if in_tiles else 37
+    arguments = converted(tensors(kind, (6, batch, 40, hidden)), dtype)
     cotangents = cotangents_of(run(kind, arguments))
     expected = gradients(run, kind, arguments, cotangents)
     others = torch.arange(batch) % 3 != 0
@@ -177,15 +188,18 @@ def test_what_batch_mates_hold_changes_no_bit(isa, dtype, kind, batch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(3, 20, 33, 35), (30, 20, 12, "in tiles")])
 @pytest.mark.parametrize("factor", [1e-42, 1e-37, 1e-30, 1e30])
-def test_numbers_near_the_ends_of_their_range(isa, kind, factor):
+def test_numbers_near_the_ends_of_their_range(isa, kind, factor, sizes):
     """Matrix tiles scale blocks of them, or leave them to vectors."""
-    arguments = converted(tensors(kind, (3, 20, 33, 35)), torch.float32)
+    *sizes, hidden = sizes
+    hidden = UNITS_IN_TILES[kind] if hidden == "in tiles" else hidden
+    arguments = converted(tensors(kind, (*sizes, hidden)), torch.float32)
     cotangents = [each * factor for each in cotangents_of(run(kind, arguments))]
     ours, torchs = (gradients(by, kind, arguments, cotangents) for by in (run, run_torch))
     wide = converted(arguments, torch.float64)
     exact = gradients(run_reference, kind, wide, [each.double() for each in cotangents])
-    assert_no_worse(ours, torchs, exact, terms=60 * 140)
+    assert_no_worse(ours, torchs, exact, terms=sizes[0] * sizes[1] * 4 * hidden)
 
 
 @pytest.mark.parametrize("kind", KINDS)

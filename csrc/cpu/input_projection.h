@@ -8,7 +8,8 @@
 // Scratch, owned by the call: W_ih packed, G H I, unless few rows read it as it lies; the biases;
 // for each thread projections of projected_bytes, or of one step if those are more, and pointers to
 // their rows.
-// Cost: 2 rows G H I FLOPs. Limit: as the product's.
+// Cost: 2 rows G H I FLOPs. Limit: as the product's. In tiles 0.5 MiB of projections instead of 1
+// is 5 % faster for bfloat16, N 64, H 256, and 5 % slower for H 512.
 #pragma once
 
 #include <cstdint>

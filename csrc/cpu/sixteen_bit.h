@@ -6,7 +6,8 @@
 // else is widened first, and the results are narrowed at the end.
 // So sums, states, gates and running gradients are float32, and each result is rounded once. What
 // is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
-// are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied.
+// are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied, and a
+// recurrence's gradients of gates where they are summed up as the biases'.
 //
 // Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias and
 // output; a recurrence's input, output, states, biases and all gradients, but for those in tiles.

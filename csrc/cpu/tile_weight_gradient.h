@@ -207,7 +207,6 @@ class TileWeightGradient {
                             Vector* panel_sums) {
         const PanelLayout<Vector> layout = operand.layout(block.depth);
         const int64_t rows = part.end - part.begin;
-        Vector* const kept = operand.sums_.data() + part.begin * layout.vectors();
         bool rows_are_plain = true;
         Product::for_each_tile(rows, [&](int64_t first, int) {
             rows_are_plain = rows_are_plain && inverses[first / Product::rows] == T(1);
@@ -215,7 +214,10 @@ class TileWeightGradient {
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
             const T of_panel = operand.inverses_.data()[panel];
             const int64_t units = layout.units_of(panel);
-            Vector* of_blocks = kept + panel * layout.units * Product::left_rows(rows);
+            Vector* const of_blocks = block.is_first && block.is_last
+                                          ? nullptr
+                                          : operand.sums_.data() + part.begin * layout.vectors() +
+                                                panel * layout.units * Product::left_rows(rows);
             Vector* const sums = block.is_last ? panel_sums : of_blocks;
             const Vector* const start = block.is_first ? nullptr : of_blocks;
             const auto multiply = [&](int64_t first, int64_t count) {

@@ -140,10 +140,9 @@ template <class Vector, int M, int R, class Number>
     }
 }
 
-// sums[m * line], lane r += the terms' products of row m, of `count`, up to
-// unpacked_block_rows, with matrix row first + r,
-// `present` of a vector's worth; the lanes beyond hold anything. copies: room for what either term
-// copies of a vector's worth.
+// sums[m * line], lane r += the terms' products of row m, of `count`, up to unpacked_block_rows,
+// with matrix row first + r, `present` of a vector's worth; the lanes beyond hold anything. copies:
+// room for what either term copies of a vector's worth.
 template <class Vector>
 inline void add_terms(Vector* sums, int64_t line, int64_t count, int64_t first, int64_t present,
                       const Term<typename Vector::Element> (&given)[most_terms],

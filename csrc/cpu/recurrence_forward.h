@@ -19,8 +19,8 @@
 // A few steps ahead each thread projects the inputs of its samples with its panels. To these sums
 // the recurrent weights' part is added step after step, packed so that a hidden unit's gates come
 // out of one tile, whose epilogue computes gates and state in registers. Measured, against one
-// product of all inputs beforehand (family 6, model 167, two threads, N 64, T 50, H 512): bfloat16
-// 12.8 to 9.8 ms, float32 36 to 28.
+// product of all inputs beforehand, in turns (family 6, model 167, two threads, N 64, T 50, H 512):
+// bfloat16 12.9 to 10.7 ms, float32 36.5 to 31.9.
 //
 // Packing is paid by the call, so where weights are used a few times only they are multiplied (by
 // vectors; in matrix tiles they are always packed) as they lie, panel after panel
@@ -47,8 +47,9 @@
 //
 // Gates for the backward that no cache holds until then are written past the caches: an LSTM's
 // forward of N 64, T 50, H 512 from 16.1 to 12.6 ms in bfloat16, 36.6 to 33.5 in float32; 13 MB of
-// them, H 256, 4 to 8 % slower. Tried without gain: quotients of exponentials by estimate and
-// correction (vector_avx512.h) in place of divisions, equal within the noise but for N 1.
+// them, H 256, up to 8 % slower. Quotients of exponentials by estimate and correction
+// (vector_avx512.h) in place of divisions gained nothing at N 64; at N 1 they were not measured
+// alone.
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds

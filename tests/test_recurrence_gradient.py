@@ -68,6 +68,12 @@ def test_sizes_for_matrix_tiles(isa, dtype, kind, sizes):
     assert_right_gradients(kind, arguments, dtype)
 
 
+def test_gates_that_are_written_past_the_caches(isa):
+    """16 MiB of them or more, in whole vectors."""
+    arguments = tensors("lstm", (70, 60, 20, 256))
+    assert_right_gradients("lstm", arguments, torch.float32)
+
+
 @given(any_sizes_and_lengths())
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_shape(kernels, dtype, kind, case):

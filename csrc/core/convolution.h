@@ -117,7 +117,7 @@ struct ConvolutionBackward {
     int64_t output_stride_filter;
     const int32_t* argmax;  // (N, P, F) contiguous
     T* grad_input;          // (N, L, C) contiguous, written whole; or null
-    T* grad_weight;         // (F, k, C) contiguous, written whole; or null
+    T* grad_weight;         // (F, C, k) contiguous, written whole; or null
     T* grad_bias;           // (F,), written whole; or null
 };
 

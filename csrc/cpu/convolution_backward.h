@@ -4,7 +4,7 @@
 //   g[n, p, f]          = grad_output[n, p, f] * activation'(output[n, p, f])
 // and with s = argmax[n, p, f] stride - padding the first position of that window,
 //   grad_bias[f]       += g[n, p, f]
-//   grad_weight[f,j,c] += g[n, p, f] input[n, s + j dilation, c]
+//   grad_weight[f,c,j] += g[n, p, f] input[n, s + j dilation, c]
 //   grad_input[n, s + j dilation, c] += g[n, p, f] weight[f, c, j]
 // over taps j that fall on real positions; all else is exactly zero. An argmax that is not a window
 // of its pool counts as none.

@@ -18,6 +18,7 @@
 #include "../core/scratch.h"
 #include "convolution_input.h"
 #include "scaled_rows.h"
+#include "tap_order.h"
 
 namespace seqkernels {
 
@@ -31,8 +32,8 @@ class OverTimeInputGradient {
         : call_(arguments),
           shape_(arguments.shape),
           windows_(shape_.windows(shape_.length)),
-          weight_(wanted() ? checked_product({shape_.filters, shape_.kernel_size, shape_.channels})
-                           : 0),
+          pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width),
+          weight_(wanted() ? checked_product({shape_.filters, shape_.kernel_size, pitch_}) : 0),
           winners_(wanted() ? checked_product({shape_.filters, threads}) : 0),
           begins_(wanted() ? checked_product({windows_ + 2, threads}) : 0),
           terms_(wanted() ? checked_product({shape_.filters, threads}) : 0) {}
@@ -44,13 +45,19 @@ class OverTimeInputGradient {
         if (!wanted()) return;
         const ConvolutionWeight& weight = call_.weight;
         const Range filters = part_of(shape_.filters, 1, thread, threads);
-        T* target = weight_.data() + filters.begin * filter_numbers();
+        const int64_t taps = shape_.kernel_size, channels = shape_.channels;
         with_numbers<T>(weight.numbers, [&](const auto* numbers) {
             for (int64_t f = filters.begin; f < filters.end; ++f) {
-                for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
-                    const auto* from = numbers + f * weight.stride_filter + tap * weight.stride_tap;
-                    for (int64_t c = 0; c < shape_.channels; ++c) {
-                        *target++ = widen(from[c * weight.stride_channel]);
+                T* target = weight_.data() + f * filter_numbers();
+                const auto* filter = numbers + f * weight.stride_filter;
+                if (weight.stride_tap == 1 && weight.stride_channel == taps) {
+                    by_taps<Vector>(filter, taps, channels, target, pitch_);
+                    continue;
+                }
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    const auto* from = filter + tap * weight.stride_tap;
+                    for (int64_t c = 0; c < channels; ++c) {
+                        target[tap * pitch_ + c] = widen(from[c * weight.stride_channel]);
                     }
                 }
             }
@@ -77,7 +84,7 @@ class OverTimeInputGradient {
             if (count == 0) {
                 clear(target, channels);
             } else {
-                add_scaled_rows<Vector, false>(target, channels, weight_.data(), terms, count);
+                add_scaled_rows<Vector, false, true>(target, channels, weight_.data(), terms, count);
             }
         }
         clear(target, (shape_.length - length) * channels);
@@ -86,7 +93,7 @@ class OverTimeInputGradient {
  private:
     using Term = ScaledRow<T>;  // its offset: of the filter's weights, or of one tap's
 
-    int64_t filter_numbers() const { return shape_.kernel_size * shape_.channels; }
+    int64_t filter_numbers() const { return shape_.kernel_size * pitch_; }
 
     static void clear(Number* target, int64_t count) {
         std::memset(static_cast<void*>(target), 0,
@@ -123,7 +130,7 @@ class OverTimeInputGradient {
             const int64_t window = shape_.stride == 1 ? start : start / shape_.stride;
             if (window >= windows) continue;
             for (int64_t i = begins[window]; i < begins[window + 1]; ++i) {
-                terms[count++] = {winners[i].offset + tap * shape_.channels, winners[i].scale};
+                terms[count++] = {winners[i].offset + tap * pitch_, winners[i].scale};
             }
         }
         return count;
@@ -132,6 +139,7 @@ class OverTimeInputGradient {
     const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
     const int64_t windows_;
+    const int64_t pitch_;
     const Scratch<T> weight_;  // (F, k, C)
     const Scratch<Term> winners_;
     const Scratch<int64_t> begins_;

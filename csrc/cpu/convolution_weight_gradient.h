@@ -13,7 +13,7 @@
 //
 // Scratch, owned by the call: each filter's lists, a block of pools long; for each thread those
 // copies; where the input's channels do not lie side by side, a packed copy of as many samples as 1
-// MiB holds, at least one; of 16-bit numbers the sums, F k C.
+// MiB holds, at least one; the sums, F k C.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@
 #include "../core/scratch.h"
 #include "convolution_input.h"
 #include "scaled_rows.h"
+#include "tap_order.h"
 #include "vector_product.h"
 #include "window_columns.h"
 
@@ -56,9 +57,8 @@ class ConvolutionWeightGradient {
           cut_(wanted() ? checked_product({shape_.filters, pools_in_block_}) : 0),
           counts_(wanted() ? shape_.filters : 0),
           copied_(wanted() ? checked_product({copied_elements_, threads}) : 0),
-          sums_(wanted() && !is_target
-                    ? checked_product({shape_.filters, shape_.kernel_size, shape_.channels})
-                    : 0) {}
+          sums_(wanted() ? checked_product({shape_.filters, shape_.kernel_size, shape_.channels})
+                         : 0) {}
 
     bool wanted() const { return call_.grad_weight != nullptr; }
     // Whether anything is left to others: no.
@@ -75,7 +75,7 @@ class ConvolutionWeightGradient {
         const int64_t window_elements = shape_.kernel_size * shape_.channels;
         const int64_t first = filters.begin * window_elements;
         const int64_t numbers = (filters.end - filters.begin) * window_elements;
-        std::memset(target() + first, 0, static_cast<std::size_t>(numbers) * sizeof(T));
+        std::memset(sums_.data() + first, 0, static_cast<std::size_t>(numbers) * sizeof(T));
         for (int64_t begin = 0; begin < shape_.batch; begin += samples_in_block_) {
             const Range samples{begin, smaller(shape_.batch, begin + samples_in_block_)};
             if (!direct_) {
@@ -87,23 +87,15 @@ class ConvolutionWeightGradient {
             });
             if (!direct_) barrier.wait(threads);
         }
-        if constexpr (!is_target) {
-            convert_numbers<Vector>(sums_.data() + first, call_.grad_weight + first, numbers);
+        for (int64_t f = filters.begin; f < filters.end; ++f) {
+            by_channels<Vector>(sums_.data() + f * window_elements, shape_.channels,
+                                shape_.kernel_size, shape_.channels,
+                                call_.grad_weight + f * window_elements);
         }
     }
 
  private:
     static constexpr int64_t largest_copied_pool = 4;
-    // Whether sums are made where they belong.
-    static constexpr bool is_target = std::is_same_v<T, Number>;
-
-    T* target() const {
-        if constexpr (is_target) {
-            return call_.grad_weight;
-        } else {
-            return sums_.data();
-        }
-    }
 
     // Its offset: of the window's first number in the input, or of its place among the copies.
     using WholeWindow = ScaledRow<T>;
@@ -277,7 +269,7 @@ class ConvolutionWeightGradient {
         }
     }
     T* target_of(int64_t f, const typename Columns::Block& block) const {
-        return target() + f * shape_.kernel_size * shape_.channels + block.column;
+        return sums_.data() + f * shape_.kernel_size * shape_.channels + block.column;
     }
 
     const ConvolutionBackward<Number>& call_;

@@ -30,15 +30,15 @@ constexpr int scaled_row_vectors = 8;
 
 // The last vector of several ends where the columns do, and does some of those of the one before
 // once more.
-template <class Vector, int V, bool adds, class Number, class Base>
+template <class Vector, int V, bool adds, bool padded, class Number, class Base>
 [[gnu::noinline]] void add_scaled_vectors(Number* target, int64_t count, const Base* base,
                                           const ScaledRow<typename Vector::Element>* terms,
                                           int64_t terms_count) {
     const auto place = [&](int v) {
-        return V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
+        return !padded && V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
     };
     const auto load = [&](const auto* source, int v) {
-        return load_up_to<Vector>(source + place(v), V > 1 ? Vector::width : count);
+        return load_up_to<Vector>(source + place(v), padded || V > 1 ? Vector::width : count);
     };
     Vector sums[V];
 #pragma GCC unroll 8
@@ -51,13 +51,14 @@ template <class Vector, int V, bool adds, class Number, class Base>
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-        store_up_to(sums[v], target + place(v), V > 1 ? Vector::width : count);
+        store_up_to(sums[v], target + place(v),
+                    padded ? (v == V - 1 ? count - place(v) : Vector::width) : V > 1 ? Vector::width : count);
     }
 }
 
 // With `adds` to what the target holds, else in its place. The target and the base may be of a
 // 16-bit type.
-template <class Vector, bool adds = true, class Number, class Base>
+template <class Vector, bool adds = true, bool padded = false, class Number, class Base>
 inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
                             const ScaledRow<typename Vector::Element>* terms, int64_t terms_count) {
     const int64_t vectors = divide_rounding_up(count, Vector::width);
@@ -66,7 +67,7 @@ inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
         const Range own = part_of(vectors, 1, block, blocks);
         const int64_t first = own.begin * Vector::width;
         with_constant<scaled_row_vectors>(own.count(), [&](auto v) {
-            add_scaled_vectors<Vector, v, adds>(target + first,
+            add_scaled_vectors<Vector, v, adds, padded>(target + first,
                                                 smaller(count, own.end * Vector::width) - first,
                                                 base + first, terms, terms_count);
         });

@@ -1,7 +1,7 @@
 // The weight's part of convolution_backward.h with small pools, in matrix tiles, as dense products,
 // one a tap j:
 //
-//   grad_weight[f, j, c] = sum over positions t of g[f][t] x[t + j][c]
+//   grad_weight[f, c, j] = sum over positions t of g[f][t] x[t + j][c]
 //
 // where t counts the positions, padding included, of one sample after the other, and g[f][t] is the
 // gradient of the window that begins there, zero where it did not win. For strides and dilations of
@@ -40,6 +40,7 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "convolution_input.h"
+#include "tap_order.h"
 #include "tile_planes.h"
 #include "tile_product.h"
 #include "winner_gradients.h"
@@ -511,18 +512,21 @@ class TileConvolutionWeightGradient {
 
     // Sums from tiles to where they belong.
     void finish(const Part& part) const {
+        const int64_t taps = shape_.kernel_size;
         for (int64_t f = part.numbers.begin; f < part.numbers.end; ++f) {
             const int64_t tile = f / rows - part.filters.begin;
             const Vector inverse = Vector::broadcast(T(1) / part.scales[tile]);
-            for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
-                Number* target =
-                    call_.grad_weight + (f * shape_.kernel_size + tap) * shape_.channels;
-                for (int64_t i = 0; i < part.channels.count(); ++i) {
-                    const int64_t c = (part.channels.begin + i) * rows;
-                    const T* line = sums_at(part, tile, i, tap) +
-                                    (tile % 2 * 2 + i % 2) * sums_numbers + f % rows * rows;
-                    store_up_to(Vector::load(line) * inverse, target + c, shape_.channels - c);
+            for (int64_t i = 0; i < part.channels.count(); ++i) {
+                const int64_t c = (part.channels.begin + i) * rows;
+                T* line = sums_at(part, tile, i, 0) + (tile % 2 * 2 + i % 2) * sums_numbers +
+                          f % rows * rows;
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    T* of_tap = line + tap * 4 * sums_numbers;
+                    (Vector::load(of_tap) * inverse).store(of_tap);
                 }
+                by_channels<Vector>(line, 4 * sums_numbers, taps,
+                                    smaller(rows, shape_.channels - c),
+                                    call_.grad_weight + (f * shape_.channels + c) * taps);
             }
         }
     }

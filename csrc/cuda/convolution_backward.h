@@ -321,7 +321,7 @@ class WinnerGradients {
         if (tap >= shape_.kernel_size || channel >= shape_.channels) return;
         float total = 0;
         for (int i = 0; i < backward_warps; ++i) total += shared_.sums[i][thread_];
-        call_.grad_weight[(filter * shape_.kernel_size + tap) * shape_.channels + channel] =
+        call_.grad_weight[(filter * shape_.channels + channel) * shape_.kernel_size + tap] =
             narrowed<T>(total);
     }
 

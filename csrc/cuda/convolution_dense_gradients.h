@@ -3,7 +3,7 @@
 //
 //   grad_input[n, p, c]  = sum over taps j, filters f of
 //                              g[n, p + padding - j dilation, f] weight[f, c, j]
-//   grad_weight[f, j, c] = sum over samples n, windows w of
+//   grad_weight[f, c, j] = sum over samples n, windows w of
 //                              g[n, w, f] input[n, w + j dilation - padding, c]
 //
 // scatter_gradients writes g, each element once: the sum of what the pools that the window won pass
@@ -469,7 +469,8 @@ __global__ __launch_bounds__(threads_per_block) void add_splits(ConvolutionBackw
         for (int64_t split = 0; split < scratch.splits; ++split) {
             sum += from[split * in_tiles(shape.filters) * columns];
         }
-        call.grad_weight[index] = narrowed<T>(sum);
+        call.grad_weight[(filter * shape.channels + channel) * shape.kernel_size + tap] =
+            narrowed<T>(sum);
     }
 }
 

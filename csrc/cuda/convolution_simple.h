@@ -77,9 +77,9 @@ __global__ void simple_weight_gradient(ConvolutionBackward<T> call) {
     const T* input = static_cast<const T*>(call.input.numbers.data);
     const int64_t weights = shape.filters * shape.kernel_size * shape.channels;
     for (int64_t index = thread_in_grid(); index < weights; index += threads_in_grid()) {
-        const int64_t channel = index % shape.channels;
-        const int64_t tap = index / shape.channels % shape.kernel_size;
-        const int64_t filter = index / shape.channels / shape.kernel_size;
+        const int64_t tap = index % shape.kernel_size;
+        const int64_t channel = index / shape.kernel_size % shape.channels;
+        const int64_t filter = index / shape.kernel_size / shape.channels;
         Accumulator<T> sum = 0;
         for (int64_t sample = 0; sample < shape.batch; ++sample) {
             const int64_t length = sample_length(shape, call.lengths, sample);

@@ -165,7 +165,7 @@ class ConvolutionFace {
                                                  {shape.batch, shape.length, shape.channels});
             call.grad_weight =
                 contiguous_data<T>("grad_weight", grad_weight, input.dtype,
-                                   {shape.filters, shape.kernel_size, shape.channels});
+                                   {shape.filters, shape.channels, shape.kernel_size});
             call.grad_bias =
                 contiguous_data<T>("grad_bias", grad_bias, input.dtype, {shape.filters});
             Device::backward(call, where, input.device);

@@ -61,12 +61,11 @@ def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, 
 
 
 def _empty_convolution_gradients(input, weight, needs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, (N, L, C); weight, (F, C, k) with channels side by side; and bias."""
-    filters, channels, kernel_size = weight.shape
+    """Gradients of input, (N, L, C); weight, (F, C, k); and bias: contiguous, none of 0 numbers."""
     return (
-        input.new_empty(input.shape) if needs[0] else input.new_empty(0),
-        weight.new_empty(filters, kernel_size, channels) if needs[1] else weight.new_empty(0),
-        weight.new_empty(filters) if needs[2] else weight.new_empty(0),
+        input.new_empty(input.shape if needs[0] else 0),
+        weight.new_empty(weight.shape if needs[1] else 0),
+        weight.new_empty(weight.shape[0] if needs[2] else 0),
     )
 
 
@@ -98,18 +97,13 @@ def _conv1d_max_pool_backward(
         cuda.conv1d_max_pool_backward(*arguments)
     else:
         _cpu.conv1d_max_pool_backward(*arguments, cpu.where(input, "conv"))
-    return _transposed_weight_gradient(gradients, needs)
+    return gradients
 
 
 def _conv1d_max_pool_backward_shapes(
     grad_output, output, argmax, input, weight, lengths, geometry, activation, channels_last, needs
 ):
-    return _transposed_weight_gradient(_empty_convolution_gradients(input, weight, needs), needs)
-
-
-def _transposed_weight_gradient(gradients, needs) -> tuple[Tensor, Tensor, Tensor]:
-    grad_input, grad_weight, grad_bias = gradients
-    return grad_input, grad_weight.transpose(1, 2) if needs[1] else grad_weight, grad_bias
+    return _empty_convolution_gradients(input, weight, needs)
 
 
 define(

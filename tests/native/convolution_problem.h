@@ -74,7 +74,7 @@ struct Problem {
     std::vector<double> input, weight, bias, output, grad_output;
     std::vector<int64_t> lengths;
     std::vector<int32_t> argmax;
-    std::vector<double> grad_input, grad_weight, grad_bias;  // (N, L, C), (F, k, C), (F,)
+    std::vector<double> grad_input, grad_weight, grad_bias;  // (N, L, C), (F, C, k), (F,)
 
     explicit Problem(const Case& test) : shape(test.shape), channels_first(test.channels_first) {
         const ConvolutionShape& s = shape;
@@ -154,8 +154,7 @@ struct Problem {
         const double gradient = grad_output[entry] * slope;
         grad_bias[static_cast<std::size_t>(f)] += gradient;
         for_each_term(n, argmax[entry], [&](int64_t position, int64_t channel, int64_t tap) {
-            grad_weight[static_cast<std::size_t>((f * shape.kernel_size + tap) * shape.channels +
-                                                 channel)] +=
+            grad_weight[weight_index(f, channel, tap)] +=
                 gradient * input[input_index(n, position, channel)];
             grad_input[static_cast<std::size_t>((n * shape.length + position) * shape.channels +
                                                 channel)] +=

@@ -13,6 +13,7 @@ struct Torch {
     PyTypeObject* tensor = nullptr;
     PyTypeObject* parameter = nullptr;
     PyObject* is_neg = nullptr;            // the method of the type
+    PyObject* is_batched = nullptr;        // by autograd, for gradients in batches
     PyObject* requires_grad = nullptr;     // the attribute's name
     PyObject* modes = nullptr;             // a tuple of functions: each says something false if off
     PyObject* forward_gradient = nullptr;  // the module that has the level of forward mode
@@ -42,7 +43,9 @@ bool is_true(const py::object& answer) {
 
 bool is_plain_tensor(PyObject* tensor, bool without_gradient) {
     const Torch& known = torch();
-    if (is_true(checked(PyObject_Vectorcall(known.is_neg, &tensor, 1, nullptr)))) return false;
+    for (PyObject* question : {known.is_neg, known.is_batched}) {
+        if (is_true(checked(PyObject_Vectorcall(question, &tensor, 1, nullptr)))) return false;
+    }
     return !without_gradient || !is_true(checked(PyObject_GetAttr(tensor, known.requires_grad)));
 }
 
@@ -53,13 +56,15 @@ bool is_any_mode_on() {
     return false;
 }
 
-void bind_torch(const py::type& tensor, const py::type& parameter, py::tuple modes,
+void bind_torch(const py::type& tensor, const py::type& parameter, py::object is_batched,
+                py::tuple modes,
                 py::object forward_gradient, py::object is_grad_enabled, py::object empty_like,
                 py::object thread_count) {
     Torch& known = torch();
     known.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
     known.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());
     known.is_neg = py::object(tensor.attr("is_neg")).release().ptr();
+    known.is_batched = is_batched.release().ptr();
     known.requires_grad = PyUnicode_InternFromString("requires_grad");
     known.modes = modes.release().ptr();
     known.forward_gradient = forward_gradient.release().ptr();

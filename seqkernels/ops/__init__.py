@@ -10,9 +10,11 @@ An output that was not asked for comes back as a tensor without elements.
 """
 
 from ._convolution import conv1d_max_pool, conv1d_max_pool_backward, convolution
+from ._dispatch import are_plain
 from ._recurrence import recurrence, recurrence_backward, recurrence_sequence, recurrence_step
 
 __all__ = [
+    "are_plain",
     "conv1d_max_pool",
     "conv1d_max_pool_backward",
     "convolution",

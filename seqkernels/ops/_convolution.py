@@ -123,7 +123,7 @@ define(
 )
 
 conv1d_max_pool = callable_operation("conv1d_max_pool", _conv1d_max_pool)
-conv1d_max_pool_backward = torch.ops.seqkernels.conv1d_max_pool_backward.default
+conv1d_max_pool_backward = callable_operation("conv1d_max_pool_backward", _conv1d_max_pool_backward)
 
 
 _GEOMETRY_TYPES = frozenset((int, str, type(None)))

@@ -20,20 +20,25 @@ def define(schema: str, kernel, shapes, devices: tuple[str, ...] = ("CPU",)) -> 
 
 
 def callable_operation(name: str, kernel):
-    """A forward operation as the floors above call it: directly where only the kernel needs it.
-
-    Backward ones always go through torch's dispatcher: batched gradients (``is_grads_batched``)
-    look like plain tensors and are told apart there.
-    """
+    """An operation as the floors above call it: directly where only the kernel needs it."""
     operation = getattr(torch.ops.seqkernels, name).default
 
     def call(*arguments):
         # The dispatcher, some 15 microseconds of it, would do nothing but call the kernel.
-        if torch.compiler.is_compiling() or not _cpu.is_plain(arguments, _ARGUMENTS):
+        if torch.compiler.is_compiling() or not are_plain(arguments):
             return operation(*arguments)
         return kernel(*arguments)
 
     return call
+
+
+def are_plain(arguments: tuple) -> bool:
+    """Whether these are of no kind, and nothing is going on, that anything but the kernel must see.
+
+    Plain tensors and what else operations take; no mode, no transform, no tracing, no profiler; nor
+    gradients that come in batches (``is_grads_batched``).
+    """
+    return _cpu.is_plain(arguments, _ARGUMENTS)
 
 
 _ARGUMENTS = frozenset((type(None), str, bool, list, checks.ConvolutionGeometry))
@@ -42,6 +47,7 @@ _ARGUMENTS = frozenset((type(None), str, bool, list, checks.ConvolutionGeometry)
 _cpu.bind_torch(
     Tensor,
     torch.nn.Parameter,
+    torch._C._functorch.is_legacy_batchedtensor,
     (
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,

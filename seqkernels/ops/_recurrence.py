@@ -238,7 +238,7 @@ define(
 )
 
 recurrence = callable_operation("recurrence", _recurrence)
-recurrence_backward = torch.ops.seqkernels.recurrence_backward.default
+recurrence_backward = callable_operation("recurrence_backward", _recurrence_backward)
 
 
 def recurrence_step(

@@ -295,4 +295,3 @@ class _Recurrence(torch.autograd.Function):
             # Two tensors: who scales one in place must not scale the other.
             gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
         return None, None, None, *_if_needed(gradients, needs), None
-

@@ -141,6 +141,7 @@ def recurrence_calls():
     cases = [sizes for sizes in recurrences.SIZES.values() if max(sizes) < 200]
     for width in recurrences.WIDTHS:
         cases += [(2, 3, width, width), (1, 7, width, width)]
+    cases.append((3, 2, 540, recurrences.UNITS_BEYOND_CACHES["lstm"]))
     turn = 0
     for steps, batch, inputs, hidden in cases:
         for kind in recurrences.KINDS:

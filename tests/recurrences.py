@@ -17,6 +17,8 @@ WIDTHS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 25)
 # So many hidden units, of 16 samples or more, are multiplied in matrix tiles where there are such.
 UNITS_IN_TILES = {"lstm": 100, "rnn_tanh": 390, "rnn_relu": 390}
+# Weights of more than 4 MiB, which few samples read as they lie; a bit more than whole vectors.
+UNITS_BEYOND_CACHES = {"lstm": 513, "rnn_tanh": 1030, "rnn_relu": 1030}
 # T, N, I, H
 SIZES = {
     "one of everything": (1, 1, 1, 1),

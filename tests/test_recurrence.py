@@ -13,6 +13,7 @@ from recurrences import (
     BATCHES,
     KINDS,
     SIZES,
+    UNITS_BEYOND_CACHES,
     UNITS_IN_TILES,
     WIDTHS,
     any_sizes_and_lengths,
@@ -54,6 +55,20 @@ def test_batches_around_tiles_of_rows(kernels, dtype, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes(kernels, dtype, kind, size, bias, reverse):
     assert_right(kind, tensors(kind, SIZES[size], bias) | {"reverse": reverse}, dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(4, 3, 540), (130, 2, 5), (3, 180, 540)])
+def test_weights_beyond_the_caches(isa, dtype, kind, sizes):
+    """Read as they lie in few steps of few samples, and by the inputs of few rows."""
+    hidden = UNITS_BEYOND_CACHES[kind]
+    arguments = tensors(kind, (*sizes, hidden))
+    assert_right(kind, arguments, dtype)
+    # Rows of weights whose numbers do not lie side by side.
+    given = converted(arguments, dtype)
+    transposed = given | {name: given[name].t().contiguous().t() for name in ("w_ih", "w_hh")}
+    for found, expected in zip(run(kind, transposed), run(kind, given), strict=True):
+        assert torch.equal(found, expected)
 
 
 @given(any_sizes_and_lengths())

@@ -84,7 +84,8 @@ class OverTimeInputGradient {
             if (count == 0) {
                 clear(target, channels);
             } else {
-                add_scaled_rows<Vector, false, true>(target, channels, weight_.data(), terms, count);
+                add_scaled_rows<Vector, false, true>(target, channels, weight_.data(), terms,
+                                                     count);
             }
         }
         clear(target, (shape_.length - length) * channels);

@@ -52,7 +52,9 @@ template <class Vector, int V, bool adds, bool padded, class Number, class Base>
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
         store_up_to(sums[v], target + place(v),
-                    padded ? (v == V - 1 ? count - place(v) : Vector::width) : V > 1 ? Vector::width : count);
+                    padded  ? (v == V - 1 ? count - place(v) : Vector::width)
+                    : V > 1 ? Vector::width
+                            : count);
     }
 }
 
@@ -67,9 +69,9 @@ inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
         const Range own = part_of(vectors, 1, block, blocks);
         const int64_t first = own.begin * Vector::width;
         with_constant<scaled_row_vectors>(own.count(), [&](auto v) {
-            add_scaled_vectors<Vector, v, adds, padded>(target + first,
-                                                smaller(count, own.end * Vector::width) - first,
-                                                base + first, terms, terms_count);
+            add_scaled_vectors<Vector, v, adds, padded>(
+                target + first, smaller(count, own.end * Vector::width) - first, base + first,
+                terms, terms_count);
         });
     }
 }

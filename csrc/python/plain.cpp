@@ -57,9 +57,8 @@ bool is_any_mode_on() {
 }
 
 void bind_torch(const py::type& tensor, const py::type& parameter, py::object is_batched,
-                py::tuple modes,
-                py::object forward_gradient, py::object is_grad_enabled, py::object empty_like,
-                py::object thread_count) {
+                py::tuple modes, py::object forward_gradient, py::object is_grad_enabled,
+                py::object empty_like, py::object thread_count) {
     Torch& known = torch();
     known.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
     known.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());

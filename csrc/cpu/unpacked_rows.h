@@ -17,7 +17,8 @@
 //   H 256 90/75; N 64, H 256 243/269.   RNN, N 1, H 256 10.2/6.1, H 512 28/13
 // (2 us of each for the call itself).
 //
-// Tried without gain: summing lanes by transposing them through memory (N 16, H 128: 34 us); all
+// Tried without gain: fetching the next rows into L2 meanwhile (N 1, H 1536, from beyond it: 10 %
+// slower); summing lanes by transposing them through memory (N 16, H 128: 34 us); all
 // of a vector's worth of matrix rows for a tile of rows before the next tile (N 16, H 256: 78 us).
 #pragma once
 

@@ -2,13 +2,16 @@
 // position.
 //
 // A window wins few filters, and a filter one window. So the winners of a sample are sorted by
-// their window, and what a position is given by the windows that cover it is summed in registers:
+// where their windows start, what a position is given by the windows that cover it is summed in
+// registers,
 //   grad_input[p, .. C) = sum over taps j, filters f won by the window whose tap j is at p
 //                             of g[f] weight[f, j, .. C)
-// and written once, whether anything won there or not.
+// and written once, whether anything won there or not. Starts that are a whole number of dilations
+// apart are neighbours in that order: the winners whose windows cover a position then follow each
+// other, and the place of their tap's weights differs from position to position by the same number.
 //
 // Scratch, owned by the call: the weights, F k C; for each thread the sorted winners of a sample,
-// where each window's begin, and the terms of a position.
+// and where those of each start begin.
 // Cost: 2 N F k C FLOPs. Limit: L2, from which a filter's weights come once a sample.
 #pragma once
 
@@ -31,12 +34,12 @@ class OverTimeInputGradient {
     OverTimeInputGradient(const ConvolutionBackward<Number>& arguments, int threads)
         : call_(arguments),
           shape_(arguments.shape),
-          windows_(shape_.windows(shape_.length)),
+          starts_in_class_(divide_rounding_up(
+              shape_.padding_left + shape_.length + shape_.padding_right, shape_.dilation)),
           pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width),
           weight_(wanted() ? checked_product({shape_.filters, shape_.kernel_size, pitch_}) : 0),
           winners_(wanted() ? checked_product({shape_.filters, threads}) : 0),
-          begins_(wanted() ? checked_product({windows_ + 2, threads}) : 0),
-          terms_(wanted() ? checked_product({shape_.filters, threads}) : 0) {}
+          begins_(wanted() ? checked_product({places() + 2, threads}) : 0) {}
 
     bool wanted() const { return call_.grad_input != nullptr; }
 
@@ -73,26 +76,37 @@ class OverTimeInputGradient {
         if (!wanted()) return;
         const int64_t channels = shape_.channels;
         const int64_t length = sample_length(shape_, call_.lengths, n);
-        const int64_t windows = shape_.windows(length);
-        Term* winners = winners_.data() + thread * shape_.filters;
-        int64_t* begins = begins_.data() + thread * (windows_ + 2);
-        Term* terms = terms_.data() + thread * shape_.filters;
-        sort_winners(n, gradients, windows, winners, begins);
+        Winner* winners = winners_.data() + thread * shape_.filters;
+        int64_t* begins = begins_.data() + thread * (places() + 2);
+        sort_winners(n, gradients, shape_.windows(length), winners, begins);
         Number* target = call_.grad_input + n * shape_.length * channels;
         for (int64_t position = 0; position < length; ++position, target += channels) {
-            const int64_t count = terms_of(position, windows, winners, begins, terms);
+            // The last tap's window starts here, the first one's some dilations before.
+            const int64_t start = position + shape_.padding_left;
+            const int64_t last = place(start), step = start / shape_.dilation;
+            const int64_t first = last - smaller(step, shape_.kernel_size - 1);
+            const int64_t begin = begins[first], count = begins[last + 1] - begin;
             if (count == 0) {
                 clear(target, channels);
             } else {
-                add_scaled_rows<Vector, false, true>(target, channels, weight_.data(), terms,
-                                                     count);
+                add_scaled_rows<Vector, false, true>(target, channels, weight_.data(),
+                                                     winners + begin, count, step * pitch_);
             }
         }
         clear(target, (shape_.length - length) * channels);
     }
 
  private:
-    using Term = ScaledRow<T>;  // its offset: of the filter's weights, or of one tap's
+    // Its offset: of the filter's weights of the tap at position 0, or where that would be.
+    using Winner = ScaledRow<T>;
+
+    // A start's place in the order: those of the same remainder by the dilation follow each other.
+    int64_t places() const { return checked_product({shape_.dilation, starts_in_class_}); }
+    int64_t place(int64_t start) const {
+        return shape_.dilation == 1
+                   ? start
+                   : start % shape_.dilation * starts_in_class_ + start / shape_.dilation;
+    }
 
     int64_t filter_numbers() const { return shape_.kernel_size * pitch_; }
 
@@ -101,50 +115,33 @@ class OverTimeInputGradient {
                     static_cast<std::size_t>(count) * sizeof(Number));
     }
 
-    // Sorts a sample's winners by window, those of one window by filter; those of window w begin at
-    // begins[w].
-    void sort_winners(int64_t n, const T* gradients, int64_t windows, Term* winners,
+    // Sorts a sample's winners by the place of their start, those of one by filter; those of place
+    // i begin at begins[i].
+    void sort_winners(int64_t n, const T* gradients, int64_t windows, Winner* winners,
                       int64_t* begins) const {
         const int32_t* argmax = call_.argmax + n * shape_.filters;
         const Range own{0, windows};
-        for (int64_t window = 0; window <= windows + 1; ++window) begins[window] = 0;
+        std::memset(begins, 0, static_cast<std::size_t>(places() + 2) * sizeof(int64_t));
         for (int64_t f = 0; f < shape_.filters; ++f) {
-            if (own.has(argmax[f])) ++begins[argmax[f] + 2];
+            if (own.has(argmax[f])) ++begins[place(argmax[f] * shape_.stride) + 2];
         }
-        for (int64_t window = 2; window <= windows; ++window) begins[window] += begins[window - 1];
-        // While winners find their places, begins[w + 1] moves on to the end of window w's.
+        for (int64_t i = 2; i < places() + 2; ++i) begins[i] += begins[i - 1];
+        // While winners find their places, begins[i + 1] moves on to the end of place i's.
         for (int64_t f = 0; f < shape_.filters; ++f) {
-            if (own.has(argmax[f])) {
-                winners[begins[argmax[f] + 1]++] = {f * filter_numbers(), gradients[f]};
-            }
+            if (!own.has(argmax[f])) continue;
+            const int64_t start = argmax[f] * shape_.stride;
+            winners[begins[place(start) + 1]++] = {
+                f * filter_numbers() - start / shape_.dilation * pitch_, gradients[f]};
         }
-    }
-
-    // What a position is given; returns how many terms that are.
-    int64_t terms_of(int64_t position, int64_t windows, const Term* winners, const int64_t* begins,
-                     Term* terms) const {
-        int64_t count = 0;
-        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
-            const int64_t start = position + shape_.padding_left - tap * shape_.dilation;
-            if (start < 0) break;
-            if (shape_.stride != 1 && start % shape_.stride != 0) continue;
-            const int64_t window = shape_.stride == 1 ? start : start / shape_.stride;
-            if (window >= windows) continue;
-            for (int64_t i = begins[window]; i < begins[window + 1]; ++i) {
-                terms[count++] = {winners[i].offset + tap * pitch_, winners[i].scale};
-            }
-        }
-        return count;
     }
 
     const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    const int64_t windows_;
+    const int64_t starts_in_class_;
     const int64_t pitch_;
     const Scratch<T> weight_;  // (F, k, C)
-    const Scratch<Term> winners_;
+    const Scratch<Winner> winners_;
     const Scratch<int64_t> begins_;
-    const Scratch<Term> terms_;
 };
 
 }  // namespace seqkernels

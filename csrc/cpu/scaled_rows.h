@@ -33,7 +33,7 @@ constexpr int scaled_row_vectors = 8;
 template <class Vector, int V, bool adds, bool padded, class Number, class Base>
 [[gnu::noinline]] void add_scaled_vectors(Number* target, int64_t count, const Base* base,
                                           const ScaledRow<typename Vector::Element>* terms,
-                                          int64_t terms_count) {
+                                          int64_t terms_count, int64_t shift) {
     const auto place = [&](int v) {
         return !padded && V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
     };
@@ -45,7 +45,7 @@ template <class Vector, int V, bool adds, bool padded, class Number, class Base>
     for (int v = 0; v < V; ++v) sums[v] = adds ? load(target, v) : Vector::broadcast(0);
     for (int64_t term = 0; term < terms_count; ++term) {
         const Vector scale = Vector::broadcast(terms[term].scale);
-        const Base* source = base + terms[term].offset;
+        const Base* source = base + (terms[term].offset + shift);
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sums[v] = multiply_add(scale, load(source, v), sums[v]);
     }
@@ -58,11 +58,13 @@ template <class Vector, int V, bool adds, bool padded, class Number, class Base>
     }
 }
 
-// With `adds` to what the target holds, else in its place. The target and the base may be of a
-// 16-bit type.
+// With `adds` to what the target holds, else in its place. shift: what all offsets are to be more.
+// padded: base + offset has whole vectors of columns. The target and the base may be of a 16-bit
+// type.
 template <class Vector, bool adds = true, bool padded = false, class Number, class Base>
 inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
-                            const ScaledRow<typename Vector::Element>* terms, int64_t terms_count) {
+                            const ScaledRow<typename Vector::Element>* terms, int64_t terms_count,
+                            int64_t shift = 0) {
     const int64_t vectors = divide_rounding_up(count, Vector::width);
     const int64_t blocks = divide_rounding_up(vectors, scaled_row_vectors);
     for (int64_t block = 0; block < blocks; ++block) {
@@ -70,8 +72,8 @@ inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
         const int64_t first = own.begin * Vector::width;
         with_constant<scaled_row_vectors>(own.count(), [&](auto v) {
             add_scaled_vectors<Vector, v, adds, padded>(
-                target + first, smaller(count, own.end * Vector::width) - first, base + first,
-                terms, terms_count);
+                target + first, smaller(count, own.end * Vector::width) - first, base, terms,
+                terms_count, first + shift);
         });
     }
 }

@@ -49,8 +49,8 @@ class Judge:
         self._results = exact, self._by_torch(case, data), slack
         self._key = key
 
-    def verdict(self, case: Case, results: verify.Results) -> verify.Verdict:
-        """What is to be said of results, after ``prepare``."""
+    def verdict(self, case: Case, results: verify.Results, precision: str) -> verify.Verdict:
+        """What is to be said of results of a precision, after ``prepare``."""
         operation = OPERATIONS[case.operation]
         exact, torchs, slack = self._results
         return verify.judge(
@@ -61,7 +61,7 @@ class Judge:
             terms=operation.terms(case),
             gradient_terms=operation.gradient_terms(case),
             dtype=getattr(torch, case.dtype),
-            precision=case.precision,
+            precision=precision,
             slack=slack,
         )
 
@@ -166,7 +166,7 @@ def _prepare(
     result: dict[str, Any] = {"status": "measured"}
     if judge is not None:
         step(f"{provider.name}: verifying")
-        verdict = judge.verdict(case, found)
+        verdict = judge.verdict(case, found, provider.precision_of(case))
         if not untouched.equals(data):
             verdict = replace(verdict, right=False, what="the input, which it changed")
             untouched.copy_to(data)

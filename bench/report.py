@@ -14,6 +14,8 @@ from .statistics import geometric_mean
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 OURS = "seqkernels"
+#: Ours at a lower precision than the peers.
+LOWER_PRECISIONS = {"seqkernels:high": "high"}
 COLUMNS = (
     "provider",
     "time",
@@ -38,7 +40,11 @@ def measured(row: Row) -> dict[str, float]:
 
 def ours_in(row: Row) -> str | None:
     """Which of this package's results counts: that of no forced instruction set, or the fastest."""
-    ours = {name: time for name, time in measured(row).items() if is_ours(name)}
+    ours = {
+        name: time
+        for name, time in measured(row).items()
+        if is_ours(name) and name not in LOWER_PRECISIONS
+    }
     return OURS if OURS in ours else min(ours, key=ours.__getitem__, default=None)
 
 
@@ -47,12 +53,11 @@ def best_peer(row: Row) -> str | None:
     return min(peers, key=peers.__getitem__) if peers else None
 
 
-def ratio(row: Row) -> float | None:
-    """The best peer's time over ours: above 1 where this package is faster."""
-    ours, peer = ours_in(row), best_peer(row)
-    if ours is None or peer is None:
-        return None
-    return measured(row)[peer] / measured(row)[ours]
+def ratio(row: Row, ours: str | None = None) -> float | None:
+    """The best peer's time over ours, or that of one of ours: above 1 where ours is faster."""
+    ours, peer = ours or ours_in(row), best_peer(row)
+    times = measured(row)
+    return None if ours not in times or peer is None else times[peer] / times[ours]
 
 
 def title(row: Row) -> str:
@@ -181,13 +186,19 @@ MEANS_OF = ("operation", "dtype", "pass", "threads", "device", "precision", "col
 
 
 def means(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The geometric means of the ratios, of rows alike in all but their shapes."""
-    groups: dict[tuple, list[Row]] = {}
+    """The geometric means of the ratios, of rows alike in all but their shapes.
+
+    Ours at a lower precision than the peers' have means of their own.
+    """
+    groups: dict[tuple, list[float | None]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in MEANS_OF), []).append(row)
+        for ours, lower in {None: None, **LOWER_PRECISIONS}.items():
+            described = row | {"precision": f"{lower}, peers' {row['precision']}"} if lower else row
+            key = tuple(described[name] for name in MEANS_OF)
+            groups.setdefault(key, []).append(ratio(row, ours))
     result = []
     for key, members in groups.items():
-        ratios = [r for r in map(ratio, members) if r is not None]
+        ratios = [r for r in members if r is not None]
         if ratios:
             result.append(
                 {

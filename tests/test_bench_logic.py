@@ -216,6 +216,18 @@ def test_of_forced_instruction_sets_the_fastest_counts():
     assert report.ours_in(row(results | {"seqkernels": measured(2.0)})) == "seqkernels"
 
 
+def test_ours_at_a_lower_precision_has_means_of_its_own():
+    results = {"seqkernels:high": measured(1.0), "seqkernels": measured(2.0), "p": measured(4.0)}
+    both, highest = row(results), row({name: results[name] for name in ("seqkernels", "p")})
+    assert report.ours_in(both) == "seqkernels"
+    assert report.best_peer(both) == "p"
+    assert [report.ratio(r, "seqkernels:high") for r in (both, highest)] == [4.0, None]
+    found = [(m["precision"], m["rows"], m["mean"]) for m in report.means([both, highest])]
+    assert found == [("highest", 2, 2.0), ("high, peers' highest", 1, 4.0)]
+    del results["seqkernels"]
+    assert report.ours_in(row(results)) is None
+
+
 def test_of_many_rows_one_may_differ_by_chance():
     rows = [{"p": p, "least p": 1e-6} for p in (0.04, 0.5, 0.008, 0.9, 0.7)]
     assert compare.significant(rows, 0.05) == [False, False, True, False, False]

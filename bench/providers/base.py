@@ -52,6 +52,10 @@ class Provider:
     def refuse(self, case: Case) -> None:
         """Raise ``Refusal`` for a case that it does not compute."""
 
+    def precision_of(self, case: Case) -> str:
+        """That of its float32 products, by which its results are judged."""
+        return case.precision
+
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
         """What holds while ``run`` is called: switches of its library."""
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""This package's layers, with the instruction set in use or another one, or as a CUDA graph."""
+"""This package's layers: as they are, by an instruction set, a way or a precision, as a graph."""
 
 from __future__ import annotations
 
@@ -30,18 +30,26 @@ class Ours(Provider):
     operations = OPERATION_NAMES
 
     def __init__(
-        self, isa: str | None = None, recompute: bool = False, graph: bool = False
+        self,
+        isa: str | None = None,
+        recompute: bool = False,
+        graph: bool = False,
+        precision: str | None = None,
     ) -> None:
+        """Of a lower ``precision``, beside peers whose float32 products are of the highest."""
         self.isa = isa
         self.recompute = recompute
         self.graph = graph
-        variant = isa or ("recompute" if recompute else "graph" if graph else None)
+        self.precision = precision
+        variant = isa or precision or ("recompute" if recompute else "graph" if graph else None)
         self.name = f"seqkernels:{variant}" if variant else "seqkernels"
 
     def missing(self) -> str | None:
         if self.graph:
             return None if cuda.is_available() else "no CUDA device, or no kernels for it"
         available = cpu.available_isas()
+        if self.precision and "amx" not in available:
+            return "no matrix tiles, so every precision is the highest"
         if self.isa is None or self.isa in available:
             return None
         return f"this machine and build have {', '.join(available)}"
@@ -61,14 +69,21 @@ class Ours(Provider):
             if case.device != "cuda":
                 raise Refusal("measured on CUDA only")
             require_whole_pass(case)
+        if self.precision and (case.dtype, case.precision) != ("float32", "highest"):
+            raise Refusal("beside float32 at precision highest only")
+        if self.precision and case.device != "cpu":
+            raise Refusal("measured on the CPU only")
         if self.recompute and (case.operation != "lstm" or not case.has_gradient):
             raise Refusal("gradients of an LSTM only")
+
+    def precision_of(self, case: Case) -> str:
+        return self.precision or case.precision
 
     def settings(self, case: Case) -> contextlib.AbstractContextManager:
         settings = contextlib.ExitStack()
         if self.isa and case.device == "cpu":
             settings.enter_context(cpu.use_isa(self.isa))
-        settings.enter_context(torch_precision(case.precision))
+        settings.enter_context(torch_precision(self.precision_of(case)))
         return settings
 
     def prepare(self, case: Case, data: Data) -> Run:
@@ -176,5 +191,5 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    variants = [Ours(), Ours(recompute=True), Ours(graph=True)]
+    variants = [Ours(), Ours(recompute=True), Ours(graph=True), Ours(precision="high")]
     return [*variants, *map(Ours, ("scalar", "avx2", "avx512", "amx"))]

@@ -109,9 +109,11 @@ class ConvolutionForwardKernel {
 
     // Returns whether Product can multiply these weights.
     bool compute(int threads) {
-        // Stretches are shared out one by one; where they are few, so are the panels of each.
+        // Stretches are shared out one by one; where they are few, so are the panels of each, those
+        // of a single one evenly: every share makes its input ready once more.
         const int64_t panels = layout_.panels(), stretches = stretches_->count();
-        const int64_t groups = smaller(panels, divide_rounding_up(4 * threads, stretches));
+        const int64_t groups = smaller(
+            panels, stretches == 1 ? threads : divide_rounding_up(4 * threads, stretches));
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Product::Packed> packed(Product::packed_elements(layout_));
@@ -170,12 +172,7 @@ class ConvolutionForwardKernel {
         const ConvolutionWeight& weight = call_.weight;
         const int64_t taps = shape_.kernel_size, channels = shape_.channels;
         return Product::pack(packed_, layout_, panels, scratch, [&](T* target, int64_t panel) {
-            if (depths_.has_gaps()) {
-                std::memset(target, 0,
-                            static_cast<std::size_t>(layout_.depth * layout_.units_of(panel) *
-                                                     Vector::width) *
-                                sizeof(T));
-            }
+            clear_gaps(target, layout_.units_of(panel) * Vector::width);
             if (weight.stride_tap == 1 && weight.stride_channel == taps) {
                 // A filter lies without gaps, channel after channel, and is read as it lies.
                 pack_panel(target, layout_, panel, taps * channels,
@@ -190,6 +187,16 @@ class ConvolutionForwardKernel {
                            [&](int64_t channel) { return depths_.place(tap, channel); });
             }
         });
+    }
+
+    // Zeros for the depths of a packed panel that are of no number.
+    void clear_gaps(T* target, int64_t line) const {
+        if (!depths_.has_gaps()) return;
+        const int64_t first = depths_.place(0, shape_.channels);
+        const auto bytes = static_cast<std::size_t>((depths_.pitch() - first) * line) * sizeof(T);
+        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+            std::memset(target + depths_.place(tap, shape_.channels) * line, 0, bytes);
+        }
     }
 
     // A thread's own scratch.

@@ -37,17 +37,24 @@ inline void cut_into_planes(__m512 numbers, __m256i (&cut)[planes]) {
     }
 }
 
+// 16 numbers and 16 others as pairs: those of lane l beside each other.
+inline __m512i rounded_to_pairs(__m512 first, __m512 second) {
+    const __m512i in_turns = _mm512_set_epi32(
+        0x001F000F, 0x001E000E, 0x001D000D, 0x001C000C, 0x001B000B, 0x001A000A, 0x00190009,
+        0x00180008, 0x00170007, 0x00160006, 0x00150005, 0x00140004, 0x00130003, 0x00120002,
+        0x00110001, 0x00100000);
+    return _mm512_permutexvar_epi16(in_turns, rounded_to_bfloat16(first, second));
+}
+
 // The same of pairs: in lane l that of first[l] and second[l].
 template <int planes>
 inline void cut_into_pairs(__m512 first, __m512 second, __m512i (&cut)[planes]) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
     for (int p = 0; p < planes; ++p) {
-        const __m512i low = _mm512_cvtepu16_epi32(rounded_to_bfloat16(first));
-        const __m512i high =
-            _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded_to_bfloat16(second)), 16);
-        cut[p] = _mm512_or_si512(low, high);
+        cut[p] = rounded_to_pairs(first, second);
         if (p + 1 == planes) break;
-        first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(low, 16)));
-        second = _mm512_sub_ps(second, _mm512_castsi512_ps(high));
+        first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(cut[p], 16)));
+        second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(cut[p], upper)));
     }
 }
 

@@ -112,8 +112,8 @@ class ConvolutionForwardKernel {
         // Stretches are shared out one by one; where they are few, so are the panels of each, those
         // of a single one evenly: every share makes its input ready once more.
         const int64_t panels = layout_.panels(), stretches = stretches_->count();
-        const int64_t groups = smaller(
-            panels, stretches == 1 ? threads : divide_rounding_up(4 * threads, stretches));
+        const int64_t groups =
+            smaller(panels, stretches == 1 ? threads : divide_rounding_up(4 * threads, stretches));
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Product::Packed> packed(Product::packed_elements(layout_));

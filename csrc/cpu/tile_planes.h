@@ -39,10 +39,10 @@ inline void cut_into_planes(__m512 numbers, __m256i (&cut)[planes]) {
 
 // 16 numbers and 16 others as pairs: those of lane l beside each other.
 inline __m512i rounded_to_pairs(__m512 first, __m512 second) {
-    const __m512i in_turns = _mm512_set_epi32(
-        0x001F000F, 0x001E000E, 0x001D000D, 0x001C000C, 0x001B000B, 0x001A000A, 0x00190009,
-        0x00180008, 0x00170007, 0x00160006, 0x00150005, 0x00140004, 0x00130003, 0x00120002,
-        0x00110001, 0x00100000);
+    const __m512i in_turns =
+        _mm512_set_epi32(0x001F000F, 0x001E000E, 0x001D000D, 0x001C000C, 0x001B000B, 0x001A000A,
+                         0x00190009, 0x00180008, 0x00170007, 0x00160006, 0x00150005, 0x00140004,
+                         0x00130003, 0x00120002, 0x00110001, 0x00100000);
     return _mm512_permutexvar_epi16(in_turns, rounded_to_bfloat16(first, second));
 }
 

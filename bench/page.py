@@ -135,6 +135,6 @@ def _row(row: report.Row, document: dict[str, Any]) -> dict[str, str]:
         line["ours"] = result.get("reason", result["status"])
     if peer:
         line |= {"best peer": peer, "its time": described[peer]["time"]}
-    ratios = {"ratio": report.ratio(row), "at high": report.ratio(row, "seqkernels:high")}
+    ratios = {"ratio": report.ratio(row), "at high": report.ratio(row, *report.LOWER_PRECISIONS)}
     line |= {name: f"{ratio:.2f}" for name, ratio in ratios.items() if ratio}
     return line

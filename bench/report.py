@@ -151,7 +151,7 @@ def _line(
     rate = row["flops"] / times[name]
     line["GFLOP/s"] = f"{rate / 1e9:.3g}"
     peak, bandwidth = limits(row, document)
-    if peak:
+    if peak and name not in LOWER_PRECISIONS:
         line["% of peak"] = f"{100 * rate / peak:.0f}"
     if bandwidth:
         line["% of bandwidth"] = f"{100 * row['bytes'] / times[name] / bandwidth:.0f}"

@@ -277,9 +277,9 @@ def lstm(
         ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
         ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n and c_n (N, H) or (H,), the state
         after the last step, for a sequence of length 0 the initial one. On the CPU a single step,
-        T = 1, adds its products up in another order than a longer sequence does, and so do up to
-        128 steps of up to 4 samples with more than 4 MiB of recurrent weights: the last bits of
-        results may differ from those of other sizes.
+        T = 1, adds its products up in another order than a longer sequence does, and so do up to 4
+        samples with more than 4 MiB of recurrent weights, in the type that is computed in: the last
+        bits of results may differ from those of other sizes.
 
     Raises:
         TypeError: an argument that is no tensor; hx that is no tuple; lengths of a floating-point
@@ -337,7 +337,8 @@ def rnn(
     Returns:
         ``(output, h_n)``: output (T, N, H) or (T, H), where ``output[t]`` is h after ``input[t]``
         was read, and 0 beyond ``lengths[n]``; h_n (N, H) or (H,), the state after the last step,
-        for a sequence of length 0 the initial one.
+        for a sequence of length 0 the initial one. Of the last bits the same is true as in
+        ``lstm``.
 
     Raises:
         TypeError: an argument that is no tensor; lengths of a floating-point dtype.

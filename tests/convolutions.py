@@ -35,6 +35,7 @@ CASES = {
     "stride beyond length": ((3, 4, 6, 9, 2), {"stride": 11}),
     "dilation": ((3, 4, 17, 9, 3), {"dilation": 4, "activation": "sigmoid"}),
     "dilation and stride": ((2, 3, 31, 8, 3), {"dilation": 3, "stride": 4, "padding": 2}),
+    "dilation of one tap": ((2, 3, 6, 5, 1), {"dilation": 2**31 - 1}),
     "padding": ((3, 4, 9, 9, 4), {"padding": 2, "activation": "tanh"}),
     "padding beyond kernel": ((2, 3, 4, 5, 2), {"padding": 5, "activation": "sigmoid"}),
     "padding beyond sequence": ((2, 3, 2, 5, 7), {"padding": 9}),

@@ -94,3 +94,21 @@ def test_sizes_beyond_what_is_counted_are_refused_before_memory_is_taken():
         functional.conv1d_max_pool(
             torch.zeros(0, 1, 1).expand(0, 2**32, 1), torch.zeros(1, 1, 1).expand(2**30, 2**32, 1)
         )
+
+
+def test_what_looks_like_a_tensor_but_has_no_memory():
+    """Zeros that autograd has not made yet, and what a transform has left behind."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 3, 9, **GRADIENTS), torch.randn(4, 3, 2, **GRADIENTS)
+    pooled = functional.conv1d_max_pool(x, w)
+    zeros = torch._efficientzerotensor(pooled.shape, dtype=pooled.dtype)
+    assert not any(g.any() for g in torch.autograd.grad(pooled, (x, w), zeros))
+
+    left_behind = []
+
+    def function(given):
+        left_behind.append(given)
+        return given.sum()
+
+    torch.func.grad(function)(x.detach())
+    torch.testing.assert_close(functional.conv1d_max_pool(left_behind[0], w), pooled)

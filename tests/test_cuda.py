@@ -229,7 +229,7 @@ def test_the_face_of_the_backward_asks_for_scratch(emulated):
     count = scratch_elements(emulated, arguments)
     arguments["where"] = (0, torch.empty(count, dtype=torch.int64), "fast", False)
     emulated.conv1d_max_pool_forward(*arguments.values())
-    gradients_of = {"input": (2, 9, 8), "weight": (5, 3, 8), "bias": (5,)}
+    gradients_of = {"input": (2, 9, 8), "weight": (5, 8, 3), "bias": (5,)}
     results = {name: torch.full(shape, 7.0) for name, shape in gradients_of.items()}
 
     def run(scratch):

@@ -48,8 +48,8 @@ class Ours(Provider):
         if self.graph:
             return None if cuda.is_available() else "no CUDA device, or no kernels for it"
         available = cpu.available_isas()
-        if self.precision and "amx" not in available:
-            return "no matrix tiles, so every precision is the highest"
+        if self.precision and cpu.active_isa() != "amx":
+            return "no matrix tiles in use, so every precision is the highest"
         if self.isa is None or self.isa in available:
             return None
         return f"this machine and build have {', '.join(available)}"

@@ -10,11 +10,12 @@
 // apart are neighbours in that order: the winners whose windows cover a position then follow each
 // other, and the place of their tap's weights differs from position to position by the same number.
 //
-// Scratch, owned by the call: the weights, F k C; for each thread the sorted winners of a sample,
-// and where those of each start begin.
-// Cost: 2 N F k C FLOPs. Limit: L2, from which a filter's weights come once a sample.
+// Scratch, owned by the call: the weights, F k C, rows of whole vectors; for each thread the sorted
+// winners of a sample, and where those of each start begin. Cost: 2 N F k C FLOPs. Limit: L2, from
+// which a filter's weights come once a sample.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -34,12 +35,12 @@ class OverTimeInputGradient {
     OverTimeInputGradient(const ConvolutionBackward<Number>& arguments, int threads)
         : call_(arguments),
           shape_(arguments.shape),
-          starts_in_class_(divide_rounding_up(
-              shape_.padding_left + shape_.length + shape_.padding_right, shape_.dilation)),
+          starts_in_class_(divide_rounding_up(starts(), shape_.dilation)),
+          places_(smaller(shape_.dilation, starts()) * starts_in_class_),
           pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width),
           weight_(wanted() ? checked_product({shape_.filters, shape_.kernel_size, pitch_}) : 0),
           winners_(wanted() ? checked_product({shape_.filters, threads}) : 0),
-          begins_(wanted() ? checked_product({places() + 2, threads}) : 0) {}
+          begins_(wanted() ? checked_product({places_ + 2, threads}) : 0) {}
 
     bool wanted() const { return call_.grad_input != nullptr; }
 
@@ -52,6 +53,9 @@ class OverTimeInputGradient {
         with_numbers<T>(weight.numbers, [&](const auto* numbers) {
             for (int64_t f = filters.begin; f < filters.end; ++f) {
                 T* target = weight_.data() + f * filter_numbers();
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    std::fill(target + tap * pitch_ + channels, target + (tap + 1) * pitch_, T(0));
+                }
                 const auto* filter = numbers + f * weight.stride_filter;
                 if (weight.stride_tap == 1 && weight.stride_channel == taps) {
                     by_taps<Vector>(filter, taps, channels, target, pitch_);
@@ -77,7 +81,7 @@ class OverTimeInputGradient {
         const int64_t channels = shape_.channels;
         const int64_t length = sample_length(shape_, call_.lengths, n);
         Winner* winners = winners_.data() + thread * shape_.filters;
-        int64_t* begins = begins_.data() + thread * (places() + 2);
+        int64_t* begins = begins_.data() + thread * (places_ + 2);
         sort_winners(n, gradients, shape_.windows(length), winners, begins);
         Number* target = call_.grad_input + n * shape_.length * channels;
         for (int64_t position = 0; position < length; ++position, target += channels) {
@@ -100,8 +104,9 @@ class OverTimeInputGradient {
     // Its offset: of the filter's weights of the tap at position 0, or where that would be.
     using Winner = ScaledRow<T>;
 
+    // Where windows may start, and more: every position, padding included.
+    int64_t starts() const { return shape_.padding_left + shape_.length + shape_.padding_right; }
     // A start's place in the order: those of the same remainder by the dilation follow each other.
-    int64_t places() const { return checked_product({shape_.dilation, starts_in_class_}); }
     int64_t place(int64_t start) const {
         return shape_.dilation == 1
                    ? start
@@ -121,11 +126,11 @@ class OverTimeInputGradient {
                       int64_t* begins) const {
         const int32_t* argmax = call_.argmax + n * shape_.filters;
         const Range own{0, windows};
-        std::memset(begins, 0, static_cast<std::size_t>(places() + 2) * sizeof(int64_t));
+        std::memset(begins, 0, static_cast<std::size_t>(places_ + 2) * sizeof(int64_t));
         for (int64_t f = 0; f < shape_.filters; ++f) {
             if (own.has(argmax[f])) ++begins[place(argmax[f] * shape_.stride) + 2];
         }
-        for (int64_t i = 2; i < places() + 2; ++i) begins[i] += begins[i - 1];
+        for (int64_t i = 2; i < places_ + 2; ++i) begins[i] += begins[i - 1];
         // While winners find their places, begins[i + 1] moves on to the end of place i's.
         for (int64_t f = 0; f < shape_.filters; ++f) {
             if (!own.has(argmax[f])) continue;
@@ -137,9 +142,10 @@ class OverTimeInputGradient {
 
     const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    const int64_t starts_in_class_;
-    const int64_t pitch_;
-    const Scratch<T> weight_;  // (F, k, C)
+    const int64_t starts_in_class_;  // of one remainder
+    const int64_t places_;
+    const int64_t pitch_;      // of a tap's weights
+    const Scratch<T> weight_;  // (F, k, pitch), zeros beyond the channels
     const Scratch<Winner> winners_;
     const Scratch<int64_t> begins_;
 };

@@ -6,8 +6,8 @@
 // [panel][row][unit][gate][lane], in whole vectors.
 //
 // Scratch, owned by the call: W_ih packed, G H I, unless few rows read it as it lies; the biases;
-// for each thread projections of projected_bytes, or of one step if those are more, or of all rows
-// where weights are read as they lie, and pointers to their rows.
+// for each thread projections of projected_bytes, or of one step if those are more, or of an
+// even share of all rows where weights are read as they lie, and pointers to their rows.
 // Cost: 2 rows G H I FLOPs. Limit: as the product's. In tiles 0.5 MiB of projections instead of 1
 // is 5 % faster for bfloat16, N 64, H 256, and 5 % slower for H 512.
 #pragma once
@@ -27,8 +27,7 @@ class InputProjection {
     using Packed = typename Product::Packed;
     using Layout = PanelLayout<Vector>;
     // Weights are packed before they are multiplied by in tiles; else so few rows are multiplied by
-    // them as they lie, more of them, and all at once, where to write the packed ones would be to
-    // write to memory.
+    // them as they lie, more of them where to write the packed ones would be to write to memory.
     static int64_t most_rows_unpacked(const Layout& layout) {
         return Product::in_tiles ? 0 : is_beyond_caches(layout) ? 512 : 128;
     }
@@ -151,7 +150,8 @@ class InputProjection {
 
  private:
     // Vectors of a thread's projections: whichever way samples and panels are shared out among some
-    // of the threads, room for one step, and for all rows where the weights are not packed.
+    // of the threads, room for one step, and for an even share of all rows where the weights are
+    // not packed.
     int64_t vectors_of_thread(int64_t row_count, int64_t samples, int threads) const {
         const int64_t panels = layout_.panels();
         const auto share_of = [&](int64_t rows) {

@@ -13,8 +13,8 @@
 // they lie; the inputs' part of a few steps (input_projection.h); the schedule, T N + T + N
 // integers; for each thread pointers for the rows of one step; of numbers narrower than the sums,
 // the running cell states, N H; and in matrix tiles for each thread a panel of weights, and the
-// states of one step or the inputs of some rows as they are multiplied; where rows of weights are
-// read as they lie, but their numbers not side by side, copies of some.
+// states of one step or the inputs of some rows as they are multiplied; recurrent weights that are
+// read row by row, but whose numbers do not lie side by side, in rows.
 //
 // A few steps ahead each thread projects the inputs of its samples with its panels. To these sums
 // the recurrent weights' part is added step after step, packed so that a hidden unit's gates come
@@ -38,8 +38,8 @@
 // rows and inputs at once, ms (family 6, model 167, two threads, float32 LSTM):
 //   T 25, H 1024   N 1 8.4/7.4/7.7   N 4 10.7/9.9/10.0      T 50, H 1536   N 1 38.5/37.3/34.9
 //   T 25, H 2048   N 1 38.4/34.5/34.4   N 4 56.1/53.4/48.4  N 2 43.6/42.6/38.9   N 4 55.5/54.5/47.7
-// Packed was faster from 6 samples on (T 400, H 1024: 189 ms, rows 207), and for 2 samples of 400
-// steps (137, 141).
+// Packed was faster from 6 samples on (T 400, H 1024: 189 ms, rows 207); 400 steps of 1, 2 and 4
+// samples took, packed / rows, 123/120, 137/141 and 167/169.
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
@@ -60,6 +60,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -87,7 +88,7 @@ class RecurrenceForwardKernel {
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = gates == 4 ? 1 : Product::vectors;
     // Rows whose sums are kept while a panel passes: whole tiles.
-    static constexpr int64_t block_rows = 96;
+    static constexpr int64_t block_rows = unpacked_block_rows;
     // Weights are then packed before they are multiplied.
     static constexpr bool always_packs = Product::in_tiles;
     // In so few steps packing the recurrent weights does not pay.
@@ -121,8 +122,14 @@ class RecurrenceForwardKernel {
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
-        const int64_t copied = reads_rows ? state_term(nullptr).copied(Vector::width) : 0;
-        const Scratch<T> copied_weights(checked_product({copied, threads}));
+        const bool copies_rows = reads_rows && call_.weight_hh.stride_column != 1;
+        const int64_t weight_rows = gates * shape_.hidden;
+        const Scratch<T> copied_rows(copies_rows ? checked_product({weight_rows, shape_.hidden})
+                                                 : 0);
+        weight_rows_ = call_.weight_hh;
+        if (copies_rows) {
+            weight_rows_ = {{copied_rows.data(), weight_rows_.numbers.type}, shape_.hidden, 1};
+        }
         hidden_weights_ = hidden_weights.data();
         states_.place_cell_states(cell_states.data());
 
@@ -139,6 +146,9 @@ class RecurrenceForwardKernel {
             if (!steps_unpacked && !packs_on_the_way) {
                 pack_hidden_weights(panel, thread, granted);
             }
+            if (copies_rows) {
+                copy_weight_rows(part_of(weight_rows, 1, thread, granted), copied_rows.data());
+            }
             projection.pack(panel, thread, granted);
             projection.set_bias(
                 [&](int64_t gate, int64_t unit) {
@@ -149,8 +159,7 @@ class RecurrenceForwardKernel {
             barrier.wait(granted);
             const Samples mine{rows.data() + thread * most_rows, states.data() + thread * most_rows,
                                copies.data() + thread * most_copies,
-                               scales.data() + thread * most_rows,
-                               copied_weights.data() + thread * copied};
+                               scales.data() + thread * most_rows};
             const typename Projection::Part part(
                 projection, grid.columns(hidden_layout_.panels(), thread), thread, granted);
             int64_t projected = 0;
@@ -177,7 +186,6 @@ class RecurrenceForwardKernel {
         const Number** states;
         Left* copies;  // of the states, as they are multiplied, if that is otherwise
         T* scales;
-        T* weights;  // copies of rows that are read as they lie, if their numbers do not lie so
     };
 
     // How a step reads the recurrent weights.
@@ -192,12 +200,24 @@ class RecurrenceForwardKernel {
     }
 
     // Whether few samples' steps read the recurrent weights row by row, as a single step does: as
-    // fast as packed ones where they come from beyond the caches, and nothing is packed. Sizes
-    // alone decide.
+    // fast as packed ones where they come from beyond the caches, and nothing is packed.
     bool reads_weight_rows() const {
-        constexpr int64_t most_samples = 4, most_steps = 128;
-        return shape_.batch <= most_samples && shape_.steps <= most_steps &&
-               is_beyond_caches(hidden_layout_);
+        constexpr int64_t most_samples = 4;
+        return shape_.batch <= most_samples && is_beyond_caches(hidden_layout_);
+    }
+
+    // Some of their rows with numbers side by side, of the type they have.
+    void copy_weight_rows(Range rows, void* copies) const {
+        const Matrix& weight = call_.weight_hh;
+        with_numbers<T>(weight.numbers, [&](const auto* data) {
+            auto* target = static_cast<std::decay_t<decltype(*data)>*>(copies);
+            for (int64_t row = rows.begin; row < rows.end; ++row) {
+                for (int64_t k = 0; k < shape_.hidden; ++k) {
+                    target[row * shape_.hidden + k] =
+                        data[row * weight.stride_row + k * weight.stride_column];
+                }
+            }
+        });
     }
 
     void pack_hidden_weights(T* scratch, int thread, int threads) const {
@@ -249,8 +269,7 @@ class RecurrenceForwardKernel {
             for (int64_t i = 0; i < count; i += block_rows) {
                 const int64_t block = smaller(block_rows, count - i);
                 Vector sums[block_rows * (panel_units * gates)];
-                sum_up(sums, part.at(panel, row + i), states.from(i), block, panel, weights,
-                       mine.weights);
+                sum_up(sums, part.at(panel, row + i), states.from(i), block, panel, weights);
                 next_states(mine.rows + i, block, panel, sums);
             }
         }
@@ -259,7 +278,7 @@ class RecurrenceForwardKernel {
     // sums = the projections of `count` samples, and the recurrent weights' part, for one panel.
     void sum_up(Vector* sums, const Vector* projections,
                 const typename Product::template Rows<Number>& states, int64_t count, int64_t panel,
-                Weights weights, T* copies) const {
+                Weights weights) const {
         const int64_t line = hidden_layout_.units_of(panel) * gates;
         if (weights == Weights::packed) {
             Product::multiply_from(sums, projections, line, states, count, hidden_layout_, panel,
@@ -277,25 +296,20 @@ class RecurrenceForwardKernel {
                                   call_.weight_hh);
             }
             if (weights == Weights::row_by_row) {
-                add_rows(sums, {state_term(states.given), {}}, count, panel, copies);
+                add_rows(sums, states.given, count, panel);
             }
         }
     }
 
-    // Adds the terms' products of `count` samples with the weights' rows of one panel.
-    void add_rows(Vector* sums, const Term<T> (&terms)[most_terms], int64_t count, int64_t panel,
-                  T* copies) const {
+    // Adds the products of `count` states with the recurrent weights' rows of one panel.
+    void add_rows(Vector* sums, const T* const* states, int64_t count, int64_t panel) const {
         const int64_t hidden = shape_.hidden, line = hidden_layout_.units_of(panel) * gates;
+        const Term<T> terms[most_terms] = {{states, weight_rows_, hidden}, {}};
         for (int64_t i = 0; i < line; ++i) {
             const int64_t unit = hidden_layout_.first_column(panel) + i / gates * Vector::width;
             add_terms(sums + i, line, count, i % gates * hidden + unit,
-                      smaller(Vector::width, hidden - unit), terms, copies);
+                      smaller(Vector::width, hidden - unit), terms, nullptr);
         }
-    }
-
-    // The states before a step as they meet the recurrent weights.
-    Term<T> state_term(const T* const* states) const {
-        return {states, call_.weight_hh, shape_.hidden};
     }
 
     // The next state of `count` samples' hidden units of one panel.
@@ -316,6 +330,7 @@ class RecurrenceForwardKernel {
     const PanelLayout<Vector> input_layout_;
     const PanelLayout<Vector> hidden_layout_;
     Packed* hidden_weights_ = nullptr;
+    Matrix weight_rows_{};  // the recurrent weights, if they are read row by row
 };
 
 template <class Vector, class Product, class Number>

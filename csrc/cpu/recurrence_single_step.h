@@ -1,6 +1,6 @@
 // A single step of an LSTM or plain RNN, a cell's: both weights are used once, and read row by row
-// as they lie (unpacked_rows.h). The order of its sums is not that of longer sequences, but of
-// those that read so too (recurrence_forward.h): it differs from the others by rounding.
+// as they lie (unpacked_rows.h). The order of its sums is not that of longer sequences: it differs
+// from them by rounding.
 //
 // Scratch, owned by the call: pointers to the rows of the batch; for each thread copies of a
 // vector's worth of rows of weights, where their numbers are not side by side.
@@ -30,7 +30,7 @@ class RecurrenceSingleStep {
     static constexpr int gates = States::gates;
     static constexpr int tile_rows = Tile<Vector>::rows;
     // Rows whose sums are kept while a few rows of weights pass.
-    static constexpr int64_t block_rows = 96;
+    static constexpr int64_t block_rows = unpacked_block_rows;
     // A step with fewer weights is over before other threads are awake.
     static constexpr int64_t single_thread_weights = 1 << 17;
 
@@ -92,6 +92,7 @@ class RecurrenceSingleStep {
                     }
                 }
             }
+            states_.end_steps();
         });
         states_.finish({0, shape_.batch});
     }

@@ -29,11 +29,12 @@ struct ScaledRow {
 constexpr int scaled_row_vectors = 8;
 
 // The last vector of several ends where the columns do, and does some of those of the one before
-// once more.
+// once more, unless rows of the base are padded.
 template <class Vector, int V, bool adds, bool padded, class Number, class Base>
 [[gnu::noinline]] void add_scaled_vectors(Number* target, int64_t count, const Base* base,
                                           const ScaledRow<typename Vector::Element>* terms,
                                           int64_t terms_count, int64_t shift) {
+    static_assert(!(adds && padded), "the target is not padded");
     const auto place = [&](int v) {
         return !padded && V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
     };

@@ -1,4 +1,5 @@
-// The products of rows with a matrix that is used once, read where it lies, row by row.
+// The products of few rows with a matrix, or of more with one that is used once, read where it
+// lies, row by row.
 //
 // A row times a matrix row is a dot product of two things that lie side by side: vectors of both
 // are loaded and multiplied, nothing is transposed or packed. Each lane sums every width'th

@@ -13,7 +13,7 @@ struct Torch {
     PyTypeObject* tensor = nullptr;
     PyTypeObject* parameter = nullptr;
     PyObject* is_neg = nullptr;            // the method of the type
-    PyObject* is_batched = nullptr;        // by autograd, for gradients in batches
+    PyObject* disguises = nullptr;         // a tuple of functions, each of which a tensor may be
     PyObject* requires_grad = nullptr;     // the attribute's name
     PyObject* modes = nullptr;             // a tuple of functions: each says something false if off
     PyObject* forward_gradient = nullptr;  // the module that has the level of forward mode
@@ -41,12 +41,21 @@ bool is_true(const py::object& answer) {
     return result == 1;
 }
 
+bool asked(PyObject* question, PyObject* tensor) {
+    return is_true(checked(PyObject_Vectorcall(question, &tensor, 1, nullptr)));
+}
+
 bool is_plain_tensor(PyObject* tensor, bool without_gradient) {
     const Torch& known = torch();
-    for (PyObject* question : {known.is_neg, known.is_batched}) {
-        if (is_true(checked(PyObject_Vectorcall(question, &tensor, 1, nullptr)))) return false;
-    }
+    if (asked(known.is_neg, tensor)) return false;
     return !without_gradient || !is_true(checked(PyObject_GetAttr(tensor, known.requires_grad)));
+}
+
+bool is_in_disguise(PyObject* tensor) {
+    for (const py::handle question : py::reinterpret_borrow<py::tuple>(torch().disguises)) {
+        if (asked(question.ptr(), tensor)) return true;
+    }
+    return false;
 }
 
 bool is_any_mode_on() {
@@ -56,14 +65,14 @@ bool is_any_mode_on() {
     return false;
 }
 
-void bind_torch(const py::type& tensor, const py::type& parameter, py::object is_batched,
+void bind_torch(const py::type& tensor, const py::type& parameter, py::tuple disguises,
                 py::tuple modes, py::object forward_gradient, py::object is_grad_enabled,
                 py::object empty_like, py::object thread_count) {
     Torch& known = torch();
     known.tensor = reinterpret_cast<PyTypeObject*>(py::type(tensor).release().ptr());
     known.parameter = reinterpret_cast<PyTypeObject*>(py::type(parameter).release().ptr());
     known.is_neg = py::object(tensor.attr("is_neg")).release().ptr();
-    known.is_batched = is_batched.release().ptr();
+    known.disguises = disguises.release().ptr();
     known.requires_grad = PyUnicode_InternFromString("requires_grad");
     known.modes = modes.release().ptr();
     known.forward_gradient = forward_gradient.release().ptr();
@@ -83,6 +92,7 @@ bool are_plain(PyObject* const* arguments, Py_ssize_t count, PyObject* others,
         PyTypeObject* type = Py_TYPE(arguments[i]);
         if (type == known.tensor || type == known.parameter) {
             if (!is_plain_tensor(arguments[i], without_gradient)) return false;
+            if (others != nullptr && is_in_disguise(arguments[i])) return false;
         } else if (others == nullptr) {
             if (arguments[i] != Py_None) return false;
         } else {

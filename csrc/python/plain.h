@@ -10,8 +10,9 @@ namespace seqkernels {
 
 // Whether all of `count` arguments are plain tensors, which need no gradient if so asked, or of
 // `others`, types, null for None's alone; and no mode, transform or trace is on. A tensor with the
-// negative bit is not plain: its memory holds the values with the other sign; nor is one of those
-// that autograd makes of gradients in batches.
+// negative bit is not plain: its memory holds the values with the other sign. Nor, where others may
+// be, is what looks like a tensor but has no memory: a batch of gradients, zeros that autograd has
+// not made yet, one that a transform has left behind.
 bool are_plain(PyObject* const* arguments, Py_ssize_t count, PyObject* others,
                bool without_gradient);
 

@@ -35,8 +35,8 @@ def callable_operation(name: str, kernel):
 def are_plain(arguments: tuple) -> bool:
     """Whether these are of no kind, and nothing is going on, that anything but the kernel must see.
 
-    Plain tensors and what else operations take; no mode, no transform, no tracing, no profiler; nor
-    gradients that come in batches (``is_grads_batched``).
+    Tensors that have memory, and what else operations take; no mode, no transform, no tracing, no
+    profiler.
     """
     return _cpu.is_plain(arguments, _ARGUMENTS)
 
@@ -47,7 +47,11 @@ _ARGUMENTS = frozenset((type(None), str, bool, list, checks.ConvolutionGeometry)
 _cpu.bind_torch(
     Tensor,
     torch.nn.Parameter,
-    torch._C._functorch.is_legacy_batchedtensor,
+    (
+        torch._C._functorch.is_legacy_batchedtensor,
+        torch._C._functorch.is_functorch_wrapped_tensor,
+        Tensor._is_zerotensor,
+    ),
     (
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,

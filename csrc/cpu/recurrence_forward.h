@@ -50,9 +50,7 @@
 //
 // Gates for the backward that no cache holds until then are written past the caches: an LSTM's
 // forward of N 64, T 50, H 512 from 16.1 to 12.6 ms in bfloat16, 36.6 to 33.5 in float32; 13 MB of
-// them, H 256, up to 8 % slower. Quotients of exponentials by estimate and correction
-// (vector_avx512.h) in place of divisions gained nothing at N 64; at N 1 they were not measured
-// alone.
+// them, H 256, up to 8 % slower.
 //
 // Cost: 2 T N G H (I + H) FLOPs, and N T H evaluations of 5 (1) exponentials and divisions. Bytes:
 // at each step the recurrent weights from the nearest cache that holds them. Limit: multiply-adds

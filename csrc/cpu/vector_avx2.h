@@ -114,7 +114,7 @@ struct Avx2Vector<float> {
     friend Avx2Vector operator*(Avx2Vector a, Avx2Vector b) {
         return {_mm256_mul_ps(a.value, b.value)};
     }
-    friend Avx2Vector quotient(Avx2Vector a, Avx2Vector b) {
+    friend Avx2Vector operator/(Avx2Vector a, Avx2Vector b) {
         return {_mm256_div_ps(a.value, b.value)};
     }
     friend Avx2Vector multiply_add(Avx2Vector a, Avx2Vector b, Avx2Vector c) {
@@ -245,7 +245,7 @@ struct Avx2Vector<double> {
     friend Avx2Vector operator*(Avx2Vector a, Avx2Vector b) {
         return {_mm256_mul_pd(a.value, b.value)};
     }
-    friend Avx2Vector quotient(Avx2Vector a, Avx2Vector b) {
+    friend Avx2Vector operator/(Avx2Vector a, Avx2Vector b) {
         return {_mm256_div_pd(a.value, b.value)};
     }
     friend Avx2Vector multiply_add(Avx2Vector a, Avx2Vector b, Avx2Vector c) {

@@ -152,14 +152,8 @@ struct Avx512Vector<float> {
     friend Avx512Vector operator*(Avx512Vector a, Avx512Vector b) {
         return {_mm512_mul_ps(a.value, b.value)};
     }
-    // An estimate mended twice: a division takes as long as 16 multiplications.
-    friend Avx512Vector quotient(Avx512Vector a, Avx512Vector b) {
-        const __m512 estimate = _mm512_rcp14_ps(b.value);
-        const __m512 error = _mm512_fnmadd_ps(b.value, estimate, _mm512_set1_ps(1));
-        const __m512 reciprocal = _mm512_fmadd_ps(estimate, error, estimate);
-        const __m512 ratio = _mm512_mul_ps(a.value, reciprocal);
-        const __m512 rest = _mm512_fnmadd_ps(ratio, b.value, a.value);
-        return {_mm512_fmadd_ps(rest, reciprocal, ratio)};
+    friend Avx512Vector operator/(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_div_ps(a.value, b.value)};
     }
     friend Avx512Vector multiply_add(Avx512Vector a, Avx512Vector b, Avx512Vector c) {
         return {_mm512_fmadd_ps(a.value, b.value, c.value)};
@@ -306,7 +300,7 @@ struct Avx512Vector<double> {
     friend Avx512Vector operator*(Avx512Vector a, Avx512Vector b) {
         return {_mm512_mul_pd(a.value, b.value)};
     }
-    friend Avx512Vector quotient(Avx512Vector a, Avx512Vector b) {
+    friend Avx512Vector operator/(Avx512Vector a, Avx512Vector b) {
         return {_mm512_div_pd(a.value, b.value)};
     }
     friend Avx512Vector multiply_add(Avx512Vector a, Avx512Vector b, Avx512Vector c) {

@@ -9,6 +9,9 @@
 //   sigmoid  | 3 ULP                  | 3 ULP    | below -87 (-708) it stays at its value there
 //   tanh     | 3 ULP                  | 3 ULP    | all
 //
+// Tried without gain: at AVX-512 an estimate of 14 bits, mended twice, in place of a division
+// (LSTM, N 64, T 50, H 256, bfloat16: 2.52 ms, so 2.68; N 1, H 128 to 512: within 5 %, either way).
+//
 // NaN gives NaN. tests/native/test_vector_math.cpp holds every ISA to this table.
 #pragma once
 
@@ -82,7 +85,7 @@ inline Vector sigmoid(Vector x) {
     const ReducedExponential<Vector> reduced = reduced_exponential(bounded);
     const Vector exponential = multiply_add(reduced.scale, reduced.fraction, reduced.scale);
     const Vector one = Vector::broadcast(T(1));
-    return quotient(one, one + exponential);
+    return one / (one + exponential);
 }
 
 // (exp(2 |x|) - 1) / (exp(2 |x|) + 1), with the sign of x
@@ -95,7 +98,7 @@ inline Vector hyperbolic_tangent(Vector x) {
     const ReducedExponential<Vector> reduced = reduced_exponential(bounded);
     const Vector one = Vector::broadcast(T(1));
     const Vector less_one = multiply_add(reduced.scale, reduced.fraction, reduced.scale - one);
-    return copy_sign(quotient(less_one, less_one + (one + one)), x);
+    return copy_sign(less_one / (less_one + (one + one)), x);
 }
 
 }  // namespace seqkernels

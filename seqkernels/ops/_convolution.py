@@ -61,7 +61,7 @@ def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, 
 
 
 def _empty_convolution_gradients(input, weight, needs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, (N, L, C); weight, (F, C, k); and bias: contiguous; empty if not needed."""
+    """Gradients, contiguous, of input (N, L, C), weight (F, C, k) and bias; empty if not needed."""
     return (
         input.new_empty(input.shape if needs[0] else 0),
         weight.new_empty(weight.shape if needs[1] else 0),

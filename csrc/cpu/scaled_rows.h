@@ -9,7 +9,8 @@
 //             8 KiB   24 KiB   64 KiB (L2)
 //   16 terms    65      68         49
 //   64 terms    78      78         57
-// Tried without gain: 12 vectors at once; offsets of 32 bits; prefetching the next target.
+// Tried without gain: 12 vectors at once, and 20 at AVX-512; offsets of 32 bits; prefetching the
+// next target.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@
 // of the input's part gain nothing so, 200 to 225).
 //
 // Tried without gain, over time: window by window, with the sums of a block of columns of all
-// filters in L1 (60 to 80 % slower: loads wait for stores a multiple of 4 KiB before them);
-// channels shared out among the threads, so that each reads half of the input (30 % slower);
+// filters in L1 (60 to 80 % slower, perhaps since loads wait for stores a multiple of 4 KiB before
+// them); channels shared out among the threads, so that each reads half of the input (30 % slower);
 // fetching the windows that come next.
 //
 // Scratch, owned by the call: each filter's lists, a block of pools long; for each thread those

@@ -11,8 +11,9 @@
 // other, and the place of their tap's weights differs from position to position by the same number.
 //
 // Scratch, owned by the call: the weights, F k C, rows of whole vectors; for each thread the sorted
-// winners of a sample, and where those of each start begin. Cost: 2 N F k C FLOPs. Limit: L2, from
-// which a filter's weights come once a sample.
+// winners of a sample, and where those of each start begin.
+//
+// Cost: 2 N F k C FLOPs. Limit: L2, from which a filter's weights come once a sample.
 #pragma once
 
 #include <algorithm>

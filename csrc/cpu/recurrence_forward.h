@@ -36,8 +36,9 @@
 // order of their sums differs from that of packed ones. Inputs of up to 512 rows are then projected
 // all at once, with weights that are read as they lie, once. Measured, in turns, packed / rows /
 // rows and inputs at once, ms (family 6, model 167, two threads, float32 LSTM):
-//   T 25, H 1024   N 1 8.4/7.4/7.7   N 4 10.7/9.9/10.0      T 50, H 1536   N 1 38.5/37.3/34.9
-//   T 25, H 2048   N 1 38.4/34.5/34.4   N 4 56.1/53.4/48.4  N 2 43.6/42.6/38.9   N 4 55.5/54.5/47.7
+//   T 25, H 1024   N 1 8.4/7.4/7.7                          N 4 10.7/9.9/10.0
+//   T 50, H 1536   N 1 38.5/37.3/34.9   N 2 43.6/42.6/38.9   N 4 55.5/54.5/47.7
+//   T 25, H 2048   N 1 38.4/34.5/34.4                       N 4 56.1/53.4/48.4
 // Packed was faster from 6 samples on (T 400, H 1024: 189 ms, rows 207); 400 steps of 1, 2 and 4
 // samples took, packed / rows, 123/120, 137/141 and 167/169.
 //
@@ -45,8 +46,8 @@
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
 // of L2: LSTM of N 1, H 512 1.44 to 1.12 ms; H 1024 10.9 to 9.8 ms; RNN of H 1760 8.0 to 6.7 ms).
 //
-// A step of few rows takes what reading the weights takes: of N 1, H 2048, 25 steps at 50 GB/s,
-// what the processor's last cache gives two threads, are 32 of those 34 ms.
+// A step of few rows takes what reading the weights takes: for N 1, H 2048, 24 steps that read 67
+// MB at 50 GB/s, what the processor's last cache gives two threads, would be 32 of those 34 ms.
 //
 // Gates for the backward that no cache holds until then are written past the caches: an LSTM's
 // forward of N 64, T 50, H 512 from 16.1 to 12.6 ms in bfloat16, 36.6 to 33.5 in float32; 13 MB of
@@ -58,7 +59,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -145,7 +145,8 @@ class RecurrenceForwardKernel {
                 pack_hidden_weights(panel, thread, granted);
             }
             if (copies_rows) {
-                copy_weight_rows(part_of(weight_rows, 1, thread, granted), copied_rows.data());
+                copy_rows(call_.weight_hh, part_of(weight_rows, 1, thread, granted), shape_.hidden,
+                          copied_rows.data());
             }
             projection.pack(panel, thread, granted);
             projection.set_bias(
@@ -202,20 +203,6 @@ class RecurrenceForwardKernel {
     bool reads_weight_rows() const {
         constexpr int64_t most_samples = 4;
         return shape_.batch <= most_samples && is_beyond_caches(hidden_layout_);
-    }
-
-    // Some of their rows with numbers side by side, of the type they have.
-    void copy_weight_rows(Range rows, void* copies) const {
-        const Matrix& weight = call_.weight_hh;
-        with_numbers<T>(weight.numbers, [&](const auto* data) {
-            auto* target = static_cast<std::decay_t<decltype(*data)>*>(copies);
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
-                for (int64_t k = 0; k < shape_.hidden; ++k) {
-                    target[row * shape_.hidden + k] =
-                        data[row * weight.stride_row + k * weight.stride_column];
-                }
-            }
-        });
     }
 
     void pack_hidden_weights(T* scratch, int thread, int threads) const {

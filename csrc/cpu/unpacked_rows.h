@@ -44,6 +44,20 @@ constexpr int64_t unpacked_block_rows = 96;
 template <class Vector>
 constexpr int summed_lanes = static_cast<int>(smaller(Vector::width, 4));
 
+// Some rows of a matrix with their numbers side by side, of the type they have: row r from
+// copies[r * depth] on.
+template <class T>
+inline void copy_rows(const Matrix& matrix, Range rows, int64_t depth, T* copies) {
+    with_numbers<T>(matrix.numbers, [&](const auto* data) {
+        auto* target = static_cast<std::decay_t<decltype(*data)>*>(static_cast<void*>(copies));
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            for (int64_t k = 0; k < depth; ++k) {
+                target[r * depth + k] = data[r * matrix.stride_row + k * matrix.stride_column];
+            }
+        }
+    });
+}
+
 // A row and R matrix rows, of `depth` contiguous numbers each, per term of a sum of products.
 constexpr int most_terms = 2;
 
@@ -65,14 +79,7 @@ struct Term {
     Term contiguous(int64_t first, int64_t count, T* copies) const {
         const Stored numbers = matrix.numbers.from(first * matrix.stride_row);
         if (matrix.stride_column == 1) return {rows, {numbers, matrix.stride_row, 1}, depth};
-        with_numbers<T>(numbers, [&](const auto* data) {
-            auto* copy = static_cast<std::decay_t<decltype(*data)>*>(static_cast<void*>(copies));
-            for (int64_t r = 0; r < count; ++r) {
-                for (int64_t k = 0; k < depth; ++k) {
-                    copy[r * depth + k] = data[r * matrix.stride_row + k * matrix.stride_column];
-                }
-            }
-        });
+        copy_rows({numbers, matrix.stride_row, matrix.stride_column}, {0, count}, depth, copies);
         return {rows, {{copies, numbers.type}, depth, 1}, depth};
     }
 };

@@ -81,7 +81,6 @@ struct ScalarVector {
     friend ScalarVector operator+(ScalarVector a, ScalarVector b) { return {a.value + b.value}; }
     friend ScalarVector operator-(ScalarVector a, ScalarVector b) { return {a.value - b.value}; }
     friend ScalarVector operator*(ScalarVector a, ScalarVector b) { return {a.value * b.value}; }
-    // a / b, where that and 1 / b are no smaller than normal numbers unless a is.
     friend ScalarVector operator/(ScalarVector a, ScalarVector b) { return {a.value / b.value}; }
     // a * b + c; in two roundings here, since not every processor has a fused one.
     friend ScalarVector multiply_add(ScalarVector a, ScalarVector b, ScalarVector c) {

@@ -13,11 +13,17 @@
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another; but da may take the place of the gates, read before they are overwritten. Scratch, owned
-// by the call: both weights packed the other way round, G H (I + H); da, T N G H, where it is given
-// no room; the schedule, T N + T + N integers; for each thread pointers for the rows of one step
-// and sums of block_rows rows; blocks of the weight gradients' operands; of numbers narrower than
-// the sums, cell states and their gradients, 2 N H; and in matrix tiles, for each thread, a panel
-// of weights and the gradients of gates of some rows (row_product.h) as they are multiplied.
+// by the call: both weights packed the other way round, G H (I + H); that of recurrent_gradients.h;
+// the schedule, T N + T + N integers; the gradients of gates of one step, N G H; for each thread
+// pointers for the rows of one step; sums of block_rows rows, twice for each half; blocks of the
+// weight gradients' operands; and in matrix tiles, for each thread, a panel of weights and the
+// gradients of gates of some rows (row_product.h) as they are multiplied.
+//
+// The steps' products W_hh^T da are added up in two halves, those of the gates of either half of
+// the hidden units, so that two threads with the same samples multiply what they have made
+// themselves: the sums that they hand each other are N H numbers where all of da would be 4 N H (in
+// three planes as many bytes again and half of it). Halves are cut by H alone, so that the order of
+// the sums does not depend on the threads.
 //
 // Of a step first all sums are multiplied, then the gradients of gates computed row by row: what
 // they need comes from memory, whose reads the processor runs ahead of where they follow each other
@@ -34,10 +40,11 @@
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
+#include "gate_weights.h"
 #include "product.h"
 #include "recurrence_schedule.h"
+#include "recurrent_gradients.h"
 #include "row_product.h"
-#include "vector_math.h"
 #include "weight_gradient.h"
 
 namespace seqkernels {
@@ -48,46 +55,51 @@ class RecurrenceBackwardKernel {
     using T = typename Vector::Element;
     using Left = typename Product::Left;
     using Packed = typename Product::Packed;
+    using Layout = PanelLayout<Vector>;
     using Operand = typename Gradient::template Operand<Number>;
-    static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
-    static constexpr int gates = is_lstm ? 4 : 1;
-    // Running gradients of cell states are then kept in a wider type than they are given in.
+    using Gradients = RecurrentGradients<Vector, cell_type, Number>;
+    using Gate = typename Gradients::Gate;
+    using Row = typename Gradients::Row;
+    static constexpr int gates = Gradients::gates;
+    // The biases' gradients are then summed up in a wider type than they are given in.
     static constexpr bool is_narrow = !std::is_same_v<Number, T>;
-    // Then gradients of gates too are kept as they are multiplied.
-    using Gate = Number;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
     // Rows whose sums are kept while all panels pass: whole tiles.
     static constexpr int64_t block_rows = 96;
+    static constexpr int most_halves = 2;
 
  public:
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<Number>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths),
+          gradients_(arguments, schedule_),
           input_layout_{shape_.inputs, gates * shape_.hidden, panel_units, 1},
-          hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1} {}
+          hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
+          half_count_(hidden_layout_.panels() > 1 ? 2 : 1) {
+        for (int h = 0; h < half_count_; ++h) halves_[h] = half(h);
+    }
 
     void run(int threads) {
         const bool needs_input = call_.grad_input != nullptr;
+        const int64_t batch = shape_.batch, depth = gates * shape_.hidden;
         const Scratch<Packed> input_weights(needs_input ? Product::packed_elements(input_layout_)
                                                         : 0);
-        const Scratch<Packed> hidden_weights(Product::packed_elements(hidden_layout_));
-        const int64_t most_rows = shape_.batch + 1;
+        const Scratch<Packed> hidden_weights(packed_elements());
+        const int64_t most_rows = batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
-        const Scratch<const Gate*> after(checked_product({most_rows, threads}));
-        const Scratch<T> scales(checked_product({most_rows, threads}));
-        const int64_t most_sums =
-            checked_product({hidden_layout_.panels(), panel_units, block_rows});
-        const Scratch<Vector> sums(checked_product({most_sums, threads}));
-        const int64_t depth = gates * shape_.hidden;
-        const bool has_room = !is_narrow && call_.grad_gates != nullptr;
-        const Scratch<Gate> grad_gates(
-            has_room ? 0 : checked_product({shape_.steps, shape_.batch, depth}));
-        place_gate_gradients(grad_gates.data());
-        const int64_t most_copies =
-            larger(Product::left_elements(most_rows, depth),
-                   Product::left_elements(rows_together<Product>(depth), depth));
+        const Scratch<const Gate*> after(checked_product({most_rows, most_halves, threads}));
+        const Scratch<T> scales(checked_product({most_rows, most_halves, threads}));
+        const Scratch<Gate> step_gates(checked_product({batch + threads, depth}));
+        const Scratch<Vector> sums(checked_product(
+            {rows_of_all_sums(threads), half_count_, hidden_layout_.panels(), panel_units}));
+        const Scratch<Gate> grad_gates(gradients_.gate_elements());
+        const Scratch<T> initial_cells(gradients_.cell_elements());
+        const Scratch<T> grad_cells(gradients_.cell_elements());
+        gradients_.place(grad_gates.data(), initial_cells.data(), grad_cells.data());
+        const int64_t most_copies = larger(
+            step_copies(most_rows), Product::left_elements(rows_together<Product>(depth), depth));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
@@ -98,103 +110,159 @@ class RecurrenceBackwardKernel {
         const int64_t row_count = schedule_.row_count();
         const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
         const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
-        const int64_t cells = is_lstm && is_narrow ? shape_.batch * shape_.hidden : 0;
-        const Scratch<T> initial_cells(cells), grad_cells(cells);
-        place_cell_states(initial_cells.data(), grad_cells.data());
         const Scratch<T> bias_sums(is_narrow && call_.grad_bias != nullptr ? depth : 0);
         T* const grad_bias = place_bias(bias_sums.data());
         input_weights_ = input_weights.data();
-        hidden_weights_ = hidden_weights.data();
+        place_halves(hidden_weights.data());
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
-            prepare(panel_scratch.data() + thread * panel_elements, thread, granted);
-            barrier.wait(granted);
             const Grid grid = recurrence_grid(
-                shape_.batch, tile_rows, hidden_layout_.panels(),
+                batch, tile_rows, hidden_layout_.panels(),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
-            // Threads with the same samples make the gradients ready that they multiply together.
-            const int64_t first = grid.row_part(thread) * grid.column_parts;
-            const Samples mine{rows.data() + thread * most_rows, after.data() + thread * most_rows,
-                               copies.data() + first * most_copies,
-                               scales.data() + first * most_rows, sums.data() + thread * most_sums};
-            const auto wait = [&] {
-                if (grid.column_parts > 1) barrier.wait(granted);
-            };
-            for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
-                run_step(step, grid, thread, mine, wait);
-                wait();
+            const int64_t group = grid.row_part(thread);
+            const int64_t group_rows = divide_rounding_up(batch, grid.row_parts);
+            const int64_t sum_rows = rows_of_sums(grid.row_parts);
+            Steps mine{};
+            mine.grid = grid;
+            mine.thread = thread;
+            mine.rows = rows.data() + thread * most_rows;
+            mine.step_gates = step_gates.data() + group * group_rows * depth;
+            mine.group_rows = group_rows;
+            mine.after = after.data() + thread * most_halves * most_rows;
+            mine.copies = copies.data() + thread * most_copies;
+            mine.scales = scales.data() + thread * most_halves * most_rows;
+            mine.most_rows = most_rows;
+            mine.sum_rows = sum_rows;
+            mine.all_sums = half_count_ * hidden_layout_.panels() * sum_rows * panel_units;
+            mine.sums = sums.data() + group * (grid.column_parts > 1 ? 2 : 1) * mine.all_sums;
+            prepare(mine, panel_scratch.data() + thread * panel_elements, granted);
+            barrier.wait(granted);
+            for (int64_t step = schedule_.longest() - 1; step >= -1; --step) {
+                run_step(step, mine, [&] { barrier.wait(granted); });
             }
             barrier.wait(granted);
+            if (thread == 0) pass_through();
             Left* const own_copies = copies.data() + thread * most_copies;
-            initial_hidden_gradient(thread, granted, own_copies);
             if (needs_input) input_gradient(thread, granted, own_copies);
             if (needs_weights || grad_bias != nullptr) {
                 weight_gradients(gradient, grad_bias, inputs, states, thread, granted, barrier);
             }
-            narrow_cell_gradients(thread, granted);
+            gradients_.finish(thread, granted);
             barrier.wait(granted);
             narrow_bias_gradient(grad_bias, thread, granted);
         });
     }
 
  private:
-    // Where one sample's data of one step lie.
-    struct Row {
-        const Gate* grad_gates_after;
-        const T* gates;
-        const Number* hidden;
-        const T* cell;
-        const T* cell_before;
-        const Number* grad_hidden;
-        const Number* grad_final_hidden;
-        Gate* grad_gates;
-        T* grad_cell;
+    // The gates of some panels of hidden units, whose gradients are multiplied together.
+    struct Half {
+        Range panels;
+        GateWeights weights;
+        Layout layout;
+        Packed* packed;
     };
 
-    // A thread's samples of one step, and their gates' gradients of the step after.
-    struct Samples {
+    Half half(int h) const {
+        const Range panels = part_of(hidden_layout_.panels(), 1, h, half_count_);
+        const int64_t first = hidden_layout_.first_column(panels.begin);
+        const int64_t end = smaller(hidden_layout_.first_column(panels.end), shape_.hidden);
+        const GateWeights weights{call_.weight_hh, shape_.hidden, gates, first, end - first};
+        return {panels, weights, {shape_.hidden, weights.depth(), panel_units, 1}, nullptr};
+    }
+    int half_of(int64_t panel) const { return halves_[0].panels.has(panel) ? 0 : 1; }
+
+    int64_t packed_elements() const {
+        int64_t elements = 0;
+        for (int h = 0; h < half_count_; ++h) {
+            elements += Product::packed_elements(halves_[h].layout);
+        }
+        return elements;
+    }
+    void place_halves(Packed* packed) {
+        for (int h = 0; h < half_count_; ++h) {
+            halves_[h].packed = packed;
+            packed += Product::packed_elements(halves_[h].layout);
+        }
+    }
+    int64_t step_copies(int64_t rows) const {
+        int64_t elements = 0;
+        for (int h = 0; h < half_count_; ++h) {
+            elements += Product::left_elements(rows, halves_[h].layout.depth);
+        }
+        return elements;
+    }
+
+    // Rows whose sums threads with the same samples keep, whole tiles.
+    int64_t rows_of_sums(int64_t row_parts) const {
+        constexpr int64_t unit = 16;
+        return smaller(
+            block_rows,
+            divide_rounding_up(divide_rounding_up(shape_.batch, row_parts), unit) * unit);
+    }
+    // Those of all of them, where two threads or more have the same samples twice, however many
+    // parts they are.
+    int64_t rows_of_all_sums(int threads) const {
+        return smaller(checked_product({block_rows, threads}),
+                       checked_product({2, shape_.batch + 16 * threads}));
+    }
+
+    // What a thread needs for the steps: its place, its samples' rows, and of one step the gates'
+    // gradients of all units, half by half, and the sums, which those with the same samples share.
+    struct Steps {
+        Grid grid;
+        int thread;
         Row* rows;
-        const Gate** after;
-        Left* copies;  // of those, as they are multiplied, if that is otherwise
+        Gate* step_gates;
+        int64_t group_rows;
+        const Gate** after;  // pointers to those
+        Left* copies;        // as they are multiplied, if that is otherwise
         T* scales;
-        Vector* sums;  // of block_rows rows, panel after panel
-
-        Vector* sums_of(int64_t panel) const { return sums + panel * block_rows * panel_units; }
+        int64_t most_rows;
+        Vector* sums;  // [turn][half][panel][row][unit]
+        int64_t all_sums, sum_rows;
+        bool is_second_turn;
     };
+    Gate* gates_of(const Steps& mine, int h, int64_t row) const {
+        return mine.step_gates + mine.group_rows * gates * halves_[h].weights.first +
+               row * halves_[h].weights.depth();
+    }
+    Vector* sums_of(const Steps& mine, int h, int64_t panel) const {
+        return mine.sums + (mine.is_second_turn ? mine.all_sums : 0) +
+               (h * hidden_layout_.panels() + panel) * mine.sum_rows * panel_units;
+    }
+    // A thread's products: [half][panel], side by side for threads with the same samples.
+    Range items(const Steps& mine) const {
+        return mine.grid.columns(half_count_ * hidden_layout_.panels(), mine.thread);
+    }
 
-    void prepare(T* scratch, int thread, int threads) const {
-        pack_transposed(hidden_weights_, hidden_layout_, call_.weight_hh, scratch, thread, threads);
+    void prepare(const Steps& mine, T* scratch, int threads) const {
+        // Each packs what it will multiply by, shared with those that have other samples.
+        const Range all = items(mine);
+        const Range part = part_of(all.end - all.begin, 1, mine.grid.row_part(mine.thread),
+                                   static_cast<int>(mine.grid.row_parts));
+        for (int h = 0; h < half_count_; ++h) {
+            const int64_t first = h * hidden_layout_.panels();
+            const Range panels{larger(all.begin + part.begin - first, 0),
+                               smaller(all.begin + part.end - first, hidden_layout_.panels())};
+            Product::pack(halves_[h].packed, halves_[h].layout, panels, scratch,
+                          [&](T* target, int64_t panel) {
+                              pack_panel(target, halves_[h].layout, panel, halves_[h].weights);
+                          });
+            for (int64_t i = 0; i < mine.group_rows; ++i) {
+                mine.after[h * mine.most_rows + i] = gates_of(mine, h, i);
+            }
+        }
         if (call_.grad_input != nullptr) {
-            pack_transposed(input_weights_, input_layout_, call_.weight_ih, scratch, thread,
-                            threads);
+            Product::pack(input_weights_, input_layout_,
+                          part_of(input_layout_.panels(), 1, mine.thread, threads), scratch,
+                          [&](T* target, int64_t panel) {
+                              pack_panel(target, input_layout_, panel, input_layout_.depth,
+                                         call_.weight_ih.transposed());
+                          });
         }
-        if constexpr (is_lstm) {
-            const Range samples = part_of(shape_.batch, 1, thread, threads);
-            start_from(call_.grad_final_cell, grad_cell_, samples);
-            if constexpr (is_narrow) start_from(call_.initial_cell, widened_initial_cell_, samples);
-        }
-    }
-
-    // Where cell states and their running gradients lie: as they are given, or where there is room
-    // for them in the type that they are kept in.
-    void place_cell_states(T* initial, T* gradients) {
-        if constexpr (is_narrow) {
-            widened_initial_cell_ = initial;
-            initial_cell_ = initial;
-            grad_cell_ = gradients;
-        } else {
-            initial_cell_ = call_.initial_cell;
-            grad_cell_ = call_.grad_initial_cell;
-        }
-    }
-    void place_gate_gradients(Gate* room) {
-        if constexpr (is_narrow) {
-            grad_gates_ = room;
-        } else {
-            grad_gates_ = call_.grad_gates == nullptr ? room : call_.grad_gates;
-        }
+        gradients_.start(mine.thread, threads);
     }
 
     // Where the biases' gradient is summed up: in its place, or where there is room for it in a
@@ -213,182 +281,122 @@ class RecurrenceBackwardKernel {
                                 mine.end - mine.begin);
     }
 
-    void narrow_cell_gradients(int thread, int threads) const {
-        if constexpr (is_lstm && is_narrow) {
-            const Range samples = part_of(shape_.batch, 1, thread, threads);
-            start_from(grad_cell_, call_.grad_initial_cell, samples);
-        }
-    }
-
-    static void pack_transposed(Packed* packed, const PanelLayout<Vector>& layout,
-                                const Matrix& weight, T* scratch, int thread, int threads) {
-        Product::pack(packed, layout, part_of(layout.panels(), 1, thread, threads), scratch,
-                      [&](T* target, int64_t panel) {
-                          pack_panel(target, layout, panel, layout.depth, weight.transposed());
-                      });
-    }
-
-    // target = source, or zero where there is no source.
-    template <class From, class To>
-    void start_from(const From* source, To* target, Range samples) const {
-        const int64_t first = samples.begin * shape_.hidden;
-        const int64_t count = (samples.end - samples.begin) * shape_.hidden;
-        if (source == nullptr) {
-            std::memset(target + first, 0, static_cast<std::size_t>(count) * sizeof(To));
-        } else {
-            convert_numbers<Vector>(source + first, target + first, count);
-        }
-    }
-
-    Row row_of(int64_t n, int64_t step) const {
-        const int64_t hidden = shape_.hidden;
-        const int64_t row = schedule_.row(n, step);
-        const bool is_last = step + 1 == schedule_.length(n);
-        Row result{};
-        result.grad_gates = grad_gates_ + row * gates * hidden;
-        if (!is_last) {
-            result.grad_gates_after = grad_gates_ + schedule_.row(n, step + 1) * gates * hidden;
-        } else if (call_.grad_final_hidden != nullptr) {
-            result.grad_final_hidden = call_.grad_final_hidden + n * hidden;
-        }
-        if (call_.grad_output != nullptr) result.grad_hidden = call_.grad_output + row * hidden;
-        result.hidden = call_.output + row * hidden;
-        if constexpr (is_lstm) {
-            result.gates = call_.gates + row * gates * hidden;
-            result.cell = call_.cells + row * hidden;
-            result.cell_before = step == 0 ? initial_cell_ + n * hidden
-                                           : call_.cells + schedule_.row(n, step - 1) * hidden;
-            result.grad_cell = grad_cell_ + n * hidden;
-        }
-        return result;
-    }
-
-    // wait() returns when all threads with the same samples have called it.
+    // The gates' gradients of a step, or, of -1, the initial states'. wait() returns when all
+    // threads have called it.
     template <class Wait>
-    void run_step(int64_t step, const Grid& grid, int thread, const Samples& mine,
-                  Wait&& wait) const {
-        const int64_t count = grid.dealt(schedule_.active(step), thread);
+    void run_step(int64_t step, Steps& mine, Wait&& wait) const {
+        const Grid& grid = mine.grid;
         // Samples whose last step this is have no later step's gradient to add: they come after the
         // rest.
-        const int64_t continuing = grid.dealt(schedule_.active(step + 1), thread);
-        for (int64_t i = 0; i < count; ++i) {
-            mine.rows[i] =
-                row_of(schedule_.sample(grid.row_part(thread) + i * grid.row_parts), step);
-            mine.after[i] = mine.rows[i].grad_gates_after;
+        const int64_t continuing = grid.dealt(schedule_.active(step + 1), mine.thread);
+        const int64_t active = schedule_.active(larger(step, 0));
+        const int64_t count = grid.dealt(active, mine.thread);
+        for (int64_t i = 0; step >= 0 && i < count; ++i) {
+            mine.rows[i] = gradients_.row(sample_of(mine, i), step);
         }
-        const Range part = part_of(continuing, Product::rows, grid.column_part(thread),
-                                   static_cast<int>(grid.column_parts));
-        const auto after =
-            Product::prepare(mine.after, part, hidden_layout_.depth, mine.copies, mine.scales);
-        if (Product::in_tiles && schedule_.active(step + 1) > 0) wait();
-        for (int64_t first = 0; first < count; first += block_rows) {
-            const int64_t together = smaller(block_rows, count - first);
+        const Range products = items(mine);
+        typename Product::template Rows<Gate> after[most_halves];
+        Left* copies = mine.copies;
+        for (int h = 0; h < half_count_; ++h) {
+            const int64_t panels = hidden_layout_.panels(), depth = halves_[h].layout.depth;
+            const bool is_mine = products.begin < (h + 1) * panels && products.end > h * panels;
+            after[h] = Product::prepare(mine.after + h * mine.most_rows,
+                                        Range{0, is_mine ? continuing : 0}, depth, copies,
+                                        mine.scales + h * mine.most_rows);
+            copies += Product::left_elements(mine.most_rows, depth);
+        }
+        // All threads take as many turns.
+        const int64_t most = divide_rounding_up(active, grid.row_parts);
+        for (int64_t first = 0; first < most; first += block_rows) {
+            const int64_t together = larger(0, smaller(block_rows, count - first));
             const int64_t with_product = larger(0, smaller(together, continuing - first));
-            const Range panels = grid.columns(hidden_layout_.panels(), thread);
-            for (int64_t position = panels.begin; position < panels.end; ++position) {
+            for (int64_t position = products.begin; position < products.end; ++position) {
                 // There and back again: the weights that the last step read last are still in L2.
-                const int64_t panel =
-                    step % 2 == 0 ? position : panels.begin + panels.end - 1 - position;
-                multiply(mine.sums_of(panel - panels.begin), after.from(first), with_product,
-                         panel);
+                const int64_t item =
+                    step % 2 == 0 ? position : products.begin + products.end - 1 - position;
+                const int h = item < hidden_layout_.panels() ? 0 : 1;
+                const int64_t panel = item - h * hidden_layout_.panels();
+                multiply(sums_of(mine, h, panel), after[h].from(first), with_product, panel,
+                         halves_[h]);
             }
-            // Row by row, so that what lies side by side is read in one go: most of it comes from
-            // memory.
-            for (int64_t m = 0; m < together; ++m) {
-                for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                    const Vector* sums = mine.sums_of(panel - panels.begin);
-                    const int64_t units = hidden_layout_.units_of(panel);
-                    for (int64_t u = 0; u < units; ++u) {
-                        const Row& row = mine.rows[first + m];
-                        const int64_t unit = hidden_layout_.first_column(panel) + u * Vector::width;
-                        const Vector grad_hidden = grad_hidden_of(row, unit);
-                        gate_gradients(
-                            row, unit,
-                            m < with_product ? sums[m * units + u] + grad_hidden : grad_hidden);
-                    }
-                }
+            const bool has_sums = schedule_.active(step + 1) > 0;
+            if (has_sums && grid.column_parts > 1) wait();
+            if (step < 0) {
+                initial_gradients(mine, first, with_product);
+            } else {
+                step_back(mine, first, together, with_product);
             }
+            // Sums of the next turn go elsewhere: others may still read these.
+            if (has_sums && grid.column_parts > 1) mine.is_second_turn = !mine.is_second_turn;
         }
+        // Threads that share a half wait for its gates' gradients.
+        if (grid.column_parts > half_count_) wait();
     }
 
-    // sums = the recurrent weights' product, for one panel, with `count` rows of gates' gradients.
+    int64_t sample_of(const Steps& mine, int64_t i) const {
+        return schedule_.sample(mine.grid.row_part(mine.thread) + i * mine.grid.row_parts);
+    }
+
+    // sums = the product, for one panel, of `count` rows of gates' gradients with a half's weights.
     void multiply(Vector* sums, const typename Product::template Rows<Gate>& after, int64_t count,
-                  int64_t panel) const {
-        const int64_t units = hidden_layout_.units_of(panel);
+                  int64_t panel, const Half& half) const {
+        const int64_t units = half.layout.units_of(panel);
         if (Product::accumulates) {
             for (int64_t i = 0; i < count * units; ++i) sums[i] = Vector::broadcast(0);
         }
         Product::for_each_block(count, [&](int64_t first, int rows) {
-            Product::multiply_block(sums + first * units, after.from(first), rows, hidden_layout_,
-                                    panel, hidden_weights_, call_.weight_hh.transposed());
+            Product::multiply_block(sums + first * units, after.from(first), rows, half.layout,
+                                    panel, half.packed, half.weights);
         });
     }
 
-    // What a state's gradient is without that of the step after.
-    Vector grad_hidden_of(const Row& row, int64_t unit) const {
-        const int64_t count = shape_.hidden - unit;
-        Vector sum = row.grad_hidden == nullptr ? Vector::broadcast(0)
-                                                : load_up_to<Vector>(row.grad_hidden + unit, count);
-        if (row.grad_final_hidden != nullptr) {
-            sum = sum + load_up_to<Vector>(row.grad_final_hidden + unit, count);
-        }
-        return sum;
-    }
-
-    void gate_gradients(const Row& row, int64_t unit, Vector grad_hidden) const {
-        const int64_t hidden = shape_.hidden;
-        const int64_t count = hidden - unit;
-        const Vector one = Vector::broadcast(1);
-        if constexpr (is_lstm) {
-            const auto gate = [&](int g) {
-                return load_up_to<Vector>(row.gates + g * hidden + unit, count);
-            };
-            const Vector input_gate = gate(0), forget_gate = gate(1), candidate = gate(2),
-                         output_gate = gate(3);
-            const Vector squashed = hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
-            const Vector grad_cell = load_up_to<Vector>(row.grad_cell + unit, count) +
-                                     grad_hidden * output_gate * (one - squashed * squashed);
-            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
-            const auto store = [&](int g, Vector gradient) {
-                store_up_to(gradient, row.grad_gates + g * hidden + unit, count);
-            };
-            store(0, grad_cell * candidate * (input_gate * (one - input_gate)));
-            store(1, grad_cell * before * (forget_gate * (one - forget_gate)));
-            store(2, grad_cell * input_gate * (one - candidate * candidate));
-            store(3, grad_hidden * squashed * (output_gate * (one - output_gate)));
-            store_up_to(grad_cell * forget_gate, row.grad_cell + unit, count);
-        } else {
-            const Vector h = load_up_to<Vector>(row.hidden + unit, count);
-            const Vector zero = Vector::broadcast(0);
-            const Vector gradient = cell_type == RecurrentCell::rnn_tanh
-                                        ? grad_hidden * (one - h * h)
-                                        : select(at_most(h, zero), zero, grad_hidden);
-            store_up_to(gradient, row.grad_gates + unit, count);
+    // Calls function(panel, unit, sum) for the hidden units of a thread; sum(m): the product of row
+    // m.
+    template <class Function>
+    void for_each_unit(const Steps& mine, Function&& function) const {
+        const Range panels = mine.grid.columns(hidden_layout_.panels(), mine.thread);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            const int64_t units = hidden_layout_.units_of(panel);
+            const Vector* first = sums_of(mine, 0, panel);
+            const Vector* second = half_count_ > 1 ? sums_of(mine, 1, panel) : nullptr;
+            for (int64_t u = 0; u < units; ++u) {
+                function(panel, hidden_layout_.first_column(panel) + u * Vector::width,
+                         [=](int64_t m) {
+                             const int64_t i = m * units + u;
+                             return second == nullptr ? first[i] : first[i] + second[i];
+                         });
+            }
         }
     }
 
-    void initial_hidden_gradient(int thread, int threads, Left* copies) const {
-        // Samples that ran at all are the first of the order; the others pass their gradient
-        // through.
-        const int64_t ran = schedule_.active(0);
-        const int64_t hidden = shape_.hidden;
-        const int64_t panels = hidden_layout_.panels();
-        const Grid grid = product_grid(ran, tile_rows, panels, threads);
-        multiply_rows<Vector, Product>(
-            hidden_layout_, hidden_weights_, call_.weight_hh.transposed(),
-            grid.columns(panels, thread), grid.rows(ran, tile_rows, thread), nullptr,
-            [&](int64_t position) {
-                const int64_t row = schedule_.row(schedule_.sample(position), 0);
-                return grad_gates_ + row * gates * hidden;
-            },
-            [&](int64_t position) {
-                return call_.grad_initial_hidden + schedule_.sample(position) * hidden;
-            },
-            copies);
-        if (thread != 0) return;
-        for (int64_t position = ran; position < shape_.batch; ++position) {
-            const int64_t n = schedule_.sample(position);
-            start_from(call_.grad_final_hidden, call_.grad_initial_hidden, {n, n + 1});
+    // Row by row, so that what lies side by side is read in one go: most of it comes from memory.
+    void step_back(const Steps& mine, int64_t first, int64_t count, int64_t with_product) const {
+        for (int64_t m = 0; m < count; ++m) {
+            const Row& row = mine.rows[first + m];
+            for_each_unit(mine, [&](int64_t panel, int64_t unit, auto&& sum) {
+                const int h = half_of(panel);
+                const GateWeights& weights = halves_[h].weights;
+                const Vector grad_hidden = gradients_.of_state(row, unit);
+                gradients_.step_back(
+                    row, unit, m < with_product ? sum(m) + grad_hidden : grad_hidden,
+                    gates_of(mine, h, first + m) + unit - weights.first, weights.count);
+            });
+        }
+    }
+
+    void initial_gradients(const Steps& mine, int64_t first, int64_t count) const {
+        for (int64_t m = 0; m < count; ++m) {
+            Number* target = call_.grad_initial_hidden + sample_of(mine, first + m) * shape_.hidden;
+            for_each_unit(mine, [&](int64_t, int64_t unit, auto&& sum) {
+                store_up_to(sum(m), target + unit, shape_.hidden - unit);
+            });
+        }
+    }
+
+    // Samples that ran at all are the first of the order.
+    void pass_through() const {
+        for (int64_t i = schedule_.active(0); i < shape_.batch; ++i) {
+            gradients_.pass_through(schedule_.sample(i));
         }
     }
 
@@ -399,9 +407,7 @@ class RecurrenceBackwardKernel {
         multiply_rows<Vector, Product>(
             input_layout_, input_weights_, call_.weight_ih.transposed(),
             grid.columns(panels, thread), grid.rows(rows, tile_rows, thread), nullptr,
-            [&](int64_t index) {
-                return grad_gates_ + schedule_.row_at(index) * gates * shape_.hidden;
-            },
+            [&](int64_t index) { return gradients_.gates_of(schedule_.row_at(index)); },
             [&](int64_t index) {
                 return call_.grad_input + schedule_.row_at(index) * shape_.inputs;
             },
@@ -420,8 +426,8 @@ class RecurrenceBackwardKernel {
         const int64_t hidden = shape_.hidden;
         gradient.run(
             schedule_.row_count(),
-            [&](int64_t index) { return grad_gates_ + schedule_.row_at(index) * gates * hidden; },
-            grad_bias, inputs,
+            [&](int64_t index) { return gradients_.gates_of(schedule_.row_at(index)); }, grad_bias,
+            inputs,
             [&](int64_t index) {
                 const int64_t row = schedule_.row_at(index);
                 return call_.input.data + row / shape_.batch * call_.input.stride_step +
@@ -440,14 +446,12 @@ class RecurrenceBackwardKernel {
     const RecurrenceBackward<Number>& call_;
     const RecurrenceShape& shape_;
     const Schedule schedule_;
-    const PanelLayout<Vector> input_layout_;
-    const PanelLayout<Vector> hidden_layout_;
+    Gradients gradients_;
+    const Layout input_layout_;
+    const Layout hidden_layout_;
+    const int half_count_;
+    Half halves_[most_halves] = {};
     Packed* input_weights_ = nullptr;
-    Packed* hidden_weights_ = nullptr;
-    const T* initial_cell_ = nullptr;
-    T* widened_initial_cell_ = nullptr;
-    T* grad_cell_ = nullptr;
-    Gate* grad_gates_ = nullptr;
 };
 
 template <class Vector, class Product, class Gradient, class Number>

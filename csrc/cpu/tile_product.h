@@ -247,12 +247,12 @@ struct TileProduct {
         return {given, cuts ? scales : nullptr, copies, tile_elements};
     }
 
-    // sums[m * vectors + v] = the product of a block of rows with panel p of a layout of `matrix`.
-    // sums has room for whole tiles of 16 rows.
-    template <class Number>
+    // sums[m * vectors + v] = the product of a block of rows with panel p of a layout of `matrix`,
+    // or of what else multiply_unpacked takes for one. sums has room for whole tiles of 16 rows.
+    template <class Number, class Operand>
     static void multiply_block(Vector* sums, const Rows<Number>& left, int count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                               const Matrix& matrix) {
+                               const Operand& matrix) {
         const int64_t vectors = layout.units_of(p) * layout.groups;
         const Vector zeros[most_vectors] = {};
         const auto by_vectors = [&](int64_t first, int64_t rows_of_them) {
@@ -424,10 +424,11 @@ struct TileProduct {
         int64_t row;
     };
 
-    template <class Number>
+    template <class Number, class Operand>
     static void add_by_vectors(Vector* sums, const Vector* start, int64_t line,
                                const Rows<Number>& left, Range rows_of_them,
-                               const PanelLayout<Vector>& layout, int64_t p, const Matrix& matrix) {
+                               const PanelLayout<Vector>& layout, int64_t p,
+                               const Operand& matrix) {
         const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
         const int64_t first = rows_of_them.begin, count = rows_of_them.end - first;
         Vector* at = sums + first * vectors_of_row;

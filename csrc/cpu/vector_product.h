@@ -87,10 +87,12 @@ struct VectorProduct {
         for_each_tile(count, function);
     }
 
-    // sums[m * vectors + v] += the product of a block of rows with panel p of a layout of a matrix.
+    // sums[m * vectors + v] += the product of a block of rows with panel p of a layout of a matrix,
+    // or of what else multiply_unpacked takes for one.
+    template <class Operand>
     static void multiply_block(Vector* sums, const Rows<T>& rows, int tile,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                               const Matrix&) {
+                               const Operand&) {
         multiply(sums, tile, layout.units_of(p) * layout.groups, rows.given,
                  packed + layout.offset(p), layout.depth);
     }

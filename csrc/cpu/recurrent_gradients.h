@@ -1,0 +1,178 @@
+// The gradients of a recurrence, step before step: where those of a sample lie, and how those of
+// its gates come of its state's.
+//
+// Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by who calls: da, T N G H,
+// where it is given no room; of numbers narrower than the sums, cell states and their gradients,
+// 2 N H, and the biases' gradient.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "product.h"
+#include "recurrence_schedule.h"
+#include "vector_math.h"
+
+namespace seqkernels {
+
+// Number: what input, states and their gradients hold.
+template <class Vector, RecurrentCell cell_type, class Number>
+class RecurrentGradients {
+    using T = typename Vector::Element;
+    static constexpr bool is_lstm = cell_type == RecurrentCell::lstm;
+    // Running gradients of cell states are then kept in a wider type than they are given in.
+    static constexpr bool is_narrow = !std::is_same_v<Number, T>;
+
+ public:
+    static constexpr int gates = is_lstm ? 4 : 1;
+    // Then gradients of gates too are kept as they are multiplied.
+    using Gate = Number;
+
+    RecurrentGradients(const RecurrenceBackward<Number>& arguments, const Schedule& schedule)
+        : call_(arguments), shape_(arguments.shape), schedule_(schedule) {}
+
+    // Room for the gates' gradients, if none is given.
+    int64_t gate_elements() const {
+        const bool has_room = !is_narrow && call_.grad_gates != nullptr;
+        return has_room ? 0 : checked_product({shape_.steps, shape_.batch, gates, shape_.hidden});
+    }
+    // Room for cell states or their gradients, if they are kept in another type than they are given
+    // in.
+    int64_t cell_elements() const {
+        return is_lstm && is_narrow ? checked_product({shape_.batch, shape_.hidden}) : 0;
+    }
+    void place(Gate* grad_gates, T* initial_cells, T* grad_cells) {
+        if constexpr (is_narrow) {
+            grad_gates_ = grad_gates;
+            widened_initial_cell_ = initial_cells;
+            initial_cell_ = initial_cells;
+            grad_cell_ = grad_cells;
+        } else {
+            grad_gates_ = call_.grad_gates == nullptr ? grad_gates : call_.grad_gates;
+            initial_cell_ = call_.initial_cell;
+            grad_cell_ = call_.grad_initial_cell;
+        }
+    }
+
+    // A thread's part of what the last step begins with, and of what the first leaves.
+    void start(int thread, int threads) const {
+        if constexpr (is_lstm) {
+            const Range samples = part_of(shape_.batch, 1, thread, threads);
+            start_from(call_.grad_final_cell, grad_cell_, samples);
+            if constexpr (is_narrow) start_from(call_.initial_cell, widened_initial_cell_, samples);
+        }
+    }
+    void finish(int thread, int threads) const {
+        if constexpr (is_lstm && is_narrow) {
+            start_from(grad_cell_, call_.grad_initial_cell,
+                       part_of(shape_.batch, 1, thread, threads));
+        }
+    }
+    // A sample that never runs passes its state's gradient through.
+    void pass_through(int64_t n) const {
+        start_from(call_.grad_final_hidden, call_.grad_initial_hidden, {n, n + 1});
+    }
+
+    // Where one sample's data of one step lie.
+    struct Row {
+        const T* gates;
+        const Number* hidden;
+        const T* cell;
+        const T* cell_before;
+        const Number* grad_hidden;
+        const Number* grad_final_hidden;
+        Gate* grad_gates;
+        T* grad_cell;
+    };
+
+    Row row(int64_t n, int64_t step) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t row = schedule_.row(n, step);
+        Row result{};
+        result.grad_gates = grad_gates_ + row * gates * hidden;
+        if (step + 1 == schedule_.length(n) && call_.grad_final_hidden != nullptr) {
+            result.grad_final_hidden = call_.grad_final_hidden + n * hidden;
+        }
+        if (call_.grad_output != nullptr) result.grad_hidden = call_.grad_output + row * hidden;
+        result.hidden = call_.output + row * hidden;
+        if constexpr (is_lstm) {
+            result.gates = call_.gates + row * gates * hidden;
+            result.cell = call_.cells + row * hidden;
+            result.cell_before = step == 0 ? initial_cell_ + n * hidden
+                                           : call_.cells + schedule_.row(n, step - 1) * hidden;
+            result.grad_cell = grad_cell_ + n * hidden;
+        }
+        return result;
+    }
+    const Gate* gates_of(int64_t row) const { return grad_gates_ + row * gates * shape_.hidden; }
+
+    // What the gradient of a vector's worth of a state is without that of the step after.
+    Vector of_state(const Row& row, int64_t unit) const {
+        const int64_t count = shape_.hidden - unit;
+        Vector sum = row.grad_hidden == nullptr ? Vector::broadcast(0)
+                                                : load_up_to<Vector>(row.grad_hidden + unit, count);
+        if (row.grad_final_hidden != nullptr) {
+            sum = sum + load_up_to<Vector>(row.grad_final_hidden + unit, count);
+        }
+        return sum;
+    }
+
+    // The gates' gradients of a vector's worth of hidden units, of which grad_hidden is the
+    // state's; they go to `copy` as well, gates `line` numbers apart.
+    void step_back(const Row& row, int64_t unit, Vector grad_hidden, Gate* copy,
+                   int64_t line) const {
+        const int64_t hidden = shape_.hidden;
+        const int64_t count = hidden - unit;
+        const auto store = [&](int g, Vector gradient) {
+            store_up_to(gradient, row.grad_gates + g * hidden + unit, count);
+            store_up_to(gradient, copy + g * line, count);
+        };
+        const Vector one = Vector::broadcast(1);
+        if constexpr (is_lstm) {
+            const auto gate = [&](int g) {
+                return load_up_to<Vector>(row.gates + g * hidden + unit, count);
+            };
+            const Vector input_gate = gate(0), forget_gate = gate(1), candidate = gate(2),
+                         output_gate = gate(3);
+            const Vector squashed = hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
+            const Vector grad_cell = load_up_to<Vector>(row.grad_cell + unit, count) +
+                                     grad_hidden * output_gate * (one - squashed * squashed);
+            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
+            store(0, grad_cell * candidate * (input_gate * (one - input_gate)));
+            store(1, grad_cell * before * (forget_gate * (one - forget_gate)));
+            store(2, grad_cell * input_gate * (one - candidate * candidate));
+            store(3, grad_hidden * squashed * (output_gate * (one - output_gate)));
+            store_up_to(grad_cell * forget_gate, row.grad_cell + unit, count);
+        } else {
+            const Vector h = load_up_to<Vector>(row.hidden + unit, count);
+            const Vector zero = Vector::broadcast(0);
+            store(0, cell_type == RecurrentCell::rnn_tanh
+                         ? grad_hidden * (one - h * h)
+                         : select(at_most(h, zero), zero, grad_hidden));
+        }
+    }
+
+ private:
+    // target = source, or zero where there is no source.
+    template <class From, class To>
+    void start_from(const From* source, To* target, Range samples) const {
+        const int64_t first = samples.begin * shape_.hidden;
+        const int64_t count = (samples.end - samples.begin) * shape_.hidden;
+        if (source == nullptr) {
+            std::memset(target + first, 0, static_cast<std::size_t>(count) * sizeof(To));
+        } else {
+            convert_numbers<Vector>(source + first, target + first, count);
+        }
+    }
+
+    const RecurrenceBackward<Number>& call_;
+    const RecurrenceShape& shape_;
+    const Schedule& schedule_;
+    const T* initial_cell_ = nullptr;
+    T* widened_initial_cell_ = nullptr;
+    T* grad_cell_ = nullptr;
+    Gate* grad_gates_ = nullptr;
+};
+
+}  // namespace seqkernels

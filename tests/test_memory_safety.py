@@ -101,7 +101,6 @@ def recurrence_backward() -> dict:
         "grad_output": torch.randn(4, 2, 5),
         "grad_final_hidden": torch.randn(2, 5),
         "grad_final_cell": torch.randn(2, 5),
-        "grad_gates": torch.full((4, 2, 20), 7.0),
         "grad_input": torch.full((4, 2, 3), 7.0),
         "grad_initial_hidden": torch.full((2, 5), 7.0),
         "grad_initial_cell": torch.full((2, 5), 7.0),
@@ -125,7 +124,6 @@ KERNELS = {
     _cpu.recurrence_backward: (
         recurrence_backward,
         (
-            "grad_gates",
             "grad_input",
             "grad_initial_hidden",
             "grad_initial_cell",

@@ -55,8 +55,6 @@ struct RecurrenceBackward {
     const T* grad_output;         // (T, N, H) contiguous, or null for zeros
     const T* grad_final_hidden;   // (N, H) contiguous, or null for zeros
     const T* grad_final_cell;     // (N, H) contiguous, or null for zeros
-    Accumulator<T>* grad_gates;   // (T, N, G H) contiguous room for gradients before the
-                                  // activations, or null; may be `gates`
     T* grad_input;                // (T, N, I) contiguous, written whole; or null
     T* grad_initial_hidden;       // (N, H) contiguous
     T* grad_initial_cell;         // (N, H) contiguous: the running gradient of the cell state; null

@@ -7,23 +7,31 @@
 //         da^i = dc g i (1 - i),  da^f = dc c_{t-1} f (1 - f),  da^g = dc i (1 - g^2),
 //         da^o = dh tanh(c) o (1 - o),  dc_{t-1} = dc f
 //   RNN:  da = dh (1 - h^2), or dh where h > 0
-// and then over all steps at once
+// and over the rows of many steps at once
 //   grad_input = W_ih^T da,  grad_weight_ih = da x^T,  grad_weight_hh = da h_{t-1}^T,  grad_bias =
 //   sum da
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
-// another; but da may take the place of the gates, read before they are overwritten. Scratch, owned
-// by the call: both weights packed the other way round, G H (I + H); that of recurrent_gradients.h;
-// the schedule, T N + T + N integers; the gradients of gates of one step, N G H; for each thread
-// pointers for the rows of one step; sums of block_rows rows, twice for each half; blocks of the
-// weight gradients' operands; and in matrix tiles, for each thread, a panel of weights and the
-// gradients of gates of some rows (row_product.h) as they are multiplied.
+// another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); da of
+// the rows that are multiplied together and of two steps, G H each; that of recurrent_gradients.h;
+// the schedule, T + N integers; for each thread pointers for the rows of one step; sums of
+// block_rows rows, twice for each half; blocks of the weight gradients' operands; and in matrix
+// tiles, for each thread, a panel of weights and the gradients of gates of some rows
+// (row_product.h) as they are multiplied.
 //
 // The steps' products W_hh^T da are added up in two halves, those of the gates of either half of
 // the hidden units, so that two threads with the same samples multiply what they have made
 // themselves: the sums that they hand each other are N H numbers where all of da would be 4 N H (in
 // three planes as many bytes again and half of it). Halves are cut by H alone, so that the order of
-// the sums does not depend on the threads.
+// the sums does not depend on the threads. Measured, in turns (family 6, model 167, two threads,
+// float32, T 50, H 256, the backward): N 32 10.4 to 9.4 ms.
+//
+// As soon as there are 4 MiB of da, or a block of rows as the weight gradients take them, these and
+// the inputs' gradients are made of them, while they are still in a cache; their room is then used
+// again. Measured, in turns, the whole backward in ms, with no MiB, 4, 8 and all (as above):
+// float32, N 64, H 512 70.1/69.3/72.6/73.4; bfloat16 21.5/21.1/21.7/22.5, H 256 6.2/5.9/5.9/6.0.
+// Where the sums of the weight gradients stay in L2 from block to block (N 16, H 256) more than one
+// block is better.
 //
 // Of a step first all sums are multiplied, then the gradients of gates computed row by row: what
 // they need comes from memory, whose reads the processor runs ahead of where they follow each other
@@ -40,7 +48,7 @@
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
-#include "gate_weights.h"
+#include "gate_order.h"
 #include "product.h"
 #include "recurrence_schedule.h"
 #include "recurrent_gradients.h"
@@ -61,13 +69,15 @@ class RecurrenceBackwardKernel {
     using Gate = typename Gradients::Gate;
     using Row = typename Gradients::Row;
     static constexpr int gates = Gradients::gates;
-    // The biases' gradients are then summed up in a wider type than they are given in.
-    static constexpr bool is_narrow = !std::is_same_v<Number, T>;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
     // Rows whose sums are kept while all panels pass: whole tiles.
     static constexpr int64_t block_rows = 96;
+    static constexpr int64_t rows_together = Gradient::block_rows;
     static constexpr int most_halves = 2;
+    // Hidden units are shared out in so many, whole vectors on any processor.
+    static constexpr int64_t share_units = 16;
+    static_assert(share_units % Vector::width == 0);
 
  public:
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<Number>& arguments)
@@ -77,214 +87,224 @@ class RecurrenceBackwardKernel {
           gradients_(arguments, schedule_),
           input_layout_{shape_.inputs, gates * shape_.hidden, panel_units, 1},
           hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
-          half_count_(hidden_layout_.panels() > 1 ? 2 : 1) {
-        for (int h = 0; h < half_count_; ++h) halves_[h] = half(h);
+          order_(halves_of(shape_.hidden)),
+          most_waiting_(waiting_rows_of(order_.count() * int64_t{sizeof(Gate)})),
+          ring_rows_(larger(most_waiting_, shape_.batch) + shape_.batch) {
+        for (int h = 0; h < order_.halves(); ++h) {
+            halves_[h] = {{call_.weight_hh, order_, {h, h + 1}},
+                          {shape_.hidden, order_.depth(h), panel_units, 1},
+                          nullptr};
+        }
     }
 
     void run(int threads) {
         const bool needs_input = call_.grad_input != nullptr;
-        const int64_t batch = shape_.batch, depth = gates * shape_.hidden;
+        const bool needs_weights =
+            call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
+        const int64_t batch = shape_.batch, depth = order_.count();
         const Scratch<Packed> input_weights(needs_input ? Product::packed_elements(input_layout_)
                                                         : 0);
-        const Scratch<Packed> hidden_weights(packed_elements());
+        const Scratch<Packed> hidden_weights(
+            sum_of_halves([&](int h) { return Product::packed_elements(halves_[h].layout); }));
+        const Scratch<Gate> ring(checked_product({ring_rows_, depth}));
         const int64_t most_rows = batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
         const Scratch<const Gate*> after(checked_product({most_rows, most_halves, threads}));
         const Scratch<T> scales(checked_product({most_rows, most_halves, threads}));
-        const Scratch<Gate> step_gates(checked_product({batch + threads, depth}));
         const Scratch<Vector> sums(checked_product(
-            {rows_of_all_sums(threads), half_count_, hidden_layout_.panels(), panel_units}));
-        const Scratch<Gate> grad_gates(gradients_.gate_elements());
+            {rows_of_all_sums(threads), order_.halves(), hidden_layout_.panels(), panel_units}));
         const Scratch<T> initial_cells(gradients_.cell_elements());
         const Scratch<T> grad_cells(gradients_.cell_elements());
-        gradients_.place(grad_gates.data(), initial_cells.data(), grad_cells.data());
+        gradients_.place_cell_states(initial_cells.data(), grad_cells.data());
+        const int64_t step_copies = sum_of_halves(
+            [&](int h) { return Product::left_elements(most_rows, halves_[h].layout.depth); });
         const int64_t most_copies = larger(
-            step_copies(most_rows), Product::left_elements(rows_together<Product>(depth), depth));
+            step_copies, Product::left_elements(seqkernels::rows_together<Product>(depth), depth));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
-        const bool needs_weights =
-            call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
-        const Gradient gradient(depth, needs_weights, threads);
+        const Gradient gradient(order_, needs_weights, threads);
         const int64_t row_count = schedule_.row_count();
         const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
         const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
-        const Scratch<T> bias_sums(is_narrow && call_.grad_bias != nullptr ? depth : 0);
-        T* const grad_bias = place_bias(bias_sums.data());
+        const Scratch<T> bias_sums(call_.grad_bias == nullptr ? 0 : depth);
+        ring_ = ring.data();
         input_weights_ = input_weights.data();
         place_halves(hidden_weights.data());
+        T* const grad_bias = call_.grad_bias == nullptr ? nullptr : bias_sums.data();
+        const bool needs_rows = needs_input || needs_weights || grad_bias != nullptr;
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
             const Grid grid = recurrence_grid(
-                batch, tile_rows, hidden_layout_.panels(),
+                batch, tile_rows, shares_of(shape_.hidden),
                 hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
-            const int64_t group = grid.row_part(thread);
-            const int64_t group_rows = divide_rounding_up(batch, grid.row_parts);
             const int64_t sum_rows = rows_of_sums(grid.row_parts);
-            Steps mine{};
-            mine.grid = grid;
-            mine.thread = thread;
-            mine.rows = rows.data() + thread * most_rows;
-            mine.step_gates = step_gates.data() + group * group_rows * depth;
-            mine.group_rows = group_rows;
-            mine.after = after.data() + thread * most_halves * most_rows;
-            mine.copies = copies.data() + thread * most_copies;
-            mine.scales = scales.data() + thread * most_halves * most_rows;
-            mine.most_rows = most_rows;
-            mine.sum_rows = sum_rows;
-            mine.all_sums = half_count_ * hidden_layout_.panels() * sum_rows * panel_units;
-            mine.sums = sums.data() + group * (grid.column_parts > 1 ? 2 : 1) * mine.all_sums;
+            const int64_t all_sums =
+                order_.halves() * hidden_layout_.panels() * sum_rows * panel_units;
+            const Samples mine{
+                grid,
+                thread,
+                rows.data() + thread * most_rows,
+                after.data() + thread * most_halves * most_rows,
+                copies.data() + thread * most_copies,
+                scales.data() + thread * most_halves * most_rows,
+                sums.data() + grid.row_part(thread) * (grid.column_parts > 1 ? 2 : 1) * all_sums,
+                all_sums,
+                sum_rows};
             prepare(mine, panel_scratch.data() + thread * panel_elements, granted);
             barrier.wait(granted);
-            for (int64_t step = schedule_.longest() - 1; step >= -1; --step) {
-                run_step(step, mine, [&] { barrier.wait(granted); });
+            const auto multiply_rows_of = [&](const Block& block) {
+                barrier.wait(granted);
+                multiply_block(block, gradient, inputs, states, grad_bias, mine, granted, barrier);
+                barrier.wait(granted);
+            };
+            Progress now{};
+            for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
+                run_step(step, mine, now, [&] { barrier.wait(granted); });
+                if (needs_rows && step > 0 && now.waiting_rows() >= most_waiting_) {
+                    while (now.waiting_rows() >= rows_together) {
+                        multiply_rows_of(take_block(now, rows_together));
+                    }
+                }
             }
+            run_step(-1, mine, now, [&] { barrier.wait(granted); });
             barrier.wait(granted);
             if (thread == 0) pass_through();
-            Left* const own_copies = copies.data() + thread * most_copies;
-            if (needs_input) input_gradient(thread, granted, own_copies);
-            if (needs_weights || grad_bias != nullptr) {
-                weight_gradients(gradient, grad_bias, inputs, states, thread, granted, barrier);
-            }
+            // Of no rows there is one block.
+            do {
+                if (!needs_rows) break;
+                multiply_rows_of(take_block(now, smaller(rows_together, now.waiting_rows())));
+            } while (now.waiting_rows() > 0);
+            clear_beyond(part_of(batch, 1, thread, granted));
             gradients_.finish(thread, granted);
-            barrier.wait(granted);
-            narrow_bias_gradient(grad_bias, thread, granted);
+            if (thread == 0) store_bias_gradient(grad_bias);
         });
     }
 
  private:
-    // The gates of some panels of hidden units, whose gradients are multiplied together.
+    // The gates of half of the hidden units, and what their gradients are multiplied with.
     struct Half {
-        Range panels;
         GateWeights weights;
         Layout layout;
         Packed* packed;
     };
 
-    Half half(int h) const {
-        const Range panels = part_of(hidden_layout_.panels(), 1, h, half_count_);
-        const int64_t first = hidden_layout_.first_column(panels.begin);
-        const int64_t end = smaller(hidden_layout_.first_column(panels.end), shape_.hidden);
-        const GateWeights weights{call_.weight_hh, shape_.hidden, gates, first, end - first};
-        return {panels, weights, {shape_.hidden, weights.depth(), panel_units, 1}, nullptr};
+    static int64_t shares_of(int64_t hidden) { return divide_rounding_up(hidden, share_units); }
+    static GateOrder halves_of(int64_t hidden) {
+        return {
+            hidden, gates,
+            shares_of(hidden) > 1 ? part_of(shares_of(hidden), 1, 0, 2).end * share_units : hidden};
     }
-    int half_of(int64_t panel) const { return halves_[0].panels.has(panel) ? 0 : 1; }
-
-    int64_t packed_elements() const {
-        int64_t elements = 0;
-        for (int h = 0; h < half_count_; ++h) {
-            elements += Product::packed_elements(halves_[h].layout);
-        }
-        return elements;
+    template <class Elements>
+    int64_t sum_of_halves(Elements&& elements) const {
+        int64_t sum = 0;
+        for (int h = 0; h < order_.halves(); ++h) sum += elements(h);
+        return sum;
     }
     void place_halves(Packed* packed) {
-        for (int h = 0; h < half_count_; ++h) {
+        for (int h = 0; h < order_.halves(); ++h) {
             halves_[h].packed = packed;
             packed += Product::packed_elements(halves_[h].layout);
         }
     }
-    int64_t step_copies(int64_t rows) const {
-        int64_t elements = 0;
-        for (int h = 0; h < half_count_; ++h) {
-            elements += Product::left_elements(rows, halves_[h].layout.depth);
-        }
-        return elements;
+
+    // Whole blocks of rows of which the gates' gradients are still in L2, or not far from it.
+    static int64_t waiting_rows_of(int64_t row_bytes) {
+        constexpr int64_t waiting_bytes = 4 << 20;
+        return larger(1, waiting_bytes / larger(1, row_bytes) / rows_together) * rows_together;
     }
 
     // Rows whose sums threads with the same samples keep, whole tiles.
     int64_t rows_of_sums(int64_t row_parts) const {
-        constexpr int64_t unit = 16;
-        return smaller(
-            block_rows,
-            divide_rounding_up(divide_rounding_up(shape_.batch, row_parts), unit) * unit);
+        const int64_t rows = divide_rounding_up(shape_.batch, row_parts);
+        return smaller(block_rows, divide_rounding_up(rows, sum_unit) * sum_unit);
     }
-    // Those of all of them, where two threads or more have the same samples twice, however many
-    // parts they are.
+    // Those of all of them, however samples are shared out; twice where two threads or more have
+    // the same.
     int64_t rows_of_all_sums(int threads) const {
         return smaller(checked_product({block_rows, threads}),
-                       checked_product({2, shape_.batch + 16 * threads}));
+                       checked_product({2, shape_.batch + sum_unit * threads}));
     }
+    static constexpr int64_t sum_unit = 16;
 
-    // What a thread needs for the steps: its place, its samples' rows, and of one step the gates'
-    // gradients of all units, half by half, and the sums, which those with the same samples share.
-    struct Steps {
+    // What a thread needs of its samples. The sums it shares with those that have the same.
+    struct Samples {
         Grid grid;
         int thread;
         Row* rows;
-        Gate* step_gates;
-        int64_t group_rows;
-        const Gate** after;  // pointers to those
-        Left* copies;        // as they are multiplied, if that is otherwise
+        const Gate** after;  // of each half their gates' gradients of the step after
+        Left* copies;        // of those, as they are multiplied, if that is otherwise
         T* scales;
-        int64_t most_rows;
         Vector* sums;  // [turn][half][panel][row][unit]
         int64_t all_sums, sum_rows;
-        bool is_second_turn;
     };
-    Gate* gates_of(const Steps& mine, int h, int64_t row) const {
-        return mine.step_gates + mine.group_rows * gates * halves_[h].weights.first +
-               row * halves_[h].weights.depth();
-    }
-    Vector* sums_of(const Steps& mine, int h, int64_t panel) const {
-        return mine.sums + (mine.is_second_turn ? mine.all_sums : 0) +
+    Vector* sums_of(const Samples& mine, bool is_second_turn, int h, int64_t panel) const {
+        return mine.sums + (is_second_turn ? mine.all_sums : 0) +
                (h * hidden_layout_.panels() + panel) * mine.sum_rows * panel_units;
     }
-    // A thread's products: [half][panel], side by side for threads with the same samples.
-    Range items(const Steps& mine) const {
-        return mine.grid.columns(half_count_ * hidden_layout_.panels(), mine.thread);
+    int64_t sample_of(const Samples& mine, int64_t i) const {
+        return schedule_.sample(position_of(mine, i));
+    }
+    static int64_t position_of(const Samples& mine, int64_t i) {
+        return mine.grid.row_part(mine.thread) + i * mine.grid.row_parts;
+    }
+    // A thread's products, [half][panel]: of two threads with the same samples one has either half.
+    Range items(const Samples& mine) const {
+        return mine.grid.columns(order_.halves() * hidden_layout_.panels(), mine.thread);
     }
 
-    void prepare(const Steps& mine, T* scratch, int threads) const {
+    // How far the steps have come, the same for all threads. Rows of gates' gradients are counted
+    // as they are made, step after step in the schedule's order of samples; each has its place in a
+    // ring of rows.
+    struct Progress {
+        int64_t step_after;  // the first row of the step after
+        int64_t made;        // rows of all steps up to now
+        int64_t multiplied;  // rows of which the other gradients are made
+        bool is_second_turn;
+        // The step, and the position in it, of the first row that is not multiplied.
+        int64_t waiting_step, waiting_position;
+
+        int64_t waiting_rows() const { return made - multiplied; }
+    };
+    // The place of row first + i, i less than ring_rows_.
+    Gate* ring_row(int64_t first, int64_t i) const {
+        const int64_t place = first % ring_rows_ + i;
+        return ring_ + (place < ring_rows_ ? place : place - ring_rows_) * order_.count();
+    }
+
+    void prepare(const Samples& mine, T* scratch, int threads) const {
         // Each packs what it will multiply by, shared with those that have other samples.
         const Range all = items(mine);
-        const Range part = part_of(all.end - all.begin, 1, mine.grid.row_part(mine.thread),
-                                   static_cast<int>(mine.grid.row_parts));
-        for (int h = 0; h < half_count_; ++h) {
+        const Range part =
+            part_of(all.end - all.begin, 1, mine.grid.row_part(mine.thread), mine.grid.row_parts);
+        for (int h = 0; h < order_.halves(); ++h) {
             const int64_t first = h * hidden_layout_.panels();
             const Range panels{larger(all.begin + part.begin - first, 0),
                                smaller(all.begin + part.end - first, hidden_layout_.panels())};
-            Product::pack(halves_[h].packed, halves_[h].layout, panels, scratch,
-                          [&](T* target, int64_t panel) {
-                              pack_panel(target, halves_[h].layout, panel, halves_[h].weights);
-                          });
-            for (int64_t i = 0; i < mine.group_rows; ++i) {
-                mine.after[h * mine.most_rows + i] = gates_of(mine, h, i);
-            }
+            pack(halves_[h].packed, halves_[h].layout, panels, halves_[h].weights, scratch);
         }
         if (call_.grad_input != nullptr) {
-            Product::pack(input_weights_, input_layout_,
-                          part_of(input_layout_.panels(), 1, mine.thread, threads), scratch,
-                          [&](T* target, int64_t panel) {
-                              pack_panel(target, input_layout_, panel, input_layout_.depth,
-                                         call_.weight_ih.transposed());
-                          });
+            pack(input_weights_, input_layout_,
+                 part_of(input_layout_.panels(), 1, mine.thread, threads), input_operand(),
+                 scratch);
         }
         gradients_.start(mine.thread, threads);
     }
-
-    // Where the biases' gradient is summed up: in its place, or where there is room for it in a
-    // wider type; null where it is not wanted.
-    T* place_bias(T* widened) const {
-        if constexpr (is_narrow) {
-            return call_.grad_bias == nullptr ? nullptr : widened;
-        } else {
-            return call_.grad_bias;
-        }
+    static void pack(Packed* packed, const Layout& layout, Range panels, const GateWeights& weights,
+                     T* scratch) {
+        Product::pack(packed, layout, panels, scratch, [&](T* target, int64_t panel) {
+            pack_panel(target, layout, panel, weights);
+        });
     }
-    void narrow_bias_gradient(const T* sums, int thread, int threads) const {
-        if (!is_narrow || sums == nullptr) return;
-        const Range mine = part_of(gates * shape_.hidden, Vector::width, thread, threads);
-        convert_numbers<Vector>(sums + mine.begin, call_.grad_bias + mine.begin,
-                                mine.end - mine.begin);
-    }
+    GateWeights input_operand() const { return {call_.weight_ih, order_, {0, order_.halves()}}; }
 
     // The gates' gradients of a step, or, of -1, the initial states'. wait() returns when all
     // threads have called it.
     template <class Wait>
-    void run_step(int64_t step, Steps& mine, Wait&& wait) const {
+    void run_step(int64_t step, const Samples& mine, Progress& now, Wait&& wait) const {
         const Grid& grid = mine.grid;
         // Samples whose last step this is have no later step's gradient to add: they come after the
         // rest.
@@ -295,16 +315,21 @@ class RecurrenceBackwardKernel {
             mine.rows[i] = gradients_.row(sample_of(mine, i), step);
         }
         const Range products = items(mine);
+        const int64_t panels = hidden_layout_.panels();
         typename Product::template Rows<Gate> after[most_halves];
         Left* copies = mine.copies;
-        for (int h = 0; h < half_count_; ++h) {
-            const int64_t panels = hidden_layout_.panels(), depth = halves_[h].layout.depth;
+        for (int h = 0; h < order_.halves(); ++h) {
+            const Gate** given = mine.after + h * (shape_.batch + 1);
+            for (int64_t i = 0; i < continuing; ++i) {
+                given[i] = ring_row(now.step_after, position_of(mine, i)) + order_.place(h);
+            }
             const bool is_mine = products.begin < (h + 1) * panels && products.end > h * panels;
-            after[h] = Product::prepare(mine.after + h * mine.most_rows,
-                                        Range{0, is_mine ? continuing : 0}, depth, copies,
-                                        mine.scales + h * mine.most_rows);
-            copies += Product::left_elements(mine.most_rows, depth);
+            const int64_t depth = halves_[h].layout.depth;
+            after[h] = Product::prepare(given, Range{0, is_mine ? continuing : 0}, depth, copies,
+                                        mine.scales + h * (shape_.batch + 1));
+            copies += Product::left_elements(shape_.batch + 1, depth);
         }
+        const bool hands_over = grid.column_parts > 1 && schedule_.active(step + 1) > 0;
         // All threads take as many turns.
         const int64_t most = divide_rounding_up(active, grid.row_parts);
         for (int64_t first = 0; first < most; first += block_rows) {
@@ -314,27 +339,25 @@ class RecurrenceBackwardKernel {
                 // There and back again: the weights that the last step read last are still in L2.
                 const int64_t item =
                     step % 2 == 0 ? position : products.begin + products.end - 1 - position;
-                const int h = item < hidden_layout_.panels() ? 0 : 1;
-                const int64_t panel = item - h * hidden_layout_.panels();
-                multiply(sums_of(mine, h, panel), after[h].from(first), with_product, panel,
-                         halves_[h]);
+                const int h = item < panels ? 0 : 1;
+                const int64_t panel = item - h * panels;
+                multiply(sums_of(mine, now.is_second_turn, h, panel), after[h].from(first),
+                         with_product, panel, halves_[h]);
             }
-            const bool has_sums = schedule_.active(step + 1) > 0;
-            if (has_sums && grid.column_parts > 1) wait();
+            if (hands_over) wait();
             if (step < 0) {
-                initial_gradients(mine, first, with_product);
+                initial_gradients(mine, now, first, with_product);
             } else {
-                step_back(mine, first, together, with_product);
+                step_back(mine, now, first, together, with_product);
             }
             // Sums of the next turn go elsewhere: others may still read these.
-            if (has_sums && grid.column_parts > 1) mine.is_second_turn = !mine.is_second_turn;
+            if (hands_over) now.is_second_turn = !now.is_second_turn;
         }
+        if (step < 0) return;
+        now.step_after = now.made;
+        now.made += active;
         // Threads that share a half wait for its gates' gradients.
-        if (grid.column_parts > half_count_) wait();
-    }
-
-    int64_t sample_of(const Steps& mine, int64_t i) const {
-        return schedule_.sample(mine.grid.row_part(mine.thread) + i * mine.grid.row_parts);
+        if (grid.column_parts > order_.halves()) wait();
     }
 
     // sums = the product, for one panel, of `count` rows of gates' gradients with a half's weights.
@@ -350,45 +373,48 @@ class RecurrenceBackwardKernel {
         });
     }
 
-    // Calls function(panel, unit, sum) for the hidden units of a thread; sum(m): the product of row
-    // m.
+    // Calls function(unit, sum) for the hidden units of a thread; sum(): the product of row m.
     template <class Function>
-    void for_each_unit(const Steps& mine, Function&& function) const {
-        const Range panels = mine.grid.columns(hidden_layout_.panels(), mine.thread);
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const int64_t units = hidden_layout_.units_of(panel);
-            const Vector* first = sums_of(mine, 0, panel);
-            const Vector* second = half_count_ > 1 ? sums_of(mine, 1, panel) : nullptr;
-            for (int64_t u = 0; u < units; ++u) {
-                function(panel, hidden_layout_.first_column(panel) + u * Vector::width,
-                         [=](int64_t m) {
-                             const int64_t i = m * units + u;
-                             return second == nullptr ? first[i] : first[i] + second[i];
-                         });
-            }
-        }
-    }
-
-    // Row by row, so that what lies side by side is read in one go: most of it comes from memory.
-    void step_back(const Steps& mine, int64_t first, int64_t count, int64_t with_product) const {
-        for (int64_t m = 0; m < count; ++m) {
-            const Row& row = mine.rows[first + m];
-            for_each_unit(mine, [&](int64_t panel, int64_t unit, auto&& sum) {
-                const int h = half_of(panel);
-                const GateWeights& weights = halves_[h].weights;
-                const Vector grad_hidden = gradients_.of_state(row, unit);
-                gradients_.step_back(
-                    row, unit, m < with_product ? sum(m) + grad_hidden : grad_hidden,
-                    gates_of(mine, h, first + m) + unit - weights.first, weights.count);
+    void for_each_unit(const Samples& mine, bool is_second_turn, int64_t m,
+                       Function&& function) const {
+        constexpr int64_t panel_columns = panel_units * Vector::width;
+        const Range shares = mine.grid.columns(shares_of(shape_.hidden), mine.thread);
+        const int64_t end = smaller(shares.end * share_units, shape_.hidden);
+        for (int64_t unit = shares.begin * share_units; unit < end; unit += Vector::width) {
+            const int64_t panel = unit / panel_columns;
+            const int64_t i =
+                m * hidden_layout_.units_of(panel) + unit % panel_columns / Vector::width;
+            function(unit, [&, panel, i] {
+                const Vector first = sums_of(mine, is_second_turn, 0, panel)[i];
+                return order_.halves() == 1 ? first
+                                            : first + sums_of(mine, is_second_turn, 1, panel)[i];
             });
         }
     }
 
-    void initial_gradients(const Steps& mine, int64_t first, int64_t count) const {
+    // Row by row, so that what lies side by side is read in one go: most of it comes from memory.
+    void step_back(const Samples& mine, const Progress& now, int64_t first, int64_t count,
+                   int64_t with_product) const {
+        for (int64_t m = 0; m < count; ++m) {
+            const Row& row = mine.rows[first + m];
+            Gate* const target = ring_row(now.made, position_of(mine, first + m));
+            for_each_unit(mine, now.is_second_turn, m, [&](int64_t unit, auto&& sum) {
+                const int h = unit < order_.first_half ? 0 : 1;
+                const Range units = order_.units(h);
+                Vector grad_hidden = gradients_.of_state(row, unit);
+                if (m < with_product) grad_hidden = sum() + grad_hidden;
+                gradients_.step_back(row, unit, grad_hidden,
+                                     target + order_.place(h) + unit - units.begin, units.count());
+            });
+        }
+    }
+
+    void initial_gradients(const Samples& mine, const Progress& now, int64_t first,
+                           int64_t count) const {
         for (int64_t m = 0; m < count; ++m) {
             Number* target = call_.grad_initial_hidden + sample_of(mine, first + m) * shape_.hidden;
-            for_each_unit(mine, [&](int64_t, int64_t unit, auto&& sum) {
-                store_up_to(sum(m), target + unit, shape_.hidden - unit);
+            for_each_unit(mine, now.is_second_turn, m, [&](int64_t unit, auto&& sum) {
+                store_up_to(sum(), target + unit, shape_.hidden - unit);
             });
         }
     }
@@ -400,19 +426,63 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void input_gradient(int thread, int threads, Left* copies) const {
-        const int64_t rows = schedule_.row_count();
-        const int64_t panels = input_layout_.panels();
-        const Grid grid = product_grid(rows, tile_rows, panels, threads);
-        multiply_rows<Vector, Product>(
-            input_layout_, input_weights_, call_.weight_ih.transposed(),
-            grid.columns(panels, thread), grid.rows(rows, tile_rows, thread), nullptr,
-            [&](int64_t index) { return gradients_.gates_of(schedule_.row_at(index)); },
-            [&](int64_t index) {
-                return call_.grad_input + schedule_.row_at(index) * shape_.inputs;
-            },
-            copies);
-        const Range samples = part_of(shape_.batch, 1, thread, threads);
+    // Rows of which the other gradients are made.
+    struct Block {
+        GradientBlock rows;
+        int64_t first;
+        int64_t step, position;  // of the first
+    };
+
+    // The next rows that wait, `count` of them.
+    Block take_block(Progress& now, int64_t count) const {
+        if (now.multiplied == 0) now.waiting_step = schedule_.longest() - 1;
+        const Block block{
+            {count, now.multiplied == 0, now.multiplied + count == schedule_.row_count()},
+            now.multiplied,
+            now.waiting_step,
+            now.waiting_position};
+        now.multiplied += count;
+        now.waiting_position += count;
+        while (now.waiting_step > 0 && now.waiting_position >= schedule_.active(now.waiting_step)) {
+            now.waiting_position -= schedule_.active(now.waiting_step--);
+        }
+        return block;
+    }
+
+    void multiply_block(const Block& block, const Gradient& gradient, const Operand& inputs,
+                        const Operand& states, T* grad_bias, const Samples& mine, int threads,
+                        Barrier& barrier) const {
+        const Gate* left[rows_together];
+        const Number *input_rows[rows_together], *state_rows[rows_together];
+        Number* grad_rows[rows_together];
+        int64_t step = block.step, position = block.position;
+        for (int64_t k = 0; k < block.rows.depth; ++k, ++position) {
+            for (; position == schedule_.active(step); position = 0) --step;
+            const int64_t n = schedule_.sample(position), row = schedule_.row(n, step);
+            left[k] = ring_row(block.first, k);
+            input_rows[k] = call_.input.data + schedule_.time(n, step) * call_.input.stride_step +
+                            n * call_.input.stride_batch;
+            state_rows[k] = step == 0 ? call_.initial_hidden + n * shape_.hidden
+                                      : call_.output + schedule_.row(n, step - 1) * shape_.hidden;
+            grad_rows[k] =
+                call_.grad_input == nullptr ? nullptr : call_.grad_input + row * shape_.inputs;
+        }
+        if (call_.grad_input != nullptr) {
+            const int64_t panels = input_layout_.panels();
+            const Grid grid = product_grid(block.rows.depth, tile_rows, panels, threads);
+            multiply_rows<Vector, Product>(
+                input_layout_, input_weights_, input_operand(), grid.columns(panels, mine.thread),
+                grid.rows(block.rows.depth, tile_rows, mine.thread), nullptr,
+                [&](int64_t k) { return left[k]; }, [&](int64_t k) { return grad_rows[k]; },
+                mine.copies);
+        }
+        gradient.add(block.rows, left, grad_bias, inputs, input_rows, states, state_rows,
+                     mine.thread, threads, barrier);
+    }
+
+    // The inputs' gradients beyond the samples' lengths.
+    void clear_beyond(Range samples) const {
+        if (call_.grad_input == nullptr) return;
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             for (int64_t time = schedule_.length(n); time < shape_.steps; ++time) {
                 std::memset(call_.grad_input + (time * shape_.batch + n) * shape_.inputs, 0,
@@ -421,26 +491,12 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    void weight_gradients(const Gradient& gradient, T* grad_bias, const Operand& inputs,
-                          const Operand& states, int thread, int threads, Barrier& barrier) const {
-        const int64_t hidden = shape_.hidden;
-        gradient.run(
-            schedule_.row_count(),
-            [&](int64_t index) { return gradients_.gates_of(schedule_.row_at(index)); }, grad_bias,
-            inputs,
-            [&](int64_t index) {
-                const int64_t row = schedule_.row_at(index);
-                return call_.input.data + row / shape_.batch * call_.input.stride_step +
-                       row % shape_.batch * call_.input.stride_batch;
-            },
-            states,
-            [&](int64_t index) {
-                const int64_t row = schedule_.row_at(index);
-                const int64_t before = schedule_.row_before(row);
-                return before < 0 ? call_.initial_hidden + row % shape_.batch * hidden
-                                  : call_.output + before * hidden;
-            },
-            thread, threads, barrier);
+    // sums: in the gates' order
+    void store_bias_gradient(const T* sums) const {
+        if (sums == nullptr) return;
+        order_.for_each_gate([&](int64_t place, int64_t count, int64_t row) {
+            convert_numbers<Vector>(sums + place, call_.grad_bias + row, count);
+        });
     }
 
     const RecurrenceBackward<Number>& call_;
@@ -449,9 +505,12 @@ class RecurrenceBackwardKernel {
     Gradients gradients_;
     const Layout input_layout_;
     const Layout hidden_layout_;
-    const int half_count_;
+    const GateOrder order_;
+    const int64_t most_waiting_;  // rows of gates' gradients, but for those of a step
+    const int64_t ring_rows_;
     Half halves_[most_halves] = {};
     Packed* input_weights_ = nullptr;
+    Gate* ring_ = nullptr;
 };
 
 template <class Vector, class Product, class Gradient, class Number>

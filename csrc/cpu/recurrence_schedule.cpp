@@ -3,11 +3,7 @@
 namespace seqkernels {
 
 Schedule::Schedule(const RecurrenceShape& shape, const int64_t* lengths)
-    : shape_(shape),
-      lengths_(lengths),
-      order_(shape.batch),
-      active_(shape.steps + 1),
-      rows_(checked_product({shape.steps, shape.batch})) {
+    : shape_(shape), lengths_(lengths), order_(shape.batch), active_(shape.steps + 1) {
     int64_t* active = active_.data();
     for (int64_t step = 0; step <= shape.steps; ++step) active[step] = 0;
     // A counting sort: first how many samples have each length, then how many are longer.
@@ -22,11 +18,7 @@ Schedule::Schedule(const RecurrenceShape& shape, const int64_t* lengths)
     // Each count has moved on to how many samples are at least that long.
     for (int64_t step = 0; step < shape.steps; ++step) active[step] = active[step + 1];
     active[shape.steps] = 0;
-    for (int64_t time = 0; time < shape.steps; ++time) {
-        for (int64_t n = 0; n < shape.batch; ++n) {
-            if (time < length(n)) rows_.data()[row_count_++] = time * shape.batch + n;
-        }
-    }
+    for (int64_t step = 0; step < shape.steps; ++step) row_count_ += active[step];
     while (longest_ < shape.steps && active[longest_] > 0) ++longest_;
 }
 

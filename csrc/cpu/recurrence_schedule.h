@@ -29,24 +29,14 @@ class Schedule {
     // Row time * N + n of what sample n reads at its step'th step.
     int64_t row(int64_t n, int64_t step) const { return time(n, step) * shape_.batch + n; }
 
-    // All rows time * N + n that lie within the lengths, in increasing order.
+    // Rows within the lengths.
     int64_t row_count() const { return row_count_; }
-    int64_t row_at(int64_t index) const { return rows_.data()[index]; }
-
-    // The row whose output is the hidden state before `row`; negative at a sample's first step.
-    int64_t row_before(int64_t row) const {
-        const int64_t n = row % shape_.batch;
-        const int64_t time = row / shape_.batch;
-        if (shape_.reverse) return time + 1 < length(n) ? row + shape_.batch : -1;
-        return row - shape_.batch;
-    }
 
  private:
     const RecurrenceShape& shape_;
     const int64_t* lengths_;
     Scratch<int64_t> order_;
     Scratch<int64_t> active_;
-    Scratch<int64_t> rows_;
     int64_t row_count_ = 0;
     int64_t longest_ = 0;
 };

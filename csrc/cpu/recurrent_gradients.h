@@ -1,9 +1,8 @@
 // The gradients of a recurrence, step before step: where those of a sample lie, and how those of
 // its gates come of its state's.
 //
-// Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by who calls: da, T N G H,
-// where it is given no room; of numbers narrower than the sums, cell states and their gradients,
-// 2 N H, and the biases' gradient.
+// Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by who calls: of numbers
+// narrower than the sums, cell states and their gradients, 2 N H.
 #pragma once
 
 #include <cstdint>
@@ -32,24 +31,17 @@ class RecurrentGradients {
     RecurrentGradients(const RecurrenceBackward<Number>& arguments, const Schedule& schedule)
         : call_(arguments), shape_(arguments.shape), schedule_(schedule) {}
 
-    // Room for the gates' gradients, if none is given.
-    int64_t gate_elements() const {
-        const bool has_room = !is_narrow && call_.grad_gates != nullptr;
-        return has_room ? 0 : checked_product({shape_.steps, shape_.batch, gates, shape_.hidden});
-    }
     // Room for cell states or their gradients, if they are kept in another type than they are given
     // in.
     int64_t cell_elements() const {
         return is_lstm && is_narrow ? checked_product({shape_.batch, shape_.hidden}) : 0;
     }
-    void place(Gate* grad_gates, T* initial_cells, T* grad_cells) {
+    void place_cell_states(T* initial_cells, T* grad_cells) {
         if constexpr (is_narrow) {
-            grad_gates_ = grad_gates;
             widened_initial_cell_ = initial_cells;
             initial_cell_ = initial_cells;
             grad_cell_ = grad_cells;
         } else {
-            grad_gates_ = call_.grad_gates == nullptr ? grad_gates : call_.grad_gates;
             initial_cell_ = call_.initial_cell;
             grad_cell_ = call_.grad_initial_cell;
         }
@@ -82,7 +74,6 @@ class RecurrentGradients {
         const T* cell_before;
         const Number* grad_hidden;
         const Number* grad_final_hidden;
-        Gate* grad_gates;
         T* grad_cell;
     };
 
@@ -90,7 +81,6 @@ class RecurrentGradients {
         const int64_t hidden = shape_.hidden;
         const int64_t row = schedule_.row(n, step);
         Row result{};
-        result.grad_gates = grad_gates_ + row * gates * hidden;
         if (step + 1 == schedule_.length(n) && call_.grad_final_hidden != nullptr) {
             result.grad_final_hidden = call_.grad_final_hidden + n * hidden;
         }
@@ -105,7 +95,6 @@ class RecurrentGradients {
         }
         return result;
     }
-    const Gate* gates_of(int64_t row) const { return grad_gates_ + row * gates * shape_.hidden; }
 
     // What the gradient of a vector's worth of a state is without that of the step after.
     Vector of_state(const Row& row, int64_t unit) const {
@@ -119,14 +108,13 @@ class RecurrentGradients {
     }
 
     // The gates' gradients of a vector's worth of hidden units, of which grad_hidden is the
-    // state's; they go to `copy` as well, gates `line` numbers apart.
-    void step_back(const Row& row, int64_t unit, Vector grad_hidden, Gate* copy,
+    // state's; they go to `target`, gates `line` numbers apart.
+    void step_back(const Row& row, int64_t unit, Vector grad_hidden, Gate* target,
                    int64_t line) const {
         const int64_t hidden = shape_.hidden;
         const int64_t count = hidden - unit;
         const auto store = [&](int g, Vector gradient) {
-            store_up_to(gradient, row.grad_gates + g * hidden + unit, count);
-            store_up_to(gradient, copy + g * line, count);
+            store_up_to(gradient, target + g * line, count);
         };
         const Vector one = Vector::broadcast(1);
         if constexpr (is_lstm) {
@@ -172,7 +160,6 @@ class RecurrentGradients {
     const T* initial_cell_ = nullptr;
     T* widened_initial_cell_ = nullptr;
     T* grad_cell_ = nullptr;
-    Gate* grad_gates_ = nullptr;
 };
 
 }  // namespace seqkernels

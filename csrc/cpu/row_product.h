@@ -28,11 +28,13 @@ inline int64_t rows_together(int64_t depth) {
     return smaller(most_rows_together, larger(least_tiles, tiles) * Product::rows);
 }
 
-// The product of rows with `matrix`, whose panels are packed.
+// The product of rows with `matrix`, or what else multiply_unpacked takes for one, whose panels are
+// packed.
 //   copies: Product::left_elements of rows_together(layout.depth) rows
-template <class Vector, class Product = VectorProduct<Vector>, class Left, class Target>
+template <class Vector, class Product = VectorProduct<Vector>, class Operand, class Left,
+          class Target>
 inline void multiply_rows(const PanelLayout<Vector>& layout, const typename Product::Packed* packed,
-                          const Matrix& matrix, Range panels, Range rows,
+                          const Operand& matrix, Range panels, Range rows,
                           const typename Vector::Element* bias, Left&& left, Target&& target,
                           typename Product::Left* copies = nullptr) {
     using T = typename Vector::Element;

@@ -234,7 +234,6 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
     wide.grad_output = grad_output.data();
     wide.grad_final_hidden = grad_final_hidden.data();
     wide.grad_final_cell = grad_final_cell.data();
-    wide.grad_gates = call.grad_gates;
     wide.grad_input = grad_input.data();
     wide.grad_initial_hidden = grad_initial_hidden.data();
     wide.grad_initial_cell = grad_initial_cell.data();

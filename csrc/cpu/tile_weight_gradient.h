@@ -1,6 +1,6 @@
 // weight_gradient.h in matrix tiles:
-//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i],  left_sums[m] = sum of
-//   left(r)[m]
+//   target_p[row(m)][i] = sum over rows r of left[r][m] * right_p[r][i],  left_sums[m] = sum of
+//   left[r][m]
 //
 // Blocks of rows are cut into planes (tile_product.h): the right operands' into panels, shared by
 // all threads; the left one's transposed, each thread its own rows of the gradient, so many at a
@@ -34,10 +34,12 @@ class TileWeightGradient {
     using T = typename Product::T;
     using Packed = typename Product::Packed;
     using Left = typename Product::Left;
-    static constexpr int64_t block_rows = planes == 1 ? 1024 : 512;
     static constexpr int64_t left_together = planes == 1 ? 512 : 256;
 
  public:
+    // The most rows of a block, and as many as there are in all but the last.
+    static constexpr int64_t block_rows = planes == 1 ? 1024 : 512;
+
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
     template <class Number>
     class Operand {
@@ -66,68 +68,47 @@ class TileWeightGradient {
         const Scratch<Vector> sums_;
     };
 
-    TileWeightGradient(int64_t left_count, bool has_operands, int threads)
-        : left_count_(left_count),
+    TileWeightGradient(const GateOrder& order, bool has_operands, int threads)
+        : order_(order),
           has_operands_(has_operands),
           left_elements_(has_operands ? Product::left_elements(left_together, block_rows) : 0),
           panel_vectors_(has_operands ? left_together * Product::vectors : 0),
+          rows_(has_operands ? order.count() : 0),
           left_(checked_product({left_elements_, threads})),
-          panel_sums_(checked_product({panel_vectors_, threads})) {}
+          panel_sums_(checked_product({panel_vectors_, threads})) {
+        if (has_operands) order.list_rows(rows_.data());
+    }
 
-    // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
-    // left_sums: left_count, or null.
-    template <class LeftRow, class Number, class Right0, class Right1>
-    void run(int64_t rows, LeftRow&& left, T* left_sums, const Operand<Number>& operand0,
-             Right0&& right0, const Operand<Number>& operand1, Right1&& right1, int thread,
-             int threads, Barrier& barrier) const {
-        using LeftNumber = std::decay_t<decltype(*left(0))>;
-        const LeftNumber* left_rows[block_rows];
-        const Number *rows0[block_rows], *rows1[block_rows];
-        const Range mine = rows_of(thread, threads);
-        // Of no rows there is one block, of depth zero.
-        for (int64_t begin = 0; begin == 0 || begin < rows; begin += block_rows) {
-            const Block block{smaller(block_rows, rows - begin), begin == 0,
-                              begin + block_rows >= rows};
-            for (int64_t k = 0; k < block.depth; ++k) {
-                left_rows[k] = left(begin + k);
-                rows0[k] = right0(begin + k);
-                rows1[k] = right1(begin + k);
-            }
-            if (has_operands_) {
-                pack_right(operand0, block.depth, rows0, thread, threads);
-                pack_right(operand1, block.depth, rows1, thread, threads);
-                barrier.wait(threads);
-            }
-            for (int64_t first = mine.begin; first < mine.end; first += left_together) {
-                const Range part{first, smaller(mine.end, first + left_together)};
-                if (left_sums != nullptr) {
-                    add_rows<Vector>(left_sums, part, left_rows, block.depth, block.is_first);
-                }
-                if (!has_operands_) continue;
-                Left* packed = left_.data() + thread * left_elements_;
-                T inverses[left_together / Product::rows];
-                pack_left(packed, part, block.depth, left_rows, inverses);
-                Vector* sums = panel_sums_.data() + thread * panel_vectors_;
-                add_product(packed, inverses, part, operand0, block, left_rows, rows0, sums);
-                add_product(packed, inverses, part, operand1, block, left_rows, rows1, sums);
-            }
-            if (has_operands_) barrier.wait(threads);
+    // As WeightGradient's.
+    template <class LeftNumber, class Number>
+    void add(const GradientBlock& block, const LeftNumber* const* left, T* left_sums,
+             const Operand<Number>& operand0, const Number* const* right0,
+             const Operand<Number>& operand1, const Number* const* right1, int thread, int threads,
+             Barrier& barrier) const {
+        if (has_operands_) {
+            pack_right(operand0, block.depth, right0, thread, threads);
+            pack_right(operand1, block.depth, right1, thread, threads);
+            barrier.wait(threads);
         }
+        // Whole tiles, so that what shares a scale does not depend on the number of threads.
+        const Range mine = part_of(order_.count(), Product::rows, thread, threads);
+        for (int64_t first = mine.begin; first < mine.end; first += left_together) {
+            const Range part{first, smaller(mine.end, first + left_together)};
+            if (left_sums != nullptr) {
+                add_rows<Vector>(left_sums, part, left, block.depth, block.is_first);
+            }
+            if (!has_operands_) continue;
+            Left* packed = left_.data() + thread * left_elements_;
+            T inverses[left_together / Product::rows];
+            pack_left(packed, part, block.depth, left, inverses);
+            Vector* sums = panel_sums_.data() + thread * panel_vectors_;
+            add_product(packed, inverses, part, operand0, block, left, right0, sums);
+            add_product(packed, inverses, part, operand1, block, left, right1, sums);
+        }
+        if (has_operands_) barrier.wait(threads);
     }
 
  private:
-    // Rows that are multiplied together.
-    struct Block {
-        int64_t depth;
-        bool is_first;
-        bool is_last;
-    };
-
-    Range rows_of(int thread, int threads) const {
-        // Whole tiles, so that what shares a scale does not depend on the number of threads.
-        return part_of(left_count_, Product::rows, thread, threads);
-    }
-
     // 1 / scale; zero for zero.
     static T inverse_of(T scale) { return scale == T(0) ? T(0) : T(1) / scale; }
 
@@ -201,10 +182,10 @@ class TileWeightGradient {
     }
 
     template <class LeftNumber, class Number>
-    static void add_product(const Left* packed, const T* inverses, Range part,
-                            const Operand<Number>& operand, const Block& block,
-                            const LeftNumber* const* left, const Number* const* right,
-                            Vector* panel_sums) {
+    void add_product(const Left* packed, const T* inverses, Range part,
+                     const Operand<Number>& operand, const GradientBlock& block,
+                     const LeftNumber* const* left, const Number* const* right,
+                     Vector* panel_sums) const {
         const PanelLayout<Vector> layout = operand.layout(block.depth);
         const int64_t rows = part.end - part.begin;
         bool rows_are_plain = true;
@@ -252,11 +233,10 @@ class TileWeightGradient {
             }
             if (!block.is_last) continue;
             for (int64_t m = 0; m < rows; ++m) {
+                Number* const row = operand.target_ + rows_.data()[part.begin + m] * operand.count_;
                 for (int64_t v = 0; v < units; ++v) {
                     const int64_t i = layout.first_column(panel) + v * Vector::width;
-                    store_up_to(sums[m * units + v],
-                                operand.target_ + (part.begin + m) * operand.count_ + i,
-                                operand.count_ - i);
+                    store_up_to(sums[m * units + v], row + i, operand.count_ - i);
                 }
             }
         }
@@ -281,10 +261,11 @@ class TileWeightGradient {
         }
     }
 
-    const int64_t left_count_;
+    const GateOrder order_;
     const bool has_operands_;
     const int64_t left_elements_;
     const int64_t panel_vectors_;
+    const Scratch<int64_t> rows_;  // of a gradient, in that order
     const Scratch<Left> left_;
     const Scratch<Vector> panel_sums_;
 };

@@ -1,11 +1,13 @@
-// Weight gradients of a recurrence, over all steps at once:
-//   target_p[m][i] = sum over rows r of left(r)[m] * right_p(r)[i],  left_sums[m] = sum of
-//   left(r)[m]
-// for m in [0, left_count), and for each of two right operands p, i in [0, right_count_p).
+// Weight gradients of a recurrence, over the rows of many steps at once:
+//   target_p[row(m)][i] = sum over rows r of left[r][m] * right_p[r][i],  left_sums[m] = sum of
+//   left[r][m]
+// for m in [0, left_count), and for each of two right operands p, i in [0, right_count_p). row(m):
+// as the gates' order says (gate_order.h).
 //
-// The operands lie with the summed index outermost, so blocks of rows are packed: the right ones
-// into panels, shared by all threads; the left one, each thread its own rows of the gradient, into
-// tiles of interleaved rows. Block after block is then added to the gradients.
+// Rows come block after block. The operands lie with the summed index outermost, so they are
+// packed: the right ones into panels, shared by all threads; the left one, each thread its own rows
+// of the gradient, into tiles of interleaved rows. Block after block is then added to the
+// gradients.
 //
 // Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements.
 // Cost: 2 rows left_count right_count FLOPs; packing copies 1 / (2 left_count) of that.
@@ -17,6 +19,7 @@
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
+#include "gate_order.h"
 #include "product.h"
 
 namespace seqkernels {
@@ -47,14 +50,23 @@ inline void add_rows(typename Vector::Element* sums, Range columns, const Number
     }
 }
 
+// Rows that are multiplied together.
+struct GradientBlock {
+    int64_t depth;  // rows
+    bool is_first;
+    bool is_last;
+};
+
 template <class Vector>
 class WeightGradient {
     using T = typename Vector::Element;
     static constexpr int tile_rows = Tile<Vector>::rows;
     static constexpr int panel_vectors = Tile<Vector>::vectors;
-    static constexpr int64_t block_rows = 256;
 
  public:
+    // The most rows of a block, and as many as there are in all but the last.
+    static constexpr int64_t block_rows = 256;
+
     // One right operand and where its gradient goes: (left_count, count) contiguous, written whole.
     template <class Number>
     class Operand {
@@ -74,56 +86,60 @@ class WeightGradient {
         const Scratch<T> packed_;
     };
 
-    WeightGradient(int64_t left_count, bool has_operands, int)
-        : left_count_(left_count),
+    WeightGradient(const GateOrder& order, bool has_operands, int)
+        : order_(order),
           has_operands_(has_operands),
-          left_(checked_product({has_operands ? left_count : 0, block_rows})) {}
+          rows_(has_operands ? order.count() : 0),
+          left_(checked_product({has_operands ? order.count() : 0, block_rows})) {
+        if (has_operands) order.list_rows(rows_.data());
+    }
 
-    // Called by every thread of a region. left(r) and right_p(r) give rows of contiguous elements.
-    // left_sums: left_count, or null.
-    template <class Left, class Right0, class Right1>
-    void run(int64_t rows, Left&& left, T* left_sums, const Operand<T>& operand0, Right0&& right0,
-             const Operand<T>& operand1, Right1&& right1, int thread, int threads,
-             Barrier& barrier) const {
-        const T* left_rows[block_rows];
-        const Range mine = part_of(left_count_, tile_rows, thread, threads);
+    // Called by every thread of a region. left and right_p: pointers to the block's rows of
+    // contiguous elements. left_sums: left_count, or null. The block's rows may be written again
+    // when all threads have returned.
+    void add(const GradientBlock& block, const T* const* left, T* left_sums,
+             const Operand<T>& operand0, const T* const* right0, const Operand<T>& operand1,
+             const T* const* right1, int thread, int threads, Barrier& barrier) const {
+        const Range mine = part_of(order_.count(), tile_rows, thread, threads);
         T* packed_left = left_.data() + mine.begin * block_rows;
-        clear(operand0, mine);
-        clear(operand1, mine);
-        // Of no rows there is one block, of depth zero.
-        for (int64_t begin = 0; begin == 0 || begin < rows; begin += block_rows) {
-            const int64_t depth = smaller(block_rows, rows - begin);
-            if (left_sums != nullptr) {
-                for (int64_t k = 0; k < depth; ++k) left_rows[k] = left(begin + k);
-                add_rows<Vector>(left_sums, mine, left_rows, depth, begin == 0);
-            }
-            if (!has_operands_) continue;
-            pack_right(operand0, depth, begin, right0, thread, threads);
-            pack_right(operand1, depth, begin, right1, thread, threads);
-            pack_left(packed_left, mine, begin, depth, left);
-            barrier.wait(threads);
-            add_product(packed_left, mine, operand0, depth);
-            add_product(packed_left, mine, operand1, depth);
-            barrier.wait(threads);
+        if (left_sums != nullptr) {
+            add_rows<Vector>(left_sums, mine, left, block.depth, block.is_first);
         }
+        if (!has_operands_) return;
+        if (block.is_first) {
+            clear(operand0, mine);
+            clear(operand1, mine);
+        }
+        pack_right(operand0, block.depth, right0, thread, threads);
+        pack_right(operand1, block.depth, right1, thread, threads);
+        pack_left(packed_left, mine, block.depth, left);
+        barrier.wait(threads);
+        add_product(packed_left, mine, operand0, block.depth);
+        add_product(packed_left, mine, operand1, block.depth);
+        barrier.wait(threads);
     }
 
  private:
-    static void clear(const Operand<T>& operand, Range mine) {
-        for (int64_t i = mine.begin * operand.count_; i < mine.end * operand.count_; ++i) {
-            operand.target_[i] = 0;
+    T* target(const Operand<T>& operand, int64_t place) const {
+        return operand.target_ + rows_.data()[place] * operand.count_;
+    }
+
+    void clear(const Operand<T>& operand, Range mine) const {
+        if (operand.count_ == 0) return;
+        for (int64_t m = mine.begin; m < mine.end; ++m) {
+            std::memset(target(operand, m), 0,
+                        static_cast<std::size_t>(operand.count_) * sizeof(T));
         }
     }
 
     // A thread's panels of a block of a right operand, whose rows lie as panels want them.
-    template <class Right>
-    static void pack_right(const Operand<T>& operand, int64_t depth, int64_t begin, Right&& right,
+    static void pack_right(const Operand<T>& operand, int64_t depth, const T* const* right,
                            int thread, int threads) {
         const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
         const Range panels = part_of(layout.panels(), 1, thread, threads);
         if (panels.begin == panels.end) return;
         for (int64_t k = 0; k < depth; ++k) {
-            const T* source = right(begin + k);
+            const T* source = right[k];
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 const int64_t units = layout.units_of(panel);
                 T* target =
@@ -139,10 +155,9 @@ class WeightGradient {
 
     // A thread's columns of a block of the left operand, tile after tile: packed[k][m] within a
     // tile.
-    template <class Left>
-    static void pack_left(T* packed, Range mine, int64_t begin, int64_t depth, Left&& left) {
+    static void pack_left(T* packed, Range mine, int64_t depth, const T* const* left) {
         for (int64_t k = 0; k < depth; ++k) {
-            const T* source = left(begin + k) + mine.begin;
+            const T* source = left[k] + mine.begin;
             for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
                 with_constant<tile_rows>(tile, [&](auto rows) {
                     std::memcpy(packed + first * depth + k * rows, source + first,
@@ -152,19 +167,19 @@ class WeightGradient {
         }
     }
 
-    static void add_product(const T* packed_left, Range mine, const Operand<T>& operand,
-                            int64_t depth) {
+    void add_product(const T* packed_left, Range mine, const Operand<T>& operand,
+                     int64_t depth) const {
         const PanelLayout<Vector> layout{operand.count_, depth, panel_vectors, 1};
         for (int64_t panel = 0; panel < layout.panels(); ++panel) {
             for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
                 add_tile(packed_left + first * depth, tile, layout, panel, operand,
-                         operand.target_ + (mine.begin + first) * operand.count_);
+                         mine.begin + first);
             });
         }
     }
 
-    static void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
-                         const Operand<T>& operand, T* target) {
+    void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
+                  const Operand<T>& operand, int64_t first) const {
         const int64_t vectors = layout.units_of(panel);
         Vector sums[most_sums<Vector>];
         const T* pointers[tile_rows] = {};
@@ -173,17 +188,19 @@ class WeightGradient {
         multiply_accumulate(sums, tile, vectors, pointers, tile,
                             operand.packed_.data() + layout.offset(panel), layout.depth);
         for (int m = 0; m < tile; ++m) {
+            T* const row = target(operand, first + m);
             for (int64_t v = 0; v < vectors; ++v) {
                 const int64_t i = layout.first_column(panel) + v * Vector::width;
-                T* place = target + m * operand.count_ + i;
+                T* place = row + i;
                 const int64_t count = operand.count_ - i;
                 store_up_to(load_up_to<Vector>(place, count) + sums[m * vectors + v], place, count);
             }
         }
     }
 
-    const int64_t left_count_;
+    const GateOrder order_;
     const bool has_operands_;
+    const Scratch<int64_t> rows_;  // of a gradient, in that order
     const Scratch<T> left_;
 };
 

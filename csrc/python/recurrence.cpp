@@ -178,11 +178,10 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
               const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& lengths,
               const TensorView& output, const OptionalView& gates, const OptionalView& cells,
               const OptionalView& grad_output, const OptionalView& grad_final_hidden,
-              const OptionalView& grad_final_cell, const OptionalView& grad_gates,
-              const OptionalView& grad_input, const TensorView& grad_initial_hidden,
-              const OptionalView& grad_initial_cell, const OptionalView& grad_weight_ih,
-              const OptionalView& grad_weight_hh, const OptionalView& grad_bias,
-              const CpuWhere& where) {
+              const OptionalView& grad_final_cell, const OptionalView& grad_input,
+              const TensorView& grad_initial_hidden, const OptionalView& grad_initial_cell,
+              const OptionalView& grad_weight_ih, const OptionalView& grad_weight_hh,
+              const OptionalView& grad_bias, const CpuWhere& where) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell);
@@ -217,8 +216,6 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
             contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
         call.grad_final_cell =
             contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
-        call.grad_gates = contiguous_data<Accumulator<T>>("grad_gates", grad_gates, accumulated,
-                                                          {steps, batch, gate_rows});
         call.grad_input =
             contiguous_data<T>("grad_input", grad_input, dtype, {steps, batch, shape.inputs});
         call.grad_initial_hidden =

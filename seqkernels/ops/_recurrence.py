@@ -167,8 +167,6 @@ def _recurrence_backward(
             _running(cell, hidden),
         )
         return gradients
-    # What nobody else has: the gradients before the activations may take their place.
-    grad_gates = gates if is_lstm and not kept else None
     _cpu.recurrence_backward(
         cell,
         reverse,
@@ -184,7 +182,6 @@ def _recurrence_backward(
         None if grad_output is None else grad_output.contiguous(),
         None if grad_hidden is None else grad_hidden.contiguous(),
         None if grad_cell_state is None else grad_cell_state.contiguous(),
-        grad_gates,
         grad_input if needs[0] else None,
         grad_initial,
         grad_initial_cell if is_lstm else None,

@@ -58,9 +58,8 @@ std::vector<T> recur(const Kernels<T>& kernels) {
                weight_ih = random_numbers<T>(140 * 21, 3), bias = random_numbers<T>(140, 5),
                weight_hh = random_numbers<T>(140 * 35, 4), grad = random_numbers<T>(outputs, 6);
     std::vector<T> output(outputs), final_hidden(states), final_cell(states), gates(4 * outputs),
-        cells(outputs), grad_gates(4 * outputs), grad_input(input.size()), grad_hidden(states),
-        grad_cell(states), grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()),
-        grad_bias(140);
+        cells(outputs), grad_input(input.size()), grad_hidden(states), grad_cell(states),
+        grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()), grad_bias(140);
     RecurrenceForward<T> forward{};
     forward.shape = shape;
     forward.input = {input.data(), 7 * 21, 21};
@@ -84,7 +83,6 @@ std::vector<T> recur(const Kernels<T>& kernels) {
     backward.gates = gates.data();
     backward.cells = cells.data();
     backward.grad_output = grad.data();
-    backward.grad_gates = grad_gates.data();
     backward.grad_input = grad_input.data();
     backward.grad_initial_hidden = grad_hidden.data();
     backward.grad_initial_cell = grad_cell.data();

@@ -177,7 +177,6 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     if (is_lstm) CHECK(relative_error(final_cell, exact.final_cell) <= tolerance);
     if (exact_gradients == nullptr) return;
 
-    std::vector<Accumulator<T>> grad_gates(gates.size());
     std::vector<T> grad_input(input.size()), grad_hidden(hidden.size()), grad_cell(cell.size()),
         grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()), grad_bias(bias.size());
     RecurrenceBackward<T> backward{};
@@ -194,7 +193,6 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     backward.grad_output = grad_output.data();
     backward.grad_final_hidden = grad_final_hidden.data();
     backward.grad_final_cell = is_lstm ? grad_final_cell.data() : nullptr;
-    backward.grad_gates = s.reverse ? nullptr : grad_gates.data();
     backward.grad_input = grad_input.data();
     backward.grad_initial_hidden = grad_hidden.data();
     backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;

@@ -289,8 +289,9 @@ def lstm(
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     hx = checks.state_pair(hx)
-    if lengths is None and not torch.compiler.is_compiling():
-        found = ops.recurrence_sequence("lstm", reverse, input, hx, w_ih, w_hh, b_ih, b_hh)
+    if not torch.compiler.is_compiling():
+        weights = (w_ih, w_hh, b_ih, b_hh)
+        found = ops.recurrence_sequence("lstm", reverse, input, hx, lengths, *weights)
         if found is not None:
             return found[0], found[1:]
     if is_autocast(input):
@@ -348,9 +349,9 @@ def rnn(
     """
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
-    if lengths is None and not torch.compiler.is_compiling():
-        cell = f"rnn_{nonlinearity}"
-        found = ops.recurrence_sequence(cell, reverse, input, states, w_ih, w_hh, b_ih, b_hh)
+    if not torch.compiler.is_compiling():
+        cell, weights = f"rnn_{nonlinearity}", (w_ih, w_hh, b_ih, b_hh)
+        found = ops.recurrence_sequence(cell, reverse, input, states, lengths, *weights)
         if found is not None:
             return found
     if is_autocast(input):

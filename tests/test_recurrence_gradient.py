@@ -74,6 +74,19 @@ def test_gates_that_are_written_past_the_caches(isa):
     assert_right_gradients("lstm", arguments, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_rows_than_gradients_of_gates_are_kept_of(isa, dtype, set_threads):
+    """4 MiB of them or more, where blocks of rows end amid a step's samples."""
+    steps, batch = 100, 64
+    lengths = torch.randint(steps // 2, steps + 1, (batch,))
+    arguments = tensors("lstm", (steps, batch, 3, 130)) | {"lengths": lengths, "reverse": True}
+    assert_right_gradients("lstm", arguments, dtype)
+    given = converted(arguments, dtype)
+    expected = gradients(run, "lstm", given)
+    set_threads(2)
+    assert all(map(torch.equal, gradients(run, "lstm", given), expected))
+
+
 @given(any_sizes_and_lengths())
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_shape(kernels, dtype, kind, case):

@@ -10,11 +10,11 @@
 //
 // Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
 // another. Scratch, owned by the call: both weights packed, G H (I + H), but those that are read as
-// they lie; the inputs' part of a few steps (input_projection.h); the schedule, T N + T + N
-// integers; for each thread pointers for the rows of one step; of numbers narrower than the sums,
-// the running cell states, N H; and in matrix tiles for each thread a panel of weights, and the
-// states of one step or the inputs of some rows as they are multiplied; recurrent weights that are
-// read row by row, but whose numbers do not lie side by side, in rows.
+// they lie; the inputs' part of a few steps (input_projection.h); the schedule, T + N integers; for
+// each thread pointers for the rows of one step; of numbers narrower than the sums, the running
+// cell states, N H; and in matrix tiles for each thread a panel of weights, and the states of one
+// step or the inputs of some rows as they are multiplied; recurrent weights that are read row by
+// row, but whose numbers do not lie side by side, in rows.
 //
 // A few steps ahead each thread projects the inputs of its samples with its panels. To these sums
 // the recurrent weights' part is added step after step, packed so that a hidden unit's gates come

@@ -146,8 +146,8 @@ class RecurrentLayers(nn.Module):
         self, input: Tensor | PackedSequence, hx: States | None, lengths: Tensor | None
     ) -> tuple[Tensor | PackedSequence, States]:
         weights = self.all_weights
-        if lengths is None and not torch.compiler.is_compiling():
-            found = self._run_kernel(input, hx, weights)
+        if not torch.compiler.is_compiling():
+            found = self._run_kernel(input, hx, weights, lengths)
             if found is not None:
                 return found
         if isinstance(input, PackedSequence):
@@ -180,7 +180,11 @@ class RecurrentLayers(nn.Module):
         return output.transpose(0, 1) if self.batch_first else output, states
 
     def _run_kernel(
-        self, input: Tensor | PackedSequence, hx: States | None, weights: list[list[Tensor]]
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None,
+        weights: list[list[Tensor]],
+        lengths: Tensor | None,
     ) -> tuple[Tensor, States] | None:
         """One layer in one direction over a batch, without gradients, in as few steps as can be.
 
@@ -199,7 +203,8 @@ class RecurrentLayers(nn.Module):
         if len(time_major) == 0:
             return None
         four = (*weights[0], None, None)[:4]
-        found = ops.recurrence_sequence(self.mode.lower(), False, time_major, states, *four)
+        mode = self.mode.lower()
+        found = ops.recurrence_sequence(mode, False, time_major, states, lengths, *four)
         if found is None:
             return None
         output, *final = found

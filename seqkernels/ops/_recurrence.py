@@ -262,13 +262,14 @@ def recurrence_sequence(
     reverse: bool,
     input: Tensor,
     states: tuple[Tensor, ...] | None,
+    lengths: Tensor | None,
     *weights: Tensor | None,
 ) -> tuple[Tensor, ...] | None:
     """Output and final states of (T, N, I) input; otherwise as ``recurrence_step``.
 
     Without ``states`` they are zeros, and the first step does not read weight_hh.
     """
-    if not _cpu.needs_only_kernel((input, *(states or ()), *weights)):
+    if not _cpu.needs_only_kernel((input, lengths, *(states or ()), *weights)):
         return None
     try:
         if cuda.is_on_device(input):
@@ -281,7 +282,7 @@ def recurrence_sequence(
         after = (*final, None)[:2]
         where = cpu.where(input, "rnn")
         _cpu.recurrence_forward(
-            cell, reverse, input, *before, *weights, None, output, *after, None, None, where
+            cell, reverse, input, *before, *weights, lengths, output, *after, None, None, where
         )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None

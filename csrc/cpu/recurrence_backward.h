@@ -89,7 +89,8 @@ class RecurrenceBackwardKernel {
           hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
           order_(halves_of(shape_.hidden)),
           most_waiting_(waiting_rows_of(order_.count() * int64_t{sizeof(Gate)})),
-          ring_rows_(larger(most_waiting_, shape_.batch) + shape_.batch) {
+          ring_rows_(larger(1, smaller(schedule_.row_count(),
+                                       larger(most_waiting_, shape_.batch) + shape_.batch))) {
         for (int h = 0; h < order_.halves(); ++h) {
             halves_[h] = {{call_.weight_hh, order_, {h, h + 1}},
                           {shape_.hidden, order_.depth(h), panel_units, 1},

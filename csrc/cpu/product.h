@@ -343,6 +343,15 @@ inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vect
     }
 }
 
+// Meanwhile: other work that a product in matrix tiles has done between its own instructions, since
+// the vector units are idle. in_turns(count) tells it how many turns it will have, meanwhile(turn)
+// is each of them. Products by vectors have no time for it, and products of no depth no turns.
+// Nothing is no such work.
+struct Nothing {
+    void in_turns(int64_t) const {}
+    void operator()(int64_t) const {}
+};
+
 // Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is
 // left with a row or two: calls function(first, rows).
 template <class Function>

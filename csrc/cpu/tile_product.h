@@ -122,7 +122,8 @@ struct TileProduct {
     };
 
     // A panel: a line of which the first number tells whether it is plain, then
-    // [depth / 32][vector][plane][depth % 32 / 2][lane][depth % 2], zero beyond the last depth.
+    // [vector / 2][depth / 32][vector % 2][plane][depth % 32 / 2][lane][depth % 2], zero beyond the
+    // last depth. So what passes at a time, two vectors, lies without gaps.
     static int64_t blocks(int64_t depth) { return divide_rounding_up(depth, block_depth); }
     static int64_t packed_elements(const PanelLayout<Vector>& layout) {
         return checked_product({layout.panels(), panel_elements(layout)});
@@ -166,9 +167,9 @@ struct TileProduct {
                 magnitude.take(first);
                 magnitude.take(second);
                 store_pairs(first, second,
-                            target + header +
-                                (k / block_depth * count + v) * planes * tile_numbers +
-                                k % block_depth * Vector::width);
+                            columns_at(target, v, smaller(2, count - v / 2 * 2), layout.depth,
+                                       k / block_depth) +
+                                v % 2 * planes * tile_numbers + k % block_depth * Vector::width);
             }
         }
         const uint32_t largest = magnitude.bits();
@@ -278,18 +279,21 @@ struct TileProduct {
     // Any number of rows: sums[m * vectors + v] = start[m * line + v] + their product. Of start too
     // whole tiles can be read. Rows that are scaled are multiplied by vectors: what they are added
     // to would be scaled as well, beyond what float32 holds.
-    template <class Number>
+    // meanwhile: see product.h.
+    template <class Number, class Meanwhile = Nothing>
     static void multiply_from(Vector* sums, const Vector* start, int64_t line,
                               const Rows<Number>& left, int64_t count,
                               const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                              const Matrix& matrix) {
+                              const Matrix& matrix, Meanwhile&& meanwhile = {}) {
         const auto by_vectors = [&](Range rows_of_them) {
             add_by_vectors(sums, start, line, left, rows_of_them, layout, p, matrix);
         };
         if (panel(packed, layout, p)[0].bits == 0) return by_vectors({0, count});
         const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
+        meanwhile.in_turns(divide_rounding_up(count, rows) * divide_rounding_up(vectors_of_row, 2) *
+                           blocks(layout.depth));
         multiply_copies({sums, vectors_of_row, start, line}, left.tiles, left.tile_elements, count,
-                        vectors_of_row, panel(packed, layout, p), layout.depth);
+                        vectors_of_row, panel(packed, layout, p), layout.depth, meanwhile);
         for (int64_t m = 0; left.scales != nullptr && m < count; ++m) {
             if (left.scales[m] != T(1)) by_vectors({m, m + 1});
         }
@@ -390,6 +394,13 @@ struct TileProduct {
                                          tile_numbers});
     }
 
+    // Where in a panel the depths from a block on of vector v lie, or of the pair that it is in.
+    // pair: the vectors of it, two or one
+    template <class Panel>
+    static Panel* columns_at(Panel* panel, int64_t v, int64_t pair, int64_t depth, int64_t block) {
+        return panel + header + (v / 2 * 2 * blocks(depth) + block * pair) * planes * tile_numbers;
+    }
+
     // The first `count` of a block's depths.
     static __mmask32 lanes(int64_t count) {
         return count >= block_depth ? ~__mmask32{0}
@@ -452,17 +463,20 @@ struct TileProduct {
         Sums again() const { return {target, line, target, line}; }
     };
 
+    template <class Meanwhile = Nothing>
     static void multiply_copies(const Sums& sums, const Left* tiles, int64_t tile_elements,
-                                int64_t count, int64_t vectors, const Packed* panel,
-                                int64_t depth) {
+                                int64_t count, int64_t vectors, const Packed* panel, int64_t depth,
+                                Meanwhile&& meanwhile = {}) {
         const Place place{tile_bytes, row_bytes};
+        int64_t turn = 0;
         const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
         for (int64_t v = 0; v < vectors; v += 2) {
             // Of no depths the sums are what they begin with.
             for (int64_t block = 0; block == 0 || block < blocks(depth); block += blocks_together) {
                 const int64_t together = smaller(blocks_together, blocks(depth) - block);
                 const int64_t done = block * planes * tile_numbers;
-                const Packed* columns = panel + header + vectors * done + v * planes * tile_numbers;
+                const int64_t pair = smaller(2, vectors - v);
+                const Packed* columns = columns_at(panel, v, pair, depth, block);
                 for_each_tile(count, [&](int64_t first, int tile) {
                     const Left* upper = tiles + first / tile_rows * tile_elements + done;
                     const char* source[2] = {reinterpret_cast<const char*>(upper),
@@ -470,8 +484,9 @@ struct TileProduct {
                     const Sums of_tile = sums.from(first, v);
                     const auto multiply = [&](auto read_once) {
                         multiply_pair<read_once()>(block == 0 ? of_tile : of_tile.again(), tile,
-                                                   smaller(2, vectors - v), vectors, source, place,
-                                                   offset, columns, together);
+                                                   pair, source, place, offset, columns, together,
+                                                   turn, meanwhile);
+                        turn += together;
                     };
                     using Once = ReadOnce;
                     if constexpr (planes > 1) {
@@ -492,35 +507,36 @@ struct TileProduct {
                                const Place& place, const Offset& offset, const Packed* panel,
                                int64_t depth) {
         for (int64_t v = 0; v < vectors; v += 2) {
-            multiply_pair<ReadOnce::neither>(
-                {sums + v, vectors, nullptr, 0}, count, smaller(2, vectors - v), vectors, source,
-                place, offset, panel + header + v * planes * tile_numbers, blocks(depth));
+            const int64_t pair = smaller(2, vectors - v);
+            multiply_pair<ReadOnce::neither>({sums + v, vectors, nullptr, 0}, count, pair, source,
+                                             place, offset, columns_at(panel, v, pair, depth, 0),
+                                             blocks(depth), 0, Nothing());
         }
     }
 
     // What L1 need not keep.
     enum class ReadOnce { neither, rows, columns };
 
-    // Of these, `count` rows times `together` vectors of a panel of `vectors`, one or two tiles of
-    // each.
-    template <ReadOnce read_once, class Offset>
-    static void multiply_pair(const Sums& sums, int count, int64_t together, int64_t vectors,
-                              const char* const* source, const Place& place, const Offset& offset,
-                              const Packed* columns, int64_t block_count) {
+    // Of these, `count` rows times a pair of vectors of columns, or a single one: one or two tiles
+    // of each.
+    template <ReadOnce read_once, class Offset, class Meanwhile>
+    static void multiply_pair(const Sums& sums, int count, int64_t pair, const char* const* source,
+                              const Place& place, const Offset& offset, const Packed* columns,
+                              int64_t block_count, int64_t first_turn, Meanwhile&& meanwhile) {
         with_constant<2>(count > tile_rows ? 2 : 1, [&](auto r) {
-            with_constant<2>(together, [&](auto v) {
-                multiply_in_registers<r, v, read_once>(sums, vectors, source, place, offset,
-                                                       columns, block_count);
+            with_constant<2>(pair, [&](auto v) {
+                multiply_in_registers<r, v, read_once>(sums, source, place, offset, columns,
+                                                       block_count, first_turn, meanwhile);
             });
         });
     }
 
     // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V, ReadOnce read_once, class Offset>
-    [[gnu::noinline]] static void multiply_in_registers(const Sums& sums, int64_t vectors,
-                                                        const char* const* source,
+    template <int R, int V, ReadOnce read_once, class Offset, class Meanwhile>
+    [[gnu::noinline]] static void multiply_in_registers(const Sums& sums, const char* const* source,
                                                         const Place& place, const Offset& offset,
-                                                        const Packed* packed, int64_t count) {
+                                                        const Packed* packed, int64_t count,
+                                                        int64_t first_turn, Meanwhile&& meanwhile) {
         const auto line_bytes = [](int64_t line) { return line * int64_t{sizeof(Vector)}; };
         if (sums.start != nullptr) {
             const int64_t line = line_bytes(sums.start_line);
@@ -550,7 +566,8 @@ struct TileProduct {
             upper_rows = source[0] + offset(block);
             lower_rows = source[1] + offset(block);
             multiply_planes<planes, R, V>(load_left, load_right);
-            columns += vectors * planes * tile_numbers;
+            columns += V * planes * tile_numbers;
+            meanwhile(first_turn + block);
         }
         const int64_t line = line_bytes(sums.line);
         Vector* const lower = sums.target + tile_rows * sums.line;

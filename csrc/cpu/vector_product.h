@@ -98,9 +98,11 @@ struct VectorProduct {
     }
 
     // Any number of rows: sums[m * vectors + v] = start[m * line + v] + their product.
+    // meanwhile: see product.h.
+    template <class Meanwhile = Nothing>
     static void multiply_from(Vector* sums, const Vector* start, int64_t line, const Rows<T>& rows,
                               int64_t count, const PanelLayout<Vector>& layout, int64_t p,
-                              const Packed* packed, const Matrix&) {
+                              const Packed* packed, const Matrix&, const Meanwhile& = {}) {
         begin_sums(sums, start, line, count, layout.units_of(p) * layout.groups);
         multiply_packed(sums, rows.given, count, layout, p, packed);
     }

@@ -133,8 +133,12 @@ class InputProjection {
                 Vector* sums = place(panel, block.begin);
                 const Vector* bias = all_.bias_.data() + panel * all_.line_;
                 if (!all_.is_unpacked_) {
-                    Product::multiply_from(sums, bias, 0, rows, count, layout, panel,
-                                           all_.packed_.data(), all_.weight_);
+                    const int64_t next = panel + 1 < panels_.end ? panel + 1 : panels_.begin;
+                    Product::multiply_from(
+                        sums, bias, 0, rows, count, layout, panel, all_.packed_.data(),
+                        all_.weight_,
+                        Fetching(Product::panel(all_.packed_.data(), layout, next),
+                                 Product::panel_bytes(layout)));
                     continue;
                 }
                 begin_sums(sums, bias, 0, count, line_of(panel));

@@ -128,6 +128,9 @@ struct TileProduct {
     static int64_t packed_elements(const PanelLayout<Vector>& layout) {
         return checked_product({layout.panels(), panel_elements(layout)});
     }
+    static int64_t panel_bytes(const PanelLayout<Vector>& layout) {
+        return panel_elements(layout) * int64_t{sizeof(Packed)};
+    }
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
         return packed + panel * panel_elements(layout);
@@ -454,13 +457,13 @@ struct TileProduct {
         const Vector* start;
         int64_t start_line;
 
-        // From a row and a vector on.
-        Sums from(int64_t row, int64_t vector) const {
-            return {target + row * line + vector, line,
-                    start == nullptr ? nullptr : start + row * start_line + vector, start_line};
+        // From a row and a vector on; `again`, when the target holds the beginning.
+        Sums from(int64_t row, int64_t vector, bool again) const {
+            Vector* const at = target + row * line + vector;
+            if (again) return {at, line, at, line};
+            return {at, line, start == nullptr ? nullptr : start + row * start_line + vector,
+                    start_line};
         }
-        // The same with what the target holds as the beginning.
-        Sums again() const { return {target, line, target, line}; }
     };
 
     template <class Meanwhile = Nothing>
@@ -481,11 +484,10 @@ struct TileProduct {
                     const Left* upper = tiles + first / tile_rows * tile_elements + done;
                     const char* source[2] = {reinterpret_cast<const char*>(upper),
                                              reinterpret_cast<const char*>(upper + tile_elements)};
-                    const Sums of_tile = sums.from(first, v);
+                    const Sums of_tile = sums.from(first, v, block > 0);
                     const auto multiply = [&](auto read_once) {
-                        multiply_pair<read_once()>(block == 0 ? of_tile : of_tile.again(), tile,
-                                                   pair, source, place, offset, columns, together,
-                                                   turn, meanwhile);
+                        multiply_pair<read_once()>(of_tile, tile, pair, source, place, offset,
+                                                   columns, together, turn, meanwhile);
                         turn += together;
                     };
                     using Once = ReadOnce;

@@ -107,6 +107,7 @@ struct VectorProduct {
         multiply_packed(sums, rows.given, count, layout, p, packed);
     }
 
+    static int64_t panel_bytes(const PanelLayout<Vector>&) { return 0; }
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
         return packed + layout.offset(panel);

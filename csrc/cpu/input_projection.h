@@ -9,9 +9,10 @@
 // for each thread projections of projected_bytes, or of one step if those are more, or of an
 // even share of all rows where weights are read as they lie, and pointers to their rows.
 // Cost: 2 rows G H I FLOPs. Limit: as the product's. In tiles 0.5 MiB of projections instead of 1
-// is 5 % faster for bfloat16, N 64, H 256, and 5 % slower for H 512. Tried without gain, by
-// vectors: weights read as they lie for more than 512 rows at a time (N 64, T 25, H 1024 5 %
-// slower; H 1536 and 2048 6 % faster).
+// is 5 % faster for bfloat16, N 64, H 256, and 5 % slower for H 512. There the weights come from
+// beyond L2 each time, and the next panel of them is fetched while one is multiplied (3 %). Tried
+// without gain, by vectors: weights read as they lie for more than 512 rows at a time (N 64, T 25,
+// H 1024 5 % slower; H 1536 and 2048 6 % faster).
 #pragma once
 
 #include <cstdint>
@@ -134,11 +135,9 @@ class InputProjection {
                 const Vector* bias = all_.bias_.data() + panel * all_.line_;
                 if (!all_.is_unpacked_) {
                     const int64_t next = panel + 1 < panels_.end ? panel + 1 : panels_.begin;
-                    Product::multiply_from(
-                        sums, bias, 0, rows, count, layout, panel, all_.packed_.data(),
-                        all_.weight_,
-                        Fetching(Product::panel(all_.packed_.data(), layout, next),
-                                 Product::panel_bytes(layout)));
+                    Product::multiply_from(sums, bias, 0, rows, count, layout, panel,
+                                           all_.packed_.data(), all_.weight_,
+                                           Product::fetching(all_.packed_.data(), layout, next));
                     continue;
                 }
                 begin_sums(sums, bias, 0, count, line_of(panel));

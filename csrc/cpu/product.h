@@ -352,22 +352,25 @@ struct Nothing {
     void operator()(int64_t) const {}
 };
 
-// Fetches what is used next into L2.
+// Asks for what is read next, into L2.
 class Fetching {
  public:
     Fetching(const void* memory, int64_t bytes)
-        : memory_(static_cast<const char*>(memory)), lines_(bytes / 64) {}
-    void in_turns(int64_t turns) { share_ = turns == 0 ? 0 : (lines_ << 20) / turns; }
+        : memory_(static_cast<const char*>(memory)),
+          lines_(divide_rounding_up(bytes, cache_line_bytes)) {}
+    void in_turns(int64_t turns) { share_ = turns == 0 ? 0 : (lines_ << share_bits) / turns; }
     void operator()(int64_t turn) const {
-        const int64_t end = (turn + 1) * share_ >> 20;
-        for (int64_t line = turn * share_ >> 20; line < end; ++line) {
-            __builtin_prefetch(memory_ + line * 64, 0, 2);
+        const int64_t end = ((turn + 1) * share_) >> share_bits;
+        for (int64_t line = (turn * share_) >> share_bits; line < end; ++line) {
+            __builtin_prefetch(memory_ + line * cache_line_bytes, 0, 2);
         }
     }
 
  private:
-    const char* memory_;
-    int64_t lines_, share_ = 0;
+    static constexpr int share_bits = 20;
+    const char* const memory_;
+    const int64_t lines_;
+    int64_t share_ = 0;  // lines a turn, times 2^share_bits
 };
 
 // Rows in [0, count) cut into tiles of at most `largest`, as even as can be, so that no tile is

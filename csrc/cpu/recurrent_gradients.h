@@ -96,6 +96,44 @@ class RecurrentGradients {
         return result;
     }
 
+    // Asks for what of_state and step_back will read of a vector's worth of hidden units, into L2.
+    // The cell states they have read as those before the step after.
+    void fetch(const Row& row, int64_t unit) const {
+        const auto ask_for = [](const void* numbers) { __builtin_prefetch(numbers, 0, 2); };
+        if (row.grad_hidden != nullptr) ask_for(row.grad_hidden + unit);
+        if constexpr (is_lstm) {
+            for (int g = 0; g < gates; ++g) ask_for(row.gates + g * shape_.hidden + unit);
+            ask_for(row.cell_before + unit);
+        } else {
+            ask_for(row.hidden + unit);
+        }
+    }
+
+    // Rows whose gradients are computed next, fetched while others are multiplied (Meanwhile in
+    // product.h): the vectors of `units` of those in `range`.
+    class RowsToCome {
+     public:
+        RowsToCome(const RecurrentGradients& gradients, const Row* rows, Range range, Range units)
+            : gradients_(gradients),
+              rows_(rows + range.begin),
+              first_unit_(units.begin),
+              vectors_(divide_rounding_up(units.end - units.begin, Vector::width)),
+              count_((range.end - range.begin) * vectors_) {}
+        void in_turns(int64_t turns) { turns_ = turns; }
+        void operator()(int64_t turn) const {
+            const int64_t end = (turn + 1) * count_ / turns_;
+            for (int64_t i = turn * count_ / turns_; i < end; ++i) {
+                gradients_.fetch(rows_[i / vectors_], first_unit_ + i % vectors_ * Vector::width);
+            }
+        }
+
+     private:
+        const RecurrentGradients& gradients_;
+        const Row* const rows_;
+        const int64_t first_unit_, vectors_, count_;  // vectors of a row, and of all
+        int64_t turns_ = 1;
+    };
+
     // What the gradient of a vector's worth of a state is without that of the step after.
     Vector of_state(const Row& row, int64_t unit) const {
         const int64_t count = shape_.hidden - unit;

@@ -128,8 +128,9 @@ struct TileProduct {
     static int64_t packed_elements(const PanelLayout<Vector>& layout) {
         return checked_product({layout.panels(), panel_elements(layout)});
     }
-    static int64_t panel_bytes(const PanelLayout<Vector>& layout) {
-        return panel_elements(layout) * int64_t{sizeof(Packed)};
+    // To fetch a panel meanwhile.
+    static Fetching fetching(const Packed* packed, const PanelLayout<Vector>& layout, int64_t p) {
+        return {panel(packed, layout, p), panel_elements(layout) * int64_t{sizeof(Packed)}};
     }
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
@@ -253,18 +254,20 @@ struct TileProduct {
 
     // sums[m * vectors + v] = the product of a block of rows with panel p of a layout of `matrix`,
     // or of what else multiply_unpacked takes for one. sums has room for whole tiles of 16 rows.
-    template <class Number, class Operand>
+    // meanwhile: see product.h.
+    template <class Number, class Operand, class Meanwhile = Nothing>
     static void multiply_block(Vector* sums, const Rows<Number>& left, int count,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                               const Operand& matrix) {
+                               const Operand& matrix, Meanwhile&& meanwhile = {}) {
         const int64_t vectors = layout.units_of(p) * layout.groups;
         const Vector zeros[most_vectors] = {};
         const auto by_vectors = [&](int64_t first, int64_t rows_of_them) {
             add_by_vectors(sums, zeros, 0, left, {first, first + rows_of_them}, layout, p, matrix);
         };
         if (panel(packed, layout, p)[0].bits == 0) return by_vectors(0, count);
+        meanwhile.in_turns(turns(count, vectors, layout.depth));
         multiply_copies({sums, vectors, nullptr, 0}, left.tiles, left.tile_elements, count, vectors,
-                        panel(packed, layout, p), layout.depth);
+                        panel(packed, layout, p), layout.depth, meanwhile);
         if (left.scales == nullptr) return;
         for (int64_t m = 0; m < count; ++m) {
             const T scale = left.scales[m];
@@ -293,8 +296,7 @@ struct TileProduct {
         };
         if (panel(packed, layout, p)[0].bits == 0) return by_vectors({0, count});
         const int64_t vectors_of_row = layout.units_of(p) * layout.groups;
-        meanwhile.in_turns(divide_rounding_up(count, rows) * divide_rounding_up(vectors_of_row, 2) *
-                           blocks(layout.depth));
+        meanwhile.in_turns(turns(count, vectors_of_row, layout.depth));
         multiply_copies({sums, vectors_of_row, start, line}, left.tiles, left.tile_elements, count,
                         vectors_of_row, panel(packed, layout, p), layout.depth, meanwhile);
         for (int64_t m = 0; left.scales != nullptr && m < count; ++m) {
@@ -457,7 +459,8 @@ struct TileProduct {
         const Vector* start;
         int64_t start_line;
 
-        // From a row and a vector on; `again`, when the target holds the beginning.
+        // From a row and a vector on; `again`, when the target holds the beginning. Never a copy
+        // of another: to read in one what was just stored in parts waits for all stores before.
         Sums from(int64_t row, int64_t vector, bool again) const {
             Vector* const at = target + row * line + vector;
             if (again) return {at, line, at, line};
@@ -465,6 +468,11 @@ struct TileProduct {
                     start_line};
         }
     };
+
+    // For other work, of a product in multiply_copies.
+    static int64_t turns(int64_t count, int64_t vectors, int64_t depth) {
+        return divide_rounding_up(count, rows) * divide_rounding_up(vectors, 2) * blocks(depth);
+    }
 
     template <class Meanwhile = Nothing>
     static void multiply_copies(const Sums& sums, const Left* tiles, int64_t tile_elements,

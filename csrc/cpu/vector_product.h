@@ -89,10 +89,11 @@ struct VectorProduct {
 
     // sums[m * vectors + v] += the product of a block of rows with panel p of a layout of a matrix,
     // or of what else multiply_unpacked takes for one.
-    template <class Operand>
+    // meanwhile: see product.h.
+    template <class Operand, class Meanwhile = Nothing>
     static void multiply_block(Vector* sums, const Rows<T>& rows, int tile,
                                const PanelLayout<Vector>& layout, int64_t p, const Packed* packed,
-                               const Operand&) {
+                               const Operand&, const Meanwhile& = {}) {
         multiply(sums, tile, layout.units_of(p) * layout.groups, rows.given,
                  packed + layout.offset(p), layout.depth);
     }
@@ -107,7 +108,10 @@ struct VectorProduct {
         multiply_packed(sums, rows.given, count, layout, p, packed);
     }
 
-    static int64_t panel_bytes(const PanelLayout<Vector>&) { return 0; }
+    static Fetching fetching(const Packed* packed, const PanelLayout<Vector>& layout, int64_t p) {
+        const int64_t line = layout.units_of(p) * layout.groups * Vector::width;
+        return {panel(packed, layout, p), layout.depth * line * int64_t{sizeof(T)}};
+    }
     static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
                                int64_t panel) {
         return packed + layout.offset(panel);

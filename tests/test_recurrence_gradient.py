@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from recurrences import (
@@ -85,6 +86,29 @@ def test_more_rows_than_gradients_of_gates_are_kept_of(isa, dtype, set_threads):
     expected = gradients(run, "lstm", given)
     set_threads(2)
     assert all(map(torch.equal, gradients(run, "lstm", given), expected))
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "wanted"), [(30, 901, "all"), (200, 13, "initial states")]
+)
+def test_threads_with_samples_of_their_own_may_be_a_step_apart(set_threads, steps, batch, wanted):
+    """More rows than gradients of gates are kept of: none is written before all have read it."""
+    arguments = converted(tensors("lstm", (steps, batch, 3, 256)), torch.float32)
+    leaves = leaves_of(arguments)
+    if wanted == "initial states":
+        leaves = arguments | {"hx": leaves["hx"]}
+    results = run("lstm", leaves)
+    wanted_of = [tensor for tensor in floating(leaves) if tensor.requires_grad]
+
+    def found() -> list[Tensor]:
+        cotangents = cotangents_of(results)
+        return list(torch.autograd.grad(results, wanted_of, cotangents, retain_graph=True))
+
+    set_threads(1)
+    expected = found()
+    set_threads(2)
+    for _ in range(10):
+        assert all(map(torch.equal, found(), expected))
 
 
 @given(any_sizes_and_lengths())

@@ -47,7 +47,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -77,7 +76,7 @@ class RecurrenceBackwardKernel {
     static constexpr int panel_units = Product::vectors;
     // Rows whose sums are kept while all panels pass: whole tiles.
     static constexpr int64_t block_rows = 96;
-    static constexpr int64_t rows_together = Gradient::block_rows;
+    static constexpr int64_t rows_of_block = Gradient::block_rows;
     static constexpr int most_halves = 2;
     // Hidden units are shared out in so many, whole vectors on any processor.
     static constexpr int64_t share_units = 16;
@@ -93,8 +92,7 @@ class RecurrenceBackwardKernel {
           hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
           order_(halves_of(shape_.hidden)),
           most_waiting_(waiting_rows_of(order_.count() * int64_t{sizeof(Gate)})),
-          ring_rows_(larger(1, smaller(schedule_.row_count(),
-                                       larger(most_waiting_, shape_.batch) + shape_.batch))) {
+          ring_rows_(larger(1, smaller(schedule_.row_count(), most_waiting_ + 2 * shape_.batch))) {
         for (int h = 0; h < order_.halves(); ++h) {
             halves_[h] = {{call_.weight_hh, order_, {h, h + 1}},
                           {shape_.hidden, order_.depth(h), panel_units, 1},
@@ -123,8 +121,8 @@ class RecurrenceBackwardKernel {
         gradients_.place_cell_states(initial_cells.data(), grad_cells.data());
         const int64_t step_copies = sum_of_halves(
             [&](int h) { return Product::left_elements(most_rows, halves_[h].layout.depth); });
-        const int64_t most_copies = larger(
-            step_copies, Product::left_elements(seqkernels::rows_together<Product>(depth), depth));
+        const int64_t most_copies =
+            larger(step_copies, Product::left_elements(rows_together<Product>(depth), depth));
         const Scratch<Left> copies(checked_product({most_copies, threads}));
         const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
                                               Product::pack_scratch_elements(hidden_layout_));
@@ -162,17 +160,17 @@ class RecurrenceBackwardKernel {
             prepare(mine, panel_scratch.data() + thread * panel_elements, granted);
             barrier.wait(granted);
             const auto multiply_rows_of = [&](const Block& block) {
-                barrier.wait(granted);
+                if (!needs_rows) return;
                 multiply_block(block, gradient, inputs, states, grad_bias, mine, granted, barrier);
                 barrier.wait(granted);
             };
             Progress now{};
             for (int64_t step = schedule_.longest() - 1; step >= 0; --step) {
                 run_step(step, mine, now, [&] { barrier.wait(granted); });
-                if (needs_rows && step > 0 && now.waiting_rows() >= most_waiting_) {
-                    while (now.waiting_rows() >= rows_together) {
-                        multiply_rows_of(take_block(now, rows_together));
-                    }
+                if (step == 0 || now.waiting_rows() < most_waiting_) continue;
+                barrier.wait(granted);
+                while (now.waiting_rows() >= rows_of_block) {
+                    multiply_rows_of(take_block(now, rows_of_block));
                 }
             }
             run_step(-1, mine, now, [&] { barrier.wait(granted); });
@@ -180,8 +178,7 @@ class RecurrenceBackwardKernel {
             if (thread == 0) pass_through();
             // Of no rows there is one block.
             do {
-                if (!needs_rows) break;
-                multiply_rows_of(take_block(now, smaller(rows_together, now.waiting_rows())));
+                multiply_rows_of(take_block(now, smaller(rows_of_block, now.waiting_rows())));
             } while (now.waiting_rows() > 0);
             clear_beyond(part_of(batch, 1, thread, granted));
             gradients_.finish(thread, granted);
@@ -219,7 +216,7 @@ class RecurrenceBackwardKernel {
     // Whole blocks of rows of which the gates' gradients are still in L2, or not far from it.
     static int64_t waiting_rows_of(int64_t row_bytes) {
         constexpr int64_t waiting_bytes = 4 << 20;
-        return larger(1, waiting_bytes / larger(1, row_bytes) / rows_together) * rows_together;
+        return larger(1, waiting_bytes / larger(1, row_bytes) / rows_of_block) * rows_of_block;
     }
 
     // Rows whose sums threads with the same samples keep, whole tiles.
@@ -274,7 +271,9 @@ class RecurrenceBackwardKernel {
 
         int64_t waiting_rows() const { return made - multiplied; }
     };
-    // The place of row first + i, i less than ring_rows_.
+    // The place of row first + i, i less than ring_rows_. Threads that do not wait for each other
+    // at every step do so when there are most_waiting_ rows: before, one may have come a step
+    // farther, while another still reads those of the step before.
     Gate* ring_row(int64_t first, int64_t i) const {
         const int64_t place = first % ring_rows_ + i;
         return ring_ + (place < ring_rows_ ? place : place - ring_rows_) * order_.count();
@@ -467,9 +466,9 @@ class RecurrenceBackwardKernel {
     void multiply_block(const Block& block, const Gradient& gradient, const Operand& inputs,
                         const Operand& states, T* grad_bias, const Samples& mine, int threads,
                         Barrier& barrier) const {
-        const Gate* left[rows_together];
-        const Number *input_rows[rows_together], *state_rows[rows_together];
-        Number* grad_rows[rows_together];
+        const Gate* left[rows_of_block];
+        const Number *input_rows[rows_of_block], *state_rows[rows_of_block];
+        Number* grad_rows[rows_of_block];
         int64_t step = block.step, position = block.position;
         for (int64_t k = 0; k < block.rows.depth; ++k, ++position) {
             for (; position == schedule_.active(step); position = 0) --step;

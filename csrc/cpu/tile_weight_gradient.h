@@ -10,15 +10,14 @@
 // finite, are multiplied by vectors.
 //
 // Scratch, owned by the call: planes of block_rows (right_count_0 + right_count_1) numbers; for
-// each thread of block_rows left_together, and the sums of a panel; of more than one block, the
-// sums of both gradients. Cost: 2 rows left_count right_count FLOPs. Limit: as tile_product.h; for
-// each block of rows the sums are read and written once, the right operand read once for
-// left_together rows of the gradient.
+// each thread of block_rows left_together, and the sums of a panel; left_count integers; of more
+// than one block, the sums of both gradients. Cost: 2 rows left_count right_count FLOPs. Limit: as
+// tile_product.h; for each block of rows the sums are read and written once, the right operand read
+// once for left_together rows of the gradient.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -105,7 +104,6 @@ class TileWeightGradient {
             add_product(packed, inverses, part, operand0, block, left, right0, sums);
             add_product(packed, inverses, part, operand1, block, left, right1, sums);
         }
-        if (has_operands_) barrier.wait(threads);
     }
 
  private:

@@ -9,7 +9,8 @@
 // of the gradient, into tiles of interleaved rows. Block after block is then added to the
 // gradients.
 //
-// Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements.
+// Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements,
+// left_count integers.
 // Cost: 2 rows left_count right_count FLOPs; packing copies 1 / (2 left_count) of that.
 #pragma once
 
@@ -95,8 +96,8 @@ class WeightGradient {
     }
 
     // Called by every thread of a region. left and right_p: pointers to the block's rows of
-    // contiguous elements. left_sums: left_count, or null. The block's rows may be written again
-    // when all threads have returned.
+    // contiguous elements. left_sums: left_count, or null. Threads have met before each call, and
+    // the block's rows may be written again when they have met after it.
     void add(const GradientBlock& block, const T* const* left, T* left_sums,
              const Operand<T>& operand0, const T* const* right0, const Operand<T>& operand1,
              const T* const* right1, int thread, int threads, Barrier& barrier) const {
@@ -116,7 +117,6 @@ class WeightGradient {
         barrier.wait(threads);
         add_product(packed_left, mine, operand0, block.depth);
         add_product(packed_left, mine, operand1, block.depth);
-        barrier.wait(threads);
     }
 
  private:

@@ -26,9 +26,8 @@
 // Tried without gain, in tiles: all panels while two tiles of rows stay in L1; stretches of two to
 // four times the bytes, also where the weights do not fit in L2; fetching the next stretch's input
 // meanwhile (each within 2 %, C 128 to 512, one and three planes); copying it meanwhile, position
-// by position between the products (three planes: N 64, L 512, C 128 8 % faster, N 50, L 512, C 300
-// 5
-// %, but 50 sentences of 56 words 3 % slower, in one plane 6 %); the maxima of a tile of rows while
+// by position between the products (three planes: N 64, L 512, C 128 8 % faster, 50 sentences of
+// 512 words 5 %, but of 56 words 3 % slower, in one plane 6 %); the maxima of a tile of rows while
 // the next is multiplied (up to 4 % slower).
 #pragma once
 

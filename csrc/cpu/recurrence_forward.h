@@ -196,8 +196,9 @@ class RecurrenceForwardKernel {
     };
 
     // The states that come of the sums of a block of rows and a panel, computed while the next
-    // block is multiplied (Meanwhile in product.h). It writes nothing but states: what a turn wrote
-    // for the next would make tile loads that lie a multiple of 4 KiB apart wait.
+    // block is multiplied (Meanwhile in product.h). Turns leave each other nothing: with counters
+    // that each of them wrote, bfloat16, N 64, H 512 took 9.5 ms in place of 8.8 (tile loads, it is
+    // supposed, wait for stores that lie a multiple of 4 KiB away).
     class StatesToCome {
      public:
         explicit StatesToCome(const States& states) : states_(states) {}

@@ -123,9 +123,9 @@ def measure_peaks(
     "product": FLOP/s of ``torch.mm`` on square matrices, by dtype: the fastest of a few sizes. It
     is what a good library reaches.
     "peak": FLOP/s that the arithmetic units do at most: of float32 and float64 fused multiply-adds
-    in registers, with the instruction set in use; of bfloat16 products in AMX tiles where there
-    are some. Of 16-bit types otherwise float32's peak, or the product rate if that is higher. On
-    CUDA the product rate.
+    in registers, with the instruction set in use; of bfloat16 products where there are
+    instructions for them. Of 16-bit types otherwise float32's peak, or the product rate if that is
+    higher. On CUDA the product rate.
     "bandwidth": bytes per second. On the CPU of reading from L2, L3 and memory: every thread reads
     its own part over and over, half of a cache at once or far more than the last. On CUDA of
     ``Tensor.copy_``, read and written bytes.
@@ -154,11 +154,11 @@ def measure_peaks(
 
 def _peak(dtype: str, product_rate: float, threads: int) -> float:
     """FLOP/s of a CPU's arithmetic units."""
-    tiles = 0.0
+    own = 0.0
     if dtype == "bfloat16":
-        tiles = _rate(lambda repetitions: _cpu.tile_products(repetitions, threads))
-    if tiles:
-        return tiles
+        own = _rate(lambda repetitions: _cpu.bfloat16_products(repetitions, threads))
+    if own:
+        return own
     is_narrow = dtype in ("bfloat16", "float16")
     wide = "float32" if is_narrow else dtype
     peak = _rate(lambda repetitions: _cpu.multiply_adds(wide, repetitions, threads))

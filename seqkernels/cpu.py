@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _cpu
 
 _switching = threading.RLock()
-_HAS_TILES = "amx" in _cpu.available_isas()
+_HAS_LOWER_PRECISIONS = "avx512_bf16" in _cpu.available_isas()
 #: What torch's switches for float32 products are set to, and what that means here.
 _PRECISIONS = {"tf32": "high", "bf16": "medium"}
 
@@ -20,9 +20,10 @@ _PRECISIONS = {"tf32": "high", "bf16": "medium"}
 def available_isas() -> list[str]:
     """The instruction sets whose kernels this build has and this machine runs, slowest first.
 
-    Of "scalar", "avx2", "avx512" and "amx", which is AVX-512 with matrix tiles for products of all
-    types but float64. The environment variable ``SEQKERNELS_ISA``, read when the package is
-    imported, forces one of them; otherwise the last is in use.
+    Of "scalar", "avx2", "avx512", "avx512_bf16", which is AVX-512 with products of bfloat16, and
+    "amx", the same with matrix tiles for products of all types but float64. The environment
+    variable ``SEQKERNELS_ISA``, read when the package is imported, forces one of them; otherwise
+    the last is in use.
     """
     return _cpu.available_isas()
 
@@ -67,7 +68,7 @@ def where(input: Tensor, operation: str) -> tuple[int, str]:
     ``torch.set_float32_matmul_precision``.
     """
     threads = torch.get_num_threads()
-    if not _HAS_TILES or input.dtype is not torch.float32:
+    if not _HAS_LOWER_PRECISIONS or input.dtype is not torch.float32:
         return threads, "highest"
     # What torch.backends.mkldnn.conv.fp32_precision asks, without a microsecond of attributes.
     precision_of = torch._C._get_fp32_precision_getter

@@ -13,7 +13,9 @@ import gpu
 import seqkernels
 from seqkernels import functional
 
-KNOWN_ISAS = ("scalar", "avx2", "avx512", "amx")
+KNOWN_ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
+#: Those that multiply bfloat16 as it is, in tiles.
+BFLOAT16_ISAS = ("avx512_bf16", "amx")
 
 # The same examples in every run, and few enough that the suite stays quick. A test's fixtures hold
 # for all its examples: an instruction set is forced for the whole of it.

@@ -52,7 +52,7 @@ def test_kernels_under_sanitizers(tmp_path):
     assert passes(build(tmp_path, "-DSEQKERNELS_SANITIZE=ON"))
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
 def test_nothing_compiled_for_one_isa_can_be_linked_into_another(plain, isa):
     """The linker keeps one of equal inline functions: no ISA may define one that others use."""
     objects = list(plain.parent.glob(f"**/kernels_{isa}.cpp.o"))
@@ -63,7 +63,12 @@ def test_nothing_compiled_for_one_isa_can_be_linked_into_another(plain, isa):
     (found,) = objects
     symbols = run(["nm", "--demangle", "--defined-only", found]).splitlines()
     weak = [line.split(maxsplit=2)[2] for line in symbols if line.split(maxsplit=2)[1] in "WVu"]
-    own = {"avx2": ("Avx2Vector",), "avx512": ("Avx512Vector",), "amx": ("Avx512Vector", "Tile")}
+    own = {
+        "avx2": ("Avx2Vector",),
+        "avx512": ("Avx512Vector",),
+        "avx512_bf16": ("Avx512Vector", "VectorUnit"),
+        "amx": ("Avx512Vector", "AmxUnit"),
+    }
     allowed = (*own[isa], "DW.ref")
     assert [name for name in weak if not any(part in name for part in allowed)] == []
     strong = [line.split(maxsplit=2)[2] for line in symbols if line.split(maxsplit=2)[1] == "T"]

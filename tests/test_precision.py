@@ -7,6 +7,7 @@ import torch
 
 import convolutions
 import recurrences
+from conftest import BFLOAT16_ISAS
 from seqkernels import cpu, functional
 
 #: Of the largest number of a result, by switch; see csrc/cpu/tile_product.h.
@@ -46,24 +47,26 @@ def test_errors_are_within_what_the_switch_allows(isa, precision):
 
 @pytest.mark.parametrize("precision", ["high", "medium"], indirect=True)
 def test_a_lower_precision_takes_fewer_products(isa, precision):
-    """With matrix tiles; else float32 is multiplied as ever."""
+    """Where there are bfloat16 products, and of several where these are matrix tiles'."""
     found = results(torch.float32)
     torch.set_float32_matmul_precision("highest")
-    assert all(map(torch.equal, found, results(torch.float32))) == (isa != "amx")
+    lower = ("amx",) if precision == "high" else BFLOAT16_ISAS
+    assert all(map(torch.equal, found, results(torch.float32))) == (isa not in lower)
 
 
 @pytest.mark.parametrize("precision", ["high"], indirect=True)
 def test_an_operations_own_switch_comes_first(isa, precision):
     input = torch.ones(1)
+    high, medium = ("high", "medium") if cpu._HAS_LOWER_PRECISIONS else ("highest", "highest")
     for operation in ("conv", "rnn"):
         switch = getattr(torch.backends.mkldnn, operation)
-        assert cpu.where(input, operation)[1] == ("high" if cpu._HAS_TILES else "highest")
+        assert cpu.where(input, operation)[1] == high
         assert cpu.where(input.double(), operation)[1] == "highest"
         before = switch.fp32_precision
         try:
             switch.fp32_precision = "ieee"
             assert cpu.where(input, operation)[1] == "highest"
             switch.fp32_precision = "bf16"
-            assert cpu.where(input, operation)[1] == ("medium" if cpu._HAS_TILES else "highest")
+            assert cpu.where(input, operation)[1] == medium
         finally:
             switch.fp32_precision = before

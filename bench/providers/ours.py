@@ -192,4 +192,4 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 def providers() -> list[Provider]:
     variants = [Ours(), Ours(recompute=True), Ours(graph=True), Ours(precision="high")]
-    return [*variants, *map(Ours, ("scalar", "avx2", "avx512", "amx"))]
+    return [*variants, *map(Ours, ("scalar", "avx2", "avx512", "avx512_bf16", "amx"))]

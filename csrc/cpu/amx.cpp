@@ -32,11 +32,6 @@ bool has_amx_bfloat16() {
 }
 #else
 bool has_amx_bfloat16() { return false; }
-
-double amx_tile_products(int64_t, float* result) {
-    *result = 0;
-    return 0;
-}
 #endif
 
 }  // namespace seqkernels

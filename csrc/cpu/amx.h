@@ -20,9 +20,8 @@ struct alignas(64) TileConfiguration {
 // for permission, which then holds for every thread.
 bool has_amx_bfloat16();
 
-// `repetitions` rounds of four products of 16 x 32 by 32 x 16 bfloat16 tiles, each added to a tile
-// of its own of 16 x 16 float32 sums. Returns the FLOPs done, 0 in a build without AMX; *result is
-// one of the sums: as many ones as were added. Call only where has_amx_bfloat16().
+// KernelTable's bfloat16_products: `repetitions` rounds of four products of 16 x 32 by 32 x 16
+// tiles, each added to a tile of its own of 16 x 16 sums.
 double amx_tile_products(int64_t repetitions, float* result);
 
 }  // namespace seqkernels

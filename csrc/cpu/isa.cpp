@@ -26,9 +26,8 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
-bool has_amx() {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_bfloat16();
-}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_amx() { return has_avx512_bf16() && has_amx_bfloat16(); }
 #endif
 
 // Slowest first.
@@ -37,6 +36,7 @@ constexpr Isa isas[] = {
 #if defined(__x86_64__)
     {"avx2", avx2_kernels, has_avx2},
     {"avx512", avx512_kernels, has_avx512},
+    {"avx512_bf16", avx512_bf16_kernels, has_avx512_bf16},
     {"amx", amx_kernels, has_amx},
 #endif
 };

@@ -101,6 +101,10 @@ struct KernelTable {
     Kernels<double> float64;
     SixteenBitKernels<Bfloat16> bfloat16;
     SixteenBitKernels<Float16> float16;
+    // For the benchmark: `repetitions` rounds of products of ones in bfloat16 as they are summed up
+    // in float32, in registers; null where there is no such instruction. Returns the FLOPs done;
+    // *result is one of the sums.
+    double (*bfloat16_products)(int64_t repetitions, float* result) = nullptr;
 
     template <class T>
     const auto& of() const {
@@ -128,6 +132,7 @@ struct KernelTable {
 const KernelTable* scalar_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* avx512_bf16_kernels();
 const KernelTable* amx_kernels();
 
 }  // namespace seqkernels

@@ -1,11 +1,10 @@
-// The loops of machine_rates.h and amx.h on the threads of the pool. Who calls takes the time.
+// The loops that measure the machine on the threads of the pool. Who calls takes the time.
 #pragma once
 
 #include <cstdint>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
-#include "amx.h"
 #include "kernels.h"
 
 namespace seqkernels {
@@ -34,11 +33,12 @@ double run_multiply_adds(const Kernels<T>& kernels, int64_t repetitions, int thr
         threads, [&](int, T* result) { return kernels.multiply_adds(repetitions, result); });
 }
 
-// FLOPs of bfloat16 products in matrix tiles; 0 where there are none.
-inline double run_tile_products(int64_t repetitions, int threads) {
-    if (!has_amx_bfloat16()) return 0;
-    return on_every_thread<float>(
-        threads, [&](int, float* result) { return amx_tile_products(repetitions, result); });
+// FLOPs of bfloat16 products; 0 where there is no instruction for them.
+inline double run_bfloat16_products(const KernelTable& kernels, int64_t repetitions, int threads) {
+    if (kernels.bfloat16_products == nullptr) return 0;
+    return on_every_thread<float>(threads, [&](int, float* result) {
+        return kernels.bfloat16_products(repetitions, result);
+    });
 }
 
 // Bytes read: thread t reads the t-th of `threads` equal parts of source, `repetitions` times.

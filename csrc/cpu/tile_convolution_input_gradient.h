@@ -1,4 +1,4 @@
-// The input's part of convolution_backward.h with small pools, in matrix tiles, as a dense product:
+// The input's part of convolution_backward.h with small pools, in tiles, as a dense product:
 //
 //   grad_input[n, p, c] = sum over taps j, filters f of g[n, p + padding - j, f] weight[f, c, j]
 //
@@ -26,9 +26,9 @@
 
 namespace seqkernels {
 
-template <int planes, class Number>
+template <class Unit, int planes, class Number>
 class TileConvolutionInputGradient {
-    using Product = TileProduct<planes>;
+    using Product = TileProduct<Unit, planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
     using Left = typename Product::Left;
@@ -166,7 +166,7 @@ class TileConvolutionInputGradient {
         std::memset(static_cast<void*>(target + length * channels), 0,
                     static_cast<std::size_t>((shape_.length - length) * channels) * sizeof(Number));
         const Vector factor = Vector::broadcast(inverse);
-        const typename Product::Session session{};
+        [[maybe_unused]] const typename Product::Session session{};
         for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
             const auto* weights = Product::panel(packed_.data(), layout_, panel);
             const int64_t units = layout_.units_of(panel);

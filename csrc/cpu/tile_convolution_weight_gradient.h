@@ -1,4 +1,4 @@
-// The weight's part of convolution_backward.h with small pools, in matrix tiles, as dense products,
+// The weight's part of convolution_backward.h with small pools, in tiles, as dense products,
 // one a tap j:
 //
 //   grad_weight[f, c, j] = sum over positions t of g[f][t] x[t + j][c]
@@ -47,9 +47,9 @@
 
 namespace seqkernels {
 
-template <int planes, class Number>
+template <class Unit, int planes, class Number>
 class TileConvolutionWeightGradient {
-    using Product = TileProduct<planes>;
+    using Product = TileProduct<Unit, planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
     static constexpr int64_t rows = TileConfiguration::rows;
@@ -105,7 +105,7 @@ class TileConvolutionWeightGradient {
         const Grid grid = grid_for(threads);
         if (!wanted() || thread >= grid.filters * grid.channels) return;
         const Part part = part_of_grid(grid, thread);
-        const typename Product::Session session{};
+        [[maybe_unused]] const typename Product::Session session{};
         std::memset(part.sums, 0, static_cast<std::size_t>(sums_of(grid)) * sizeof(T));
         for (int64_t i = 0; i < part.filters.count(); ++i) part.scales[i] = scale_of(part, i);
         for (int64_t begin = 0, end = 0; begin < shape_.batch; begin = end) {
@@ -469,45 +469,58 @@ class TileConvolutionWeightGradient {
         });
     }
 
-    // Adds products of `blocks` times 32 positions to R x V tiles of sums, 0 to 3; rows in 4 and 5,
-    // pairs in 6 and 7.
-    template <int R, int V>
-    [[gnu::noinline]] void add_tiles(T* sums, const Bfloat16* left, const Bfloat16* right,
-                                     int64_t blocks) const {
-        constexpr int64_t line = rows * int64_t{sizeof(T)};
-        const int64_t stride = row_ * int64_t{sizeof(Bfloat16)};
-        const int64_t next_row_plane = rows * row_, next_pairs_plane = pairs_plane();
-        const Bfloat16* lower = left + row_tile();
-        const Bfloat16* other = right + planes * next_pairs_plane;
-        // The sums that come next, which have long been left for L2.
-        const T* next = sums + 4 * sums_numbers;
-        const int64_t lines_at_once = divide_rounding_up(4 * rows, blocks);
-        load_tile<0>(sums, line);
-        if constexpr (V > 1) load_tile<1>(sums + sums_numbers, line);
-        if constexpr (R > 1) load_tile<2>(sums + 2 * sums_numbers, line);
-        if constexpr (R > 1 && V > 1) load_tile<3>(sums + 3 * sums_numbers, line);
-        const auto load_left = [&](int p) {
-            load_tile<4>(left + p * next_row_plane, stride);
-            if constexpr (R > 1) load_tile<5>(lower + p * next_row_plane, stride);
-        };
-        const auto load_right = [&](int p) {
-            load_tile<6>(right + p * next_pairs_plane, line);
-            if constexpr (V > 1) load_tile<7>(other + p * next_pairs_plane, line);
-        };
-        for (int64_t block = 0; block < blocks; ++block) {
-            multiply_planes<planes, R, V>(load_left, load_right);
-            for (int64_t i = 0; i < lines_at_once; ++i, next += Vector::width) {
-                _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-            }
-            left += depth;
-            lower += depth;
-            right += depth * rows;
-            other += depth * rows;
+    // What a unit is given: see AmxUnit::multiply.
+    struct Sums {
+        T* first;
+
+        static constexpr bool has_start() { return true; }
+        T* start(int r, int v) const { return target(r, v); }
+        T* target(int r, int v) const { return first + (2 * r + v) * sums_numbers; }
+        static constexpr int64_t start_line() { return target_line(); }
+        static constexpr int64_t target_line() { return rows * int64_t{sizeof(T)}; }
+    };
+    struct LeftTiles {
+        const Bfloat16* first[2];
+        int64_t plane;
+        int64_t line;
+
+        const char* at(int r, int64_t block) const {
+            return reinterpret_cast<const char*>(first[r] + block * depth);
         }
-        store_tile<0>(sums, line);
-        if constexpr (V > 1) store_tile<1>(sums + sums_numbers, line);
-        if constexpr (R > 1) store_tile<2>(sums + 2 * sums_numbers, line);
-        if constexpr (R > 1 && V > 1) store_tile<3>(sums + 3 * sums_numbers, line);
+    };
+    struct RightTiles {
+        const Bfloat16* first;
+        int64_t beside;
+        int64_t plane;
+        static constexpr int64_t block = depth * rows;
+    };
+
+    // Fetches the sums that come next, which have long been left for L2.
+    class FetchingSums {
+     public:
+        FetchingSums(const T* next, int64_t turns)
+            : next_(next), lines_(divide_rounding_up(4 * rows, turns)) {}
+        void operator()(int64_t turn) const {
+            const T* line = next_ + turn * lines_ * Vector::width;
+            for (int64_t i = 0; i < lines_; ++i, line += Vector::width) {
+                _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+            }
+        }
+
+     private:
+        const T* const next_;
+        const int64_t lines_;
+    };
+
+    // Adds products of `blocks` times 32 positions to R x V tiles of sums.
+    template <int R, int V>
+    void add_tiles(T* sums, const Bfloat16* left, const Bfloat16* right, int64_t blocks) const {
+        constexpr int64_t number_bytes = sizeof(Bfloat16);
+        Unit::template multiply<planes, R, V, ReadOnce::neither>(
+            Sums{sums}, R * rows,
+            LeftTiles{{left, left + row_tile()}, rows * row_ * number_bytes, row_ * number_bytes},
+            RightTiles{right, planes * pairs_plane(), pairs_plane()}, blocks, 0,
+            FetchingSums(sums + 4 * sums_numbers, blocks));
     }
 
     // Sums from tiles to where they belong.

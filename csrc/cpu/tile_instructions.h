@@ -1,6 +1,6 @@
-// The instructions of matrix tiles, and of rounding to bfloat16, written out: the compilers'
-// intrinsics do not say that a load reads memory, and no file needs more instructions of its
-// compiler than the vectors do, whose code it shares.
+// The instructions of matrix tiles, and of rounding to bfloat16 and multiplying it, written out:
+// the compilers' intrinsics do not say that a load reads memory, and no file needs more
+// instructions of its compiler than the vectors do, whose code it shares.
 #pragma once
 
 #include <immintrin.h>
@@ -34,6 +34,13 @@ inline void store_tile(void* target, int64_t stride_bytes) {
 template <int sums, int left, int right>
 inline void multiply_tile_pairs() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(left), "i"(right));
+}
+
+// In each lane of 32 bits the sum, and the products of two bfloat16 numbers with two others, which
+// are added one after the other, denormal ones as zero.
+inline __m512 add_pair_products(__m512 sum, __m512i left, __m512i right) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(right), "v"(left));
+    return sum;
 }
 
 // Numbers rounded to the nearest bfloat16; denormal ones become zero.

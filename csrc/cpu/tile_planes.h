@@ -1,5 +1,4 @@
-// Numbers as matrix tiles multiply them: vectors cut into bfloat16 planes, 16 x 16 transpositions,
-// and the products of planes (tile_product.h says which).
+// Numbers as tiles multiply them: vectors cut into bfloat16 planes, and 16 x 16 transpositions.
 #pragma once
 
 #include <immintrin.h>
@@ -11,6 +10,9 @@
 #include "vector_avx512.h"
 
 namespace seqkernels {
+
+// Of what a product reads, that which L1 need not keep.
+enum class ReadOnce { neither, rows, columns };
 
 // Those of 16 numbers that side by side that the mask names, the others zero and not touched.
 inline __m512 load_masked(const float* source, __mmask16 mask) {
@@ -96,43 +98,6 @@ inline void cut_into_lines(__m512 low, __m512 high, __m512i (&cut)[planes]) {
         rows[4 + q] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
         rows[12 + q] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xDD);
     }
-}
-
-// Adds the products of planes of R tiles of rows, in tile registers 4 and 5, with those of V tiles
-// of columns, in 6 and 7, to R x V tiles of sums, 0 to 3; small ones first. load_left(p) and
-// load_right(p) load plane p of one or two tiles.
-template <int planes, int R, int V, class LoadLeft, class LoadRight>
-inline void multiply_planes(LoadLeft&& load_left, LoadRight&& load_right) {
-    const auto multiply_loaded = [] {
-        multiply_tile_pairs<0, 4, 6>();
-        if constexpr (V > 1) multiply_tile_pairs<1, 4, 7>();
-        if constexpr (R > 1) multiply_tile_pairs<2, 5, 6>();
-        if constexpr (R > 1 && V > 1) multiply_tile_pairs<3, 5, 7>();
-    };
-    load_left(0);
-    if constexpr (planes == 3) {
-        load_right(2);
-        multiply_loaded();
-        load_right(1);
-        multiply_loaded();
-        load_left(1);
-        multiply_loaded();
-        load_right(0);
-        multiply_loaded();
-        load_left(2);
-        multiply_loaded();
-        load_left(0);
-    } else if constexpr (planes == 2) {
-        load_right(1);
-        multiply_loaded();
-        load_right(0);
-        load_left(1);
-        multiply_loaded();
-        load_left(0);
-    } else {
-        load_right(0);
-    }
-    multiply_loaded();
 }
 
 }  // namespace seqkernels

@@ -1,8 +1,8 @@
-// How a kernel multiplies in matrix tiles (Intel AMX): bfloat16 factors, float32 sums.
+// How a kernel multiplies in tiles: bfloat16 factors, float32 sums.
 //
-// A tile holds 16 rows of 64 bytes. TDPBF16PS adds to 16 x 16 sums the product of 16 rows of 32
-// bfloat16 with 32 x 16 of the right operand, of which each row holds a pair of depths for 16
-// columns. Two tiles of rows times two of columns fill the eight tile registers.
+// A tile of the left operand is 16 rows of 32 depths, one of the right operand 32 depths of 16
+// columns, in lines of 16 pairs of depths. Two of either are multiplied at a time by a unit:
+// Intel's matrix tiles (tile_unit_amx.h), or with one plane vectors of pairs (tile_unit_vectors.h).
 //
 // float32 is multiplied as a sum of bfloat16 numbers, its planes: x = x0 + x1 + x2, each the rest
 // rounded to nearest (Henry, Tang & Heinecke, "Leveraging the bfloat16 Artificial Intelligence
@@ -25,11 +25,7 @@
 // sequences of 25 steps: 1.70 ms, so 1.43). Every sum is made in the same order, whatever rows
 // stand beside it.
 //
-// Cost of 32 x 32 sums and 32 depths: 4, 12 or 24 products of 16 cycles, 4, 8 or 14 tile loads of
-// 8. Limit: the one tile unit, 1024 multiply-adds a cycle. Measured, GFLOP/s of one core (family 6,
-// model 167, 3.8 GHz; tiles alone 3840, vectors 246, amx_rate.cpp and machine_rates.h), 256 windows
-// by 128 columns of 384 depths, random numbers: one plane 2770, two 745, three 413. Of zeros three
-// planes reach 500: the processor slows down by what the numbers are.
+// Cost and limit: the unit's.
 // One plane is multiplied as fast as L1 and L2 deliver: per block 4 KiB in 64 cycles. So depths are
 // taken 512 at a time, of which two vectors of columns fit L1, and what passes once, rows by a
 // panel that stays or the panel by a single tile of rows, is loaded with the hint that L1 need not
@@ -37,9 +33,7 @@
 // 1780 (2160), with the hint 2360 (2450); of 1024 depths 1490 (1610), at 512 a time 2000 (2240).
 // Windows of a convolution that share rows are not loaded so (10 % slower). Three planes gain
 // nothing by either.
-// Tried without gain: prefetching the next block of the panel (up to 4 % slower; rows, 10 to 25 %);
-// tiles of one by four and of four by one (10 % slower); to round by cutting off (two planes then
-// err by 2.3e-5).
+// Tried without gain: to round by cutting off (two planes then err by 2.3e-5).
 #pragma once
 
 #include <cstdint>
@@ -55,7 +49,7 @@
 
 namespace seqkernels {
 
-template <int planes>
+template <class Unit, int planes>
 struct TileProduct {
     using Vector = Avx512Vector<float>;
     using T = float;
@@ -110,16 +104,7 @@ struct TileProduct {
         return planes == 1 ? columns >= 256 : columns >= 384 && shape.batch >= tile_rows;
     }
 
-    class Session {
-     public:
-        Session() {
-            const TileConfiguration configuration;
-            asm volatile("ldtilecfg %0" : : "m"(configuration));
-        }
-        ~Session() { asm volatile("tilerelease"); }
-        Session(const Session&) = delete;
-        Session& operator=(const Session&) = delete;
-    };
+    using Session = typename Unit::Session;
 
     // A panel: a line of which the first number tells whether it is plain, then
     // [vector / 2][depth / 32][vector % 2][plane][depth % 32 / 2][lane][depth % 2], zero beyond the
@@ -346,9 +331,11 @@ struct TileProduct {
         constexpr int64_t bytes = sizeof(Left);
         const char* source[2] = {reinterpret_cast<const char*>(left),
                                  reinterpret_cast<const char*>(left + tile_rows * stride)};
-        multiply_tiles(
-            sums, count, vectors, source, Place{plane * bytes, stride * bytes},
-            [offsets](int64_t block) { return offsets[block] * bytes; }, panel, depth);
+        const auto offset = [offsets](int64_t block) { return offsets[block] * bytes; };
+        multiply_tiles(sums, count, vectors,
+                       LeftTiles<decltype(offset)>{
+                           {source[0], source[1]}, plane * bytes, stride * bytes, offset},
+                       panel, depth);
     }
 
     // Stores numbers that lie side by side as a left operand's planes, `plane` numbers apart, and
@@ -434,10 +421,24 @@ struct TileProduct {
         for (int p = 0; p < planes; ++p) _mm512_storeu_si512(target + p * tile_numbers, cut[p]);
     }
 
-    // Bytes from a plane of the left operand to the next, and from a row to the next.
-    struct Place {
+    // Two tiles of rows, and bytes from a plane to the next, from a row to the next, and from a
+    // row's first number to its block of depths.
+    template <class Offset>
+    struct LeftTiles {
+        const char* first[2];
         int64_t plane;
-        int64_t row;
+        int64_t line;
+        const Offset& offset;
+
+        const char* at(int r, int64_t block) const { return first[r] + offset(block); }
+    };
+
+    // What else a unit is given: see AmxUnit::multiply.
+    struct RightTiles {
+        const Packed* first;
+        int64_t block;
+        static constexpr int64_t plane = tile_numbers;
+        static constexpr int64_t beside = planes * tile_numbers;
     };
 
     template <class Number, class Operand>
@@ -454,19 +455,25 @@ struct TileProduct {
 
     // Where sums go, rows `line` vectors apart, and what they begin with: zeros if that is null.
     struct Sums {
-        Vector* target;
+        Vector* first;
         int64_t line;
-        const Vector* start;
-        int64_t start_line;
+        const Vector* begin;
+        int64_t begin_line;
 
         // From a row and a vector on; `again`, when the target holds the beginning. Never a copy
         // of another: to read in one what was just stored in parts waits for all stores before.
         Sums from(int64_t row, int64_t vector, bool again) const {
-            Vector* const at = target + row * line + vector;
+            Vector* const at = first + row * line + vector;
             if (again) return {at, line, at, line};
-            return {at, line, start == nullptr ? nullptr : start + row * start_line + vector,
-                    start_line};
+            return {at, line, begin == nullptr ? nullptr : begin + row * begin_line + vector,
+                    begin_line};
         }
+
+        bool has_start() const { return begin != nullptr; }
+        const Vector* start(int r, int v) const { return begin + r * tile_rows * begin_line + v; }
+        Vector* target(int r, int v) const { return first + r * tile_rows * line + v; }
+        int64_t start_line() const { return begin_line * int64_t{sizeof(Vector)}; }
+        int64_t target_line() const { return line * int64_t{sizeof(Vector)}; }
     };
 
     // For other work, of a product in multiply_copies.
@@ -478,7 +485,6 @@ struct TileProduct {
     static void multiply_copies(const Sums& sums, const Left* tiles, int64_t tile_elements,
                                 int64_t count, int64_t vectors, const Packed* panel, int64_t depth,
                                 Meanwhile&& meanwhile = {}) {
-        const Place place{tile_bytes, row_bytes};
         int64_t turn = 0;
         const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
         for (int64_t v = 0; v < vectors; v += 2) {
@@ -490,12 +496,16 @@ struct TileProduct {
                 const Packed* columns = columns_at(panel, v, pair, depth, block);
                 for_each_tile(count, [&](int64_t first, int tile) {
                     const Left* upper = tiles + first / tile_rows * tile_elements + done;
-                    const char* source[2] = {reinterpret_cast<const char*>(upper),
-                                             reinterpret_cast<const char*>(upper + tile_elements)};
+                    const LeftTiles<decltype(offset)> source{
+                        {reinterpret_cast<const char*>(upper),
+                         reinterpret_cast<const char*>(upper + tile_elements)},
+                        tile_bytes,
+                        row_bytes,
+                        offset};
                     const Sums of_tile = sums.from(first, v, block > 0);
                     const auto multiply = [&](auto read_once) {
-                        multiply_pair<read_once()>(of_tile, tile, pair, source, place, offset,
-                                                   columns, together, turn, meanwhile);
+                        multiply_pair<read_once()>(of_tile, tile, pair, source, columns, together,
+                                                   turn, meanwhile);
                         turn += together;
                     };
                     using Once = ReadOnce;
@@ -511,80 +521,30 @@ struct TileProduct {
         }
     }
 
-    // offset(b): bytes from a row's first number to its block b of depths.
-    template <class Offset>
-    static void multiply_tiles(Vector* sums, int count, int64_t vectors, const char* const* source,
-                               const Place& place, const Offset& offset, const Packed* panel,
-                               int64_t depth) {
+    template <class Left>
+    static void multiply_tiles(Vector* sums, int count, int64_t vectors, const Left& left,
+                               const Packed* panel, int64_t depth) {
         for (int64_t v = 0; v < vectors; v += 2) {
             const int64_t pair = smaller(2, vectors - v);
-            multiply_pair<ReadOnce::neither>({sums + v, vectors, nullptr, 0}, count, pair, source,
-                                             place, offset, columns_at(panel, v, pair, depth, 0),
-                                             blocks(depth), 0, Nothing());
+            multiply_pair<ReadOnce::neither>({sums + v, vectors, nullptr, 0}, count, pair, left,
+                                             columns_at(panel, v, pair, depth, 0), blocks(depth), 0,
+                                             Nothing());
         }
     }
-
-    // What L1 need not keep.
-    enum class ReadOnce { neither, rows, columns };
 
     // Of these, `count` rows times a pair of vectors of columns, or a single one: one or two tiles
     // of each.
-    template <ReadOnce read_once, class Offset, class Meanwhile>
-    static void multiply_pair(const Sums& sums, int count, int64_t pair, const char* const* source,
-                              const Place& place, const Offset& offset, const Packed* columns,
-                              int64_t block_count, int64_t first_turn, Meanwhile&& meanwhile) {
+    template <ReadOnce read_once, class Left, class Meanwhile>
+    static void multiply_pair(const Sums& sums, int count, int64_t pair, const Left& left,
+                              const Packed* columns, int64_t block_count, int64_t first_turn,
+                              Meanwhile&& meanwhile) {
+        const RightTiles right{columns, pair * planes * tile_numbers};
         with_constant<2>(count > tile_rows ? 2 : 1, [&](auto r) {
             with_constant<2>(pair, [&](auto v) {
-                multiply_in_registers<r, v, read_once>(sums, source, place, offset, columns,
-                                                       block_count, first_turn, meanwhile);
+                Unit::template multiply<planes, r, v, read_once>(
+                    sums, count, left, right, block_count, first_turn, meanwhile);
             });
         });
-    }
-
-    // R tiles of rows times V vectors: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
-    template <int R, int V, ReadOnce read_once, class Offset, class Meanwhile>
-    [[gnu::noinline]] static void multiply_in_registers(const Sums& sums, const char* const* source,
-                                                        const Place& place, const Offset& offset,
-                                                        const Packed* packed, int64_t count,
-                                                        int64_t first_turn, Meanwhile&& meanwhile) {
-        const auto line_bytes = [](int64_t line) { return line * int64_t{sizeof(Vector)}; };
-        if (sums.start != nullptr) {
-            const int64_t line = line_bytes(sums.start_line);
-            const Vector* lower = sums.start + tile_rows * sums.start_line;
-            load_tile<0>(sums.start, line);
-            if constexpr (V > 1) load_tile<1>(sums.start + 1, line);
-            if constexpr (R > 1) load_tile<2>(lower, line);
-            if constexpr (R > 1 && V > 1) load_tile<3>(lower + 1, line);
-        } else {
-            asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
-        }
-        const char *upper_rows = nullptr, *lower_rows = nullptr;
-        const Packed* columns = packed;
-        const auto load_left = [&](int p) {
-            constexpr bool once = read_once == ReadOnce::rows;
-            load_tile<4, once>(upper_rows + p * place.plane, place.row);
-            if constexpr (R > 1) load_tile<5, once>(lower_rows + p * place.plane, place.row);
-        };
-        const auto load_right = [&](int p) {
-            constexpr bool once = read_once == ReadOnce::columns;
-            load_tile<6, once>(columns + p * tile_numbers, row_bytes);
-            if constexpr (V > 1) {
-                load_tile<7, once>(columns + (planes + p) * tile_numbers, row_bytes);
-            }
-        };
-        for (int64_t block = 0; block < count; ++block) {
-            upper_rows = source[0] + offset(block);
-            lower_rows = source[1] + offset(block);
-            multiply_planes<planes, R, V>(load_left, load_right);
-            columns += V * planes * tile_numbers;
-            meanwhile(first_turn + block);
-        }
-        const int64_t line = line_bytes(sums.line);
-        Vector* const lower = sums.target + tile_rows * sums.line;
-        store_tile<0>(sums.target, line);
-        if constexpr (V > 1) store_tile<1>(sums.target + 1, line);
-        if constexpr (R > 1) store_tile<2>(lower, line);
-        if constexpr (R > 1 && V > 1) store_tile<3>(lower + 1, line);
     }
 };
 

@@ -1,4 +1,4 @@
-// weight_gradient.h in matrix tiles:
+// weight_gradient.h in tiles:
 //   target_p[row(m)][i] = sum over rows r of left[r][m] * right_p[r][i],  left_sums[m] = sum of
 //   left[r][m]
 //
@@ -26,9 +26,9 @@
 
 namespace seqkernels {
 
-template <int planes>
+template <class Unit, int planes>
 class TileWeightGradient {
-    using Product = TileProduct<planes>;
+    using Product = TileProduct<Unit, planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
     using Packed = typename Product::Packed;

@@ -28,10 +28,10 @@ double multiply_adds(const std::string& dtype, int64_t repetitions, int threads)
                      : run_multiply_adds(table.float32, repetitions, threads);
 }
 
-double tile_products(int64_t repetitions, int threads) {
+double bfloat16_products(int64_t repetitions, int threads) {
     expect_work(repetitions, threads);
     const py::gil_scoped_release release;
-    return run_tile_products(repetitions, threads);
+    return run_bfloat16_products(active_kernels(), repetitions, threads);
 }
 
 double reads(const TensorView& source, int64_t repetitions, int threads) {
@@ -47,7 +47,7 @@ double reads(const TensorView& source, int64_t repetitions, int threads) {
 
 void define_rates(py::module_& module) {
     module.def("multiply_adds", &multiply_adds);
-    module.def("tile_products", &tile_products);
+    module.def("bfloat16_products", &bfloat16_products);
     module.def("reads", &reads);
 }
 

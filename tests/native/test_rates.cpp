@@ -36,15 +36,20 @@ TEST(reads_cover_every_element) {
     });
 }
 
-TEST(tile_products_count_ones) {
-    if (!has_amx_bfloat16()) {
-        std::puts("skip   this machine has no AMX with bfloat16:");
-        CHECK(run_tile_products(1, 1) == 0);
-        return;
-    }
-    float result = 0;
-    CHECK(amx_tile_products(10, &result) == 10.0 * 4 * 2 * 16 * 16 * 32);
-    CHECK(result == 320.0f);
+TEST(bfloat16_products_count_ones) {
+    for_each_isa([](const std::string& isa, const KernelTable& table) {
+        const bool has_tiles = isa == "amx";
+        CHECK((table.bfloat16_products != nullptr) == (has_tiles || isa == "avx512_bf16"));
+        const double flops = has_tiles ? 4 * 2 * 16 * 16 * 32 : 12 * 2 * 2 * 16;
+        float result = 0;
+        if (table.bfloat16_products != nullptr) {
+            CHECK(table.bfloat16_products(10, &result) == 10 * flops);
+            CHECK(result == (has_tiles ? 320.0f : 20.0f));
+            CHECK(run_bfloat16_products(table, 10, 1) == 10 * flops);
+        } else {
+            CHECK(run_bfloat16_products(table, 10, 1) == 0);
+        }
+    });
 }
 
 }  // namespace

@@ -1,0 +1,125 @@
+// What multiplies tiles (tile_product.h): vectors of pairs of bfloat16 numbers, AVX512_BF16.
+//
+// VDPBF16PS adds to 16 sums the products of a pair of depths of one row, broadcast, with those of
+// 16 columns. Up to 8 rows by two vectors of columns, or 16 by one, are summed up in registers.
+//
+// Cost of 32 depths of 16 rows by 32 columns: 512 instructions, 320 loads. Limit: two of either a
+// cycle (AMD Zen 5; Zen 4 one instruction): twice the multiply-adds of float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/range.h"
+#include "../core/stored.h"
+#include "product.h"
+#include "tile_instructions.h"
+#include "tile_planes.h"
+
+namespace seqkernels {
+
+struct VectorUnit {
+    // A thread sets up nothing.
+    struct Session {};
+
+    static constexpr int64_t cache_bytes = 1 << 20;
+
+    template <int planes>
+    static constexpr int64_t largest_dense_pool = 2;
+
+    // AmxUnit::multiply for one plane, but that rows beyond `count` are neither multiplied nor
+    // stored, and that other work comes first: the vector units have no time for it meanwhile.
+    template <int planes, int R, int V, ReadOnce, class Sums, class Rows, class Columns,
+              class Meanwhile>
+    [[gnu::noinline]] static void multiply(const Sums& sums, int count, const Rows& rows,
+                                           const Columns& columns, int64_t blocks,
+                                           int64_t first_turn, Meanwhile&& meanwhile) {
+        static_assert(planes == 1);
+        for (int64_t block = 0; block < blocks; ++block) meanwhile(first_turn + block);
+        constexpr int most = V == 1 ? 16 : 8;
+        for (int r = 0; r < R; ++r) {
+            for_each_tile(smaller(tile_rows, count - r * tile_rows), most,
+                          [&](int64_t first, int together) {
+                              with_constant<most>(together, [&](auto m) {
+                                  multiply_rows<m, V>(sums, r, first, rows, columns, blocks);
+                              });
+                          });
+        }
+    }
+
+    // KernelTable's bfloat16_products.
+    static double products_in_registers(int64_t repetitions, float* result) {
+        constexpr int chains = 12;
+        constexpr int two_ones = 0x3f803f80;
+        const __m512i ones = _mm512_set1_epi32(two_ones);
+        __m512 sums[chains];
+#pragma GCC unroll 12
+        for (int c = 0; c < chains; ++c) sums[c] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < repetitions; ++i) {
+#pragma GCC unroll 12
+            for (int c = 0; c < chains; ++c) sums[c] = add_pair_products(sums[c], ones, ones);
+        }
+        __m512 least = sums[0];
+#pragma GCC unroll 12
+        for (int c = 1; c < chains; ++c) least = _mm512_min_ps(least, sums[c]);
+        *result = _mm512_cvtss_f32(least);
+        return 2.0 * chains * 2 * 16 * static_cast<double>(repetitions);
+    }
+
+ private:
+    static constexpr int64_t tile_rows = 16;
+    static constexpr int pairs = 16;  // of a block's depths
+
+    // M rows from row `first` of tile r on, times V vectors.
+    template <int M, int V, class Sums, class Rows, class Columns>
+    [[gnu::noinline]] static void multiply_rows(const Sums& sums, int r, int64_t first,
+                                                const Rows& rows, const Columns& columns,
+                                                int64_t blocks) {
+        __m512 sum[M][V];
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) {
+                sum[m][v] = _mm512_setzero_ps();
+                if (sums.has_start()) {
+                    sum[m][v] = _mm512_loadu_ps(reinterpret_cast<const char*>(sums.start(r, v)) +
+                                                (first + m) * sums.start_line());
+                }
+            }
+        }
+        const int64_t line = rows.line;
+        const Bfloat16* packed = columns.first;
+        for (int64_t block = 0; block < blocks; ++block, packed += columns.block) {
+            const char* left = rows.at(r, block) + first * line;
+#pragma GCC unroll 4
+            for (int k = 0; k < pairs; ++k) {
+                __m512i column[V];
+#pragma GCC unroll 2
+                for (int v = 0; v < V; ++v) {
+                    column[v] = _mm512_loadu_si512(packed + v * columns.beside + 2 * k * 16);
+                }
+#pragma GCC unroll 16
+                for (int m = 0; m < M; ++m) {
+                    int pair;
+                    std::memcpy(&pair, left + m * line + k * int64_t{sizeof(pair)}, sizeof(pair));
+                    const __m512i of_row = _mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+                    for (int v = 0; v < V; ++v) {
+                        sum[m][v] = add_pair_products(sum[m][v], of_row, column[v]);
+                    }
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) {
+                _mm512_storeu_ps(
+                    reinterpret_cast<char*>(sums.target(r, v)) + (first + m) * sums.target_line(),
+                    sum[m][v]);
+            }
+        }
+    }
+};
+
+}  // namespace seqkernels

@@ -27,7 +27,8 @@ most: fused multiply-adds in registers for float32 and float64, products of bflo
 are instructions for them, else float32's peak for 16-bit types, or what `torch.mm` reached on
 square matrices if that is more, as it is on CUDA. Bandwidth is of reading, on CUDA of copying, read
 and written bytes counted; a row is held against that of the nearest cache which has room for all
-that the row must read or write. "At high" is the ratio of float32 at precision "high" to peers at "highest".
+that the row must read or write. "At high" is the ratio of float32 at precision "high" to peers at
+"highest".
 """
 
 COLUMNS = (

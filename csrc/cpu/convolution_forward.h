@@ -64,11 +64,11 @@ class ConvolutionForwardKernel {
         : call_(arguments),
           marks_(marks),
           shape_(arguments.shape),
-          depths_(shape_, Product::in_tiles),
+          depths_(shape_, Product::depths_at_once),
           layout_{shape_.filters, depths_.count(), panel_vectors, 1},
           pooled_(arguments),
           direct_(is_read_in_place<Left>(shape_, arguments.input) &&
-                  (!Product::in_tiles || windows_are_whole_blocks())) {}
+                  (!Product::in_tiles || windows_are_whole())) {}
 
     void run(int threads) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
@@ -164,10 +164,10 @@ class ConvolutionForwardKernel {
         return are_plain;
     }
 
-    // Matrix tiles read the windows of a sample in place where each fills blocks of depths.
-    bool windows_are_whole_blocks() const {
-        return shape_.padding_left == 0 && shape_.padding_right == 0 &&
-               depths_.are_whole_blocks() && call_.input.stride_length == shape_.channels;
+    // Tiles read the windows of a sample in place where each fills what is multiplied at once.
+    bool windows_are_whole() const {
+        return shape_.padding_left == 0 && shape_.padding_right == 0 && depths_.are_whole() &&
+               call_.input.stride_length == shape_.channels;
     }
 
     // Returns whether all panels can be multiplied by Product.
@@ -211,7 +211,7 @@ class ConvolutionForwardKernel {
     // Rows that are computed, whole tiles where Product makes no others.
     int64_t computed_rows() const {
         const int64_t rows = stretches_->most_rows();
-        return Product::in_tiles ? divide_rounding_up(rows, tile_rows) * tile_rows : rows;
+        return Product::whole_tiles ? divide_rounding_up(rows, tile_rows) * tile_rows : rows;
     }
     int64_t convolution_elements() const {
         return shape_.pool_size == 0 ? 0 : checked_product({computed_rows(), panel_width});
@@ -249,9 +249,9 @@ class ConvolutionForwardKernel {
     int64_t part_elements() const { return 2 * maxima_elements(); }
     T* maxima_of_part(int64_t part) const { return parts_ + part * part_elements(); }
 
-    // Vectors read rows through pointers, segment after segment; in tiles all are rows together.
+    // Segment after segment, but that all are rows together where tiles are multiplied whole.
     void stretch(Range segments, Range panels, const Private& mine) const {
-        const int64_t together = Product::in_tiles ? segments.end - segments.begin : 1;
+        const int64_t together = Product::whole_tiles ? segments.end - segments.begin : 1;
         for (int64_t i = segments.begin; i < segments.end; i += together) {
             const Range of_rows{i, i + together};
             const SampleRows<Left> rows = reach(of_rows, mine.input);
@@ -321,6 +321,7 @@ class ConvolutionForwardKernel {
     // Whether what tiles read of windows of a sample, and in place of rows that are missing, lies
     // within the batch.
     bool tiles_are_within(int64_t n, Range windows) const {
+        if (!Product::whole_tiles) return true;
         const int64_t rows = divide_rounding_up(windows.count(), tile_rows) * tile_rows;
         const int64_t last = window_start(shape_, windows.begin + rows - 1) +
                              shape_.dilation * (shape_.kernel_size - 1);

@@ -62,10 +62,8 @@ class InputProjection {
     // Each thread its part. scratch: Product::pack_scratch_elements
     void pack(T* scratch, int thread, int threads) const {
         if (is_unpacked_) return;
-        Product::pack(packed_.data(), layout_, part_of(layout_.panels(), 1, thread, threads),
-                      scratch, [&](T* target, int64_t panel) {
-                          pack_panel(target, layout_, panel, layout_.depth, weight_);
-                      });
+        Product::pack_matrix(packed_.data(), layout_, part_of(layout_.panels(), 1, thread, threads),
+                             scratch, weight_);
     }
     // bias(group, column) gives a vector of both biases' sum.
     template <class Bias>

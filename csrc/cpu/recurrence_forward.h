@@ -260,10 +260,7 @@ class RecurrenceForwardKernel {
 
     void pack_hidden_weights(T* scratch, int thread, int threads) const {
         const Range panels = part_of(hidden_layout_.panels(), 1, thread, threads);
-        Product::pack(hidden_weights_, hidden_layout_, panels, scratch,
-                      [&](T* target, int64_t panel) {
-                          pack_panel(target, hidden_layout_, panel, shape_.hidden, call_.weight_hh);
-                      });
+        Product::pack_matrix(hidden_weights_, hidden_layout_, panels, scratch, call_.weight_hh);
     }
 
     // Step after step is projected until a thread's room is full; returns the first that is not.

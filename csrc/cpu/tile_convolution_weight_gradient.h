@@ -483,6 +483,7 @@ class TileConvolutionWeightGradient {
         const Bfloat16* first[2];
         int64_t plane;
         int64_t line;
+        static constexpr bool follow_on = false;
 
         const char* at(int r, int64_t block) const {
             return reinterpret_cast<const char*>(first[r] + block * depth);
@@ -519,7 +520,7 @@ class TileConvolutionWeightGradient {
         Unit::template multiply<planes, R, V, ReadOnce::neither>(
             Sums{sums}, R * rows,
             LeftTiles{{left, left + row_tile()}, rows * row_ * number_bytes, row_ * number_bytes},
-            RightTiles{right, planes * pairs_plane(), pairs_plane()}, blocks, 0,
+            RightTiles{right, planes * pairs_plane(), pairs_plane()}, blocks * depth, 0,
             FetchingSums(sums + 4 * sums_numbers, blocks));
     }
 

@@ -66,9 +66,11 @@ struct TileProduct {
     static constexpr int panel_rows = 128;
     // Vectors of columns of a panel, all groups of them.
     static constexpr int most_vectors = 4;
-    static constexpr int vectors = 2;
+    static constexpr int vectors = Unit::panel_vectors;
     static constexpr int left_planes = planes;
     static constexpr bool in_tiles = true;
+    static constexpr int64_t depths_at_once = Unit::depths_at_once;
+    static constexpr bool whole_tiles = Unit::whole_tiles;
     static constexpr bool accumulates = false;
     // Whether there are numbers that it cannot multiply: see above. With one plane, those that are
     // not finite, where rows are read beyond their end (multiply).
@@ -143,6 +145,23 @@ struct TileProduct {
         return all_plain;
     }
 
+    // The same of a matrix.
+    static bool pack_matrix(Packed* packed, const PanelLayout<Vector>& layout, Range panels,
+                            T* scratch, const Matrix& matrix) {
+        if constexpr (multiplies_as_stored<Bfloat16>) {
+            if (matrix.numbers.is<Bfloat16>() && matrix.stride_column == 1) {
+                bool all_plain = true;
+                for (int64_t p = panels.begin; p < panels.end; ++p) {
+                    if (!pack_stored_rows(packed, layout, p, matrix)) all_plain = false;
+                }
+                return all_plain;
+            }
+        }
+        return pack(packed, layout, panels, scratch, [&](T* target, int64_t panel) {
+            seqkernels::pack_panel(target, layout, panel, layout.depth, matrix);
+        });
+    }
+
     // The same of one panel: column(k, v) gives vector v of it at depth k, zero beyond the last.
     template <class Column>
     static bool pack_panel(Packed* packed, const PanelLayout<Vector>& layout, int64_t p,
@@ -161,11 +180,7 @@ struct TileProduct {
                                 v % 2 * planes * tile_numbers + k % block_depth * Vector::width);
             }
         }
-        const uint32_t largest = magnitude.bits();
-        const bool is_plain =
-            cuts ? TileMagnitude::is_plain(largest) : TileMagnitude::is_finite(largest);
-        target[0].bits = is_plain;
-        return is_plain;
+        return mark(target, magnitude);
     }
 
     // Whole tiles, and one of what is left: rows that are missing cost as much.
@@ -184,8 +199,9 @@ struct TileProduct {
     }
 
     // Rows of a left operand, of float32 or with one plane of bfloat16, as they are multiplied,
-    // tile after tile: [row / 16][depth / 32][plane][row % 16][depth % 32], zero beyond the last
-    // depth, and anything in place of rows that are missing.
+    // tile after tile: [row / 16][depth / 32][plane][row % 16][depth % 32], or row after row where
+    // tiles are not multiplied whole; zero beyond the last depth, and anything in place of rows
+    // that are missing.
     template <class Number>
     class Rows {
      public:
@@ -214,16 +230,17 @@ struct TileProduct {
                                 T* scales) {
         const int64_t tile_elements = blocks(depth) * planes * tile_numbers;
         for (int64_t m = part.begin; m < part.end; ++m) {
-            Left* target = copies + m / tile_rows * tile_elements + m % tile_rows * block_depth;
+            Left* target =
+                copies + m / tile_rows * tile_elements + m % tile_rows * left_line(depth);
             if constexpr (multiplies_as_stored<Number>) {
-                for (int64_t k = 0; k < depth; k += block_depth, target += tile_numbers) {
+                for (int64_t k = 0; k < depth; k += block_depth, target += left_block) {
                     _mm512_storeu_si512(target,
                                         _mm512_maskz_loadu_epi16(lanes(depth - k), given[m] + k));
                 }
             } else {
                 scales[m] = cuts ? scale_of(given[m], depth) : T(1);
                 const Vector scale = Vector::broadcast(scales[m]);
-                for (int64_t k = 0; k < depth; k += block_depth, target += planes * tile_numbers) {
+                for (int64_t k = 0; k < depth; k += block_depth, target += left_block) {
                     Vector low = load_up_to<Vector>(given[m] + k, depth - k), high;
                     high = depth - k > Vector::width
                                ? load_up_to<Vector>(given[m] + k + Vector::width,
@@ -301,12 +318,12 @@ struct TileProduct {
             cut_into_pairs(column(2 * i).value, column(2 * i + 1).value, cut);
             for (int p = 0; p < planes; ++p) pairs[p][i] = cut[p];
         }
-        Left* tile =
-            copies + (first / tile_rows * blocks(depth) + k / block_depth) * planes * tile_numbers;
+        Left* tile = copies + first / tile_rows * (blocks(depth) * planes * tile_numbers) +
+                     k / block_depth * left_block;
         for (int p = 0; p < planes; ++p, tile += tile_numbers) {
             transpose(pairs[p]);
             for (int m = 0; m < tile_rows; ++m) {
-                _mm512_storeu_si512(tile + m * block_depth, pairs[p][m]);
+                _mm512_storeu_si512(tile + m * left_line(depth), pairs[p][m]);
             }
         }
     }
@@ -374,9 +391,13 @@ struct TileProduct {
 
  private:
     static constexpr int64_t tile_numbers = tile_rows * block_depth;
-    static constexpr int64_t row_bytes = 64;
-    static constexpr int64_t tile_bytes = tile_rows * row_bytes;
     static constexpr int64_t header = 32;
+    // Numbers from a row of a tile of the left operand to the next, and from 32 depths to the next:
+    // a tile that is multiplied whole lies in one piece, else a row does.
+    static int64_t left_line(int64_t depth) {
+        return whole_tiles ? block_depth : blocks(depth) * block_depth;
+    }
+    static constexpr int64_t left_block = whole_tiles ? planes * tile_numbers : block_depth;
     // Of one plane so many blocks of depths at a time that two vectors of columns, 32 KiB, stay in
     // L1 while all rows pass; more planes are multiplied too slowly to gain by it.
     static constexpr int64_t blocks_together = planes == 1 ? 16 : int64_t{1} << 40;
@@ -384,6 +405,48 @@ struct TileProduct {
     static int64_t panel_elements(const PanelLayout<Vector>& layout) {
         return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
                                          tile_numbers});
+    }
+
+    // Notes whether a panel is plain.
+    static bool mark(Packed* panel, const TileMagnitude& magnitude) {
+        const uint32_t largest = magnitude.bits();
+        const bool is_plain =
+            cuts ? TileMagnitude::is_plain(largest) : TileMagnitude::is_finite(largest);
+        panel[0].bits = is_plain;
+        return is_plain;
+    }
+
+    // Rows of bfloat16 as a panel: pairs of depths already lie side by side.
+    static bool pack_stored_rows(Packed* packed, const PanelLayout<Vector>& layout, int64_t p,
+                                 const Matrix& matrix) {
+        const int64_t count = layout.units_of(p) * layout.groups;
+        Packed* const target = packed + p * panel_elements(layout);
+        TileMagnitude magnitude;
+        for (int64_t v = 0; v < count; ++v) {
+            const int64_t column = layout.first_column(p) + v / layout.groups * Vector::width;
+            const int64_t present = smaller(Vector::width, layout.columns - column);
+            const auto* rows = static_cast<const Bfloat16*>(matrix.numbers.data) +
+                               (v % layout.groups * layout.columns + column) * matrix.stride_row;
+            for (int64_t block = 0; block < blocks(layout.depth); ++block) {
+                const __mmask32 there = lanes(layout.depth - block * block_depth);
+                __m512i lines[tile_rows];
+                for (int64_t i = 0; i < tile_rows; ++i) {
+                    const Bfloat16* const row =
+                        rows + smaller(i, present - 1) * matrix.stride_row + block * block_depth;
+                    __builtin_prefetch(row + 8 * block_depth, 0, 2);
+                    lines[i] = _mm512_maskz_loadu_epi16(i < present ? there : 0, row);
+                    magnitude.take(lines[i]);
+                }
+                transpose(lines);
+                Packed* line =
+                    columns_at(target, v, smaller(2, count - v / 2 * 2), layout.depth, block) +
+                    v % 2 * tile_numbers;
+                for (int64_t i = 0; i < tile_rows; ++i, line += block_depth) {
+                    _mm512_storeu_si512(line, lines[i]);
+                }
+            }
+        }
+        return mark(target, magnitude);
     }
 
     // Where in a panel the depths from a block on of vector v lie, or of the pair that it is in.
@@ -429,6 +492,7 @@ struct TileProduct {
         int64_t plane;
         int64_t line;
         const Offset& offset;
+        static constexpr bool follow_on = !whole_tiles;
 
         const char* at(int r, int64_t block) const { return first[r] + offset(block); }
     };
@@ -486,12 +550,29 @@ struct TileProduct {
                                 int64_t count, int64_t vectors, const Packed* panel, int64_t depth,
                                 Meanwhile&& meanwhile = {}) {
         int64_t turn = 0;
-        const auto offset = [](int64_t block) { return block * planes * tile_bytes; };
+        constexpr int64_t bytes = sizeof(Left);
+        const auto offset = [](int64_t block) { return block * left_block * bytes; };
+        if constexpr (Unit::most_few_rows > 0) {
+            if (count <= Unit::most_few_rows && vectors == 4) {
+                const LeftTiles<decltype(offset)> source{
+                    {reinterpret_cast<const char*>(tiles), nullptr},
+                    tile_numbers * bytes,
+                    left_line(depth) * bytes,
+                    offset};
+                const Packed* columns = columns_at(panel, 0, 2, depth, 0);
+                Unit::multiply_few_rows(sums, static_cast<int>(count), source,
+                                        RightTiles{columns, 2 * tile_numbers},
+                                        columns_at(panel, 2, 2, depth, 0) - columns, depth,
+                                        turns(count, vectors, depth), meanwhile);
+                return;
+            }
+        }
         for (int64_t v = 0; v < vectors; v += 2) {
             // Of no depths the sums are what they begin with.
             for (int64_t block = 0; block == 0 || block < blocks(depth); block += blocks_together) {
                 const int64_t together = smaller(blocks_together, blocks(depth) - block);
-                const int64_t done = block * planes * tile_numbers;
+                const int64_t here = smaller(depth - block * block_depth, together * block_depth);
+                const int64_t done = block * left_block;
                 const int64_t pair = smaller(2, vectors - v);
                 const Packed* columns = columns_at(panel, v, pair, depth, block);
                 for_each_tile(count, [&](int64_t first, int tile) {
@@ -499,13 +580,13 @@ struct TileProduct {
                     const LeftTiles<decltype(offset)> source{
                         {reinterpret_cast<const char*>(upper),
                          reinterpret_cast<const char*>(upper + tile_elements)},
-                        tile_bytes,
-                        row_bytes,
+                        tile_numbers * bytes,
+                        left_line(depth) * bytes,
                         offset};
                     const Sums of_tile = sums.from(first, v, block > 0);
                     const auto multiply = [&](auto read_once) {
-                        multiply_pair<read_once()>(of_tile, tile, pair, source, columns, together,
-                                                   turn, meanwhile);
+                        multiply_pair<read_once()>(of_tile, tile, pair, source, columns, here, turn,
+                                                   meanwhile);
                         turn += together;
                     };
                     using Once = ReadOnce;
@@ -527,7 +608,7 @@ struct TileProduct {
         for (int64_t v = 0; v < vectors; v += 2) {
             const int64_t pair = smaller(2, vectors - v);
             multiply_pair<ReadOnce::neither>({sums + v, vectors, nullptr, 0}, count, pair, left,
-                                             columns_at(panel, v, pair, depth, 0), blocks(depth), 0,
+                                             columns_at(panel, v, pair, depth, 0), depth, 0,
                                              Nothing());
         }
     }
@@ -536,13 +617,13 @@ struct TileProduct {
     // of each.
     template <ReadOnce read_once, class Left, class Meanwhile>
     static void multiply_pair(const Sums& sums, int count, int64_t pair, const Left& left,
-                              const Packed* columns, int64_t block_count, int64_t first_turn,
+                              const Packed* columns, int64_t depth, int64_t first_turn,
                               Meanwhile&& meanwhile) {
         const RightTiles right{columns, pair * planes * tile_numbers};
         with_constant<2>(count > tile_rows ? 2 : 1, [&](auto r) {
             with_constant<2>(pair, [&](auto v) {
-                Unit::template multiply<planes, r, v, read_once>(
-                    sums, count, left, right, block_count, first_turn, meanwhile);
+                Unit::template multiply<planes, r, v, read_once>(sums, count, left, right, depth,
+                                                                 first_turn, meanwhile);
             });
         });
     }

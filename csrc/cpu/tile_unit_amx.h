@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "../core/range.h"
 #include "../core/stored.h"
 #include "amx.h"
 #include "tile_instructions.h"
@@ -36,6 +37,12 @@ struct AmxUnit {
         Session& operator=(const Session&) = delete;
     };
 
+    // Depths that are multiplied at once; and whether rows that a tile lacks are read, written and
+    // cost as much as others.
+    static constexpr int64_t depths_at_once = TileConfiguration::depth;
+    static constexpr bool whole_tiles = true;
+    static constexpr int most_few_rows = 0;
+    static constexpr int panel_vectors = 2;
     // The last cache of a core's own, bytes.
     static constexpr int64_t cache_bytes = 2 << 20;
 
@@ -52,21 +59,23 @@ struct AmxUnit {
                                                                 : 4;
 
     // Adds to R x V tiles of sums, or begins them with, the products of R tiles of rows with V of
-    // columns, `blocks` times 32 depths: sums in registers 0 to 3, rows in 4 and 5, columns in 6
-    // and 7. Rows that are not wanted cost as much. After each block meanwhile(first_turn + block)
-    // is called: the vector units are idle.
+    // columns, `depth` depths in blocks of 32, of which the last is filled up with zeros: sums in
+    // registers 0 to 3, rows in 4 and 5, columns in 6 and 7. Rows that are not wanted cost as much.
+    // After each block meanwhile(first_turn + block) is called: the vector units are idle.
     //
     // sums:     start(r, v) and start_line(), where they begin and the bytes between rows, if
     //           has_start(), else with zeros; target(r, v) and target_line(), where they go
     // rows:     at(r, block), where a tile's first row begins; plane and line, bytes between planes
-    //           and between rows
+    //           and between rows; follow_on, whether the second tile's rows follow the first one's,
+    //           and their sums do
     // columns:  first; beside, plane, block: numbers from a tile to the one beside it, from a plane
     //           and from 32 depths to the next
     template <int planes, int R, int V, ReadOnce read_once, class Sums, class Rows, class Columns,
               class Meanwhile>
     [[gnu::noinline]] static void multiply(const Sums& sums, int, const Rows& rows,
-                                           const Columns& columns, int64_t blocks,
+                                           const Columns& columns, int64_t depth,
                                            int64_t first_turn, Meanwhile&& meanwhile) {
+        const int64_t blocks = divide_rounding_up(depth, depths_at_once);
         if (sums.has_start()) {
             const int64_t line = sums.start_line();
             load_tile<0>(sums.start(0, 0), line);

@@ -22,29 +22,48 @@ struct VectorUnit {
     // A thread sets up nothing.
     struct Session {};
 
+    static constexpr int64_t depths_at_once = 2;
+    static constexpr bool whole_tiles = false;
+    // So many rows are multiplied by four vectors of columns at once, since two make too few chains
+    // of sums.
+    static constexpr int most_few_rows = 4;
+    static constexpr int panel_vectors = 4;
     static constexpr int64_t cache_bytes = 1 << 20;
 
     template <int planes>
-    static constexpr int64_t largest_dense_pool = 2;
+    static constexpr int64_t largest_dense_pool = 3;
 
     // AmxUnit::multiply for one plane, but that rows beyond `count` are neither multiplied nor
     // stored, and that other work comes first: the vector units have no time for it meanwhile.
     template <int planes, int R, int V, ReadOnce, class Sums, class Rows, class Columns,
               class Meanwhile>
     [[gnu::noinline]] static void multiply(const Sums& sums, int count, const Rows& rows,
-                                           const Columns& columns, int64_t blocks,
+                                           const Columns& columns, int64_t depth,
                                            int64_t first_turn, Meanwhile&& meanwhile) {
         static_assert(planes == 1);
-        for (int64_t block = 0; block < blocks; ++block) meanwhile(first_turn + block);
+        const int64_t turns = divide_rounding_up(depth, block_depth);
+        for (int64_t turn = 0; turn < turns; ++turn) meanwhile(first_turn + turn);
         constexpr int most = V == 1 ? 16 : 8;
-        for (int r = 0; r < R; ++r) {
-            for_each_tile(smaller(tile_rows, count - r * tile_rows), most,
-                          [&](int64_t first, int together) {
-                              with_constant<most>(together, [&](auto m) {
-                                  multiply_rows<m, V>(sums, r, first, rows, columns, blocks);
-                              });
-                          });
+        for (int r = 0; r < (Rows::follow_on ? 1 : R); ++r) {
+            const int64_t of_tile =
+                Rows::follow_on ? count : smaller(tile_rows, count - r * tile_rows);
+            for_each_tile(of_tile, most, [&](int64_t first, int together) {
+                with_constant<most>(together, [&](auto m) {
+                    multiply_rows<m, V>(sums, r, first, rows, columns, depth);
+                });
+            });
         }
+    }
+
+    // The same for up to most_few_rows rows and four vectors, of which the second pair lies `apart`
+    // numbers behind the first.
+    template <class Sums, class Rows, class Columns, class Meanwhile>
+    static void multiply_few_rows(const Sums& sums, int count, const Rows& rows,
+                                  const Columns& columns, int64_t apart, int64_t depth,
+                                  int64_t turns, Meanwhile&& meanwhile) {
+        for (int64_t turn = 0; turn < turns; ++turn) meanwhile(turn);
+        with_constant<most_few_rows>(
+            count, [&](auto m) { multiply_rows<m, 4>(sums, 0, 0, rows, columns, depth, apart); });
     }
 
     // KernelTable's bfloat16_products.
@@ -68,17 +87,17 @@ struct VectorUnit {
 
  private:
     static constexpr int64_t tile_rows = 16;
-    static constexpr int pairs = 16;  // of a block's depths
+    static constexpr int64_t block_depth = 32;
 
     // M rows from row `first` of tile r on, times V vectors.
     template <int M, int V, class Sums, class Rows, class Columns>
     [[gnu::noinline]] static void multiply_rows(const Sums& sums, int r, int64_t first,
                                                 const Rows& rows, const Columns& columns,
-                                                int64_t blocks) {
+                                                int64_t depth, int64_t apart = 0) {
         __m512 sum[M][V];
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 sum[m][v] = _mm512_setzero_ps();
                 if (sums.has_start()) {
@@ -89,30 +108,38 @@ struct VectorUnit {
         }
         const int64_t line = rows.line;
         const Bfloat16* packed = columns.first;
-        for (int64_t block = 0; block < blocks; ++block, packed += columns.block) {
+        for (int64_t block = 0; block * block_depth < depth; ++block, packed += columns.block) {
             const char* left = rows.at(r, block) + first * line;
-#pragma GCC unroll 4
-            for (int k = 0; k < pairs; ++k) {
+            const auto add_pairs = [&](int64_t k) __attribute__((always_inline)) {
                 __m512i column[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int v = 0; v < V; ++v) {
-                    column[v] = _mm512_loadu_si512(packed + v * columns.beside + 2 * k * 16);
+                    column[v] = _mm512_loadu_si512(packed + v / 2 * apart + v % 2 * columns.beside +
+                                                   2 * k * 16);
                 }
 #pragma GCC unroll 16
                 for (int m = 0; m < M; ++m) {
                     int pair;
                     std::memcpy(&pair, left + m * line + k * int64_t{sizeof(pair)}, sizeof(pair));
                     const __m512i of_row = _mm512_set1_epi32(pair);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                     for (int v = 0; v < V; ++v) {
                         sum[m][v] = add_pair_products(sum[m][v], of_row, column[v]);
                     }
                 }
+            };
+            const int64_t pairs =
+                divide_rounding_up(smaller(block_depth, depth - block * block_depth), 2);
+            int64_t k = 0;
+            for (; k + 4 <= pairs; k += 4) {
+#pragma GCC unroll 4
+                for (int64_t i = 0; i < 4; ++i) add_pairs(k + i);
             }
+            for (; k < pairs; ++k) add_pairs(k);
         }
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 _mm512_storeu_ps(
                     reinterpret_cast<char*>(sums.target(r, v)) + (first + m) * sums.target_line(),

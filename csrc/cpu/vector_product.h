@@ -19,6 +19,8 @@ struct VectorProduct {
     // Arrays that a row of the left operand is kept in.
     static constexpr int left_planes = 1;
     static constexpr bool in_tiles = false;
+    static constexpr int64_t depths_at_once = 1;
+    static constexpr bool whole_tiles = false;
     // Whether products are added to what the sums hold, or take its place.
     static constexpr bool accumulates = true;
     // Whether there are numbers that it cannot multiply.
@@ -42,6 +44,12 @@ struct VectorProduct {
     static bool pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T*,
                      Fill&& fill) {
         for (int64_t p = panels.begin; p < panels.end; ++p) fill(packed + layout.offset(p), p);
+        return true;
+    }
+
+    static bool pack_matrix(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T*,
+                            const Matrix& matrix) {
+        pack_panels(packed, layout, panels, matrix);
         return true;
     }
 

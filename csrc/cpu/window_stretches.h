@@ -1,9 +1,9 @@
 // The windows of a batch, cut into stretches that are worked on at a time, so that their input
 // stays in L2 while all panels of filters pass: of a few whole samples, or of a part of a long one.
 //
-// In matrix tiles the windows of a stretch are rows that follow each other through its samples: of
-// sentences of 20 words a tile of 32 rows would else be half empty. Between two samples lie rows
-// whose windows reach from one into the other; what they give is left unused.
+// Where tiles are multiplied whole (AMX), the windows of a stretch are rows that follow each other
+// through its samples: of sentences of 20 words a tile of 32 rows would else be half empty. Between
+// two samples lie rows whose windows reach from one into the other; what they give is left unused.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
     const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
     StretchRule rule{};
     rule.unit = unit;
-    if (Product::in_tiles) {
+    if (Product::whole_tiles) {
         const int64_t taken = reach + divide_rounding_up(depths.beyond(), pitch);
         rule.rows_apart = divide_rounding_up(taken, shape.stride) - 1;
     }

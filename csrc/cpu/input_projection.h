@@ -34,7 +34,7 @@ class InputProjection {
     static int64_t most_rows_unpacked(const Layout& layout) {
         return Product::in_tiles ? 0 : is_beyond_caches(layout) ? 512 : 128;
     }
-    static constexpr int64_t projected_bytes = int64_t{1} << (Product::in_tiles ? 20 : 19);
+    static constexpr int64_t projected_bytes = Product::cache_bytes / 2;
     // A tile of rows may be read, and written, beyond the last.
     static constexpr int64_t spare_rows = Product::rows;
 

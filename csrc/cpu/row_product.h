@@ -6,7 +6,7 @@
 //   bias:      columns elements, or null
 // Targets alias nothing else. Cost: 2 rows columns depth FLOPs; each panel of weights is read from
 // L2, or where it does not fit there from beyond, once for every block of rows: those whose left
-// operand takes 128 KiB, or in matrix tiles, where cores have 2 MiB of L2, 1 MiB.
+// operand takes an eighth of L2, or in tiles half of it.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ constexpr int64_t most_rows_together = 512;
 
 template <class Product>
 inline int64_t rows_together(int64_t depth) {
-    constexpr int64_t block_bytes = Product::in_tiles ? 1 << 20 : 128 * 1024;
+    constexpr int64_t block_bytes = Product::cache_bytes / (Product::in_tiles ? 2 : 8);
     constexpr int64_t least_tiles = Product::in_tiles ? 2 : 8;
     constexpr int64_t number_bytes = Product::left_planes * int64_t{sizeof(typename Product::Left)};
     const int64_t tiles = block_bytes / larger(1, depth * number_bytes) / Product::rows;

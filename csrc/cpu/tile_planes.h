@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/range.h"
 #include "../core/stored.h"
 #include "tile_instructions.h"
 #include "vector_avx512.h"
@@ -13,6 +14,12 @@ namespace seqkernels {
 
 // Of what a product reads, that which L1 need not keep.
 enum class ReadOnce { neither, rows, columns };
+
+// The first `count` of 32 depths.
+inline __mmask32 first_depths(int64_t count) {
+    return count >= 32 ? ~__mmask32{0}
+                       : static_cast<__mmask32>((uint32_t{1} << larger(0, count)) - 1);
+}
 
 // Those of 16 numbers that side by side that the mask names, the others zero and not touched.
 inline __m512 load_masked(const float* source, __mmask16 mask) {

@@ -39,10 +39,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "amx.h"
 #include "kernels.h"
 #include "product.h"
 #include "tile_magnitude.h"
+#include "tile_panels.h"
 #include "tile_planes.h"
 #include "unpacked_product.h"
 #include "vector_avx512.h"
@@ -50,17 +50,25 @@
 namespace seqkernels {
 
 template <class Unit, int planes>
-struct TileProduct {
-    using Vector = Avx512Vector<float>;
-    using T = float;
+struct TileProduct : TilePanels<planes> {
+    using Panels = TilePanels<planes>;
+    using typename Panels::Packed;
+    using typename Panels::T;
+    using typename Panels::Vector;
     using Left = Bfloat16;
-    using Packed = Bfloat16;
+    using Panels::block_depth;
+    using Panels::blocks;
+    using Panels::cuts;
+    using Panels::panel;
+    using Panels::tile_rows;
     // Of numbers that multiply() shall read.
     struct Magnitude : TileMagnitude {
         bool is_plain() const { return cuts ? is_plain(bits()) : is_finite(bits()); }
         using TileMagnitude::is_plain;
     };
-    static constexpr int tile_rows = TileConfiguration::rows;
+    // Whether numbers are multiplied as they are stored.
+    template <class Number>
+    static constexpr bool multiplies_as_stored = Panels::template multiplies_as_stored<Number>;
     static constexpr int rows = 2 * tile_rows;
     // Rows whose sums are kept while a panel passes.
     static constexpr int panel_rows = 128;
@@ -71,15 +79,11 @@ struct TileProduct {
     static constexpr bool in_tiles = true;
     static constexpr int64_t depths_at_once = Unit::depths_at_once;
     static constexpr bool whole_tiles = Unit::whole_tiles;
+    static constexpr int64_t cache_bytes = Unit::cache_bytes;
     static constexpr bool accumulates = false;
     // Whether there are numbers that it cannot multiply: see above. With one plane, those that are
     // not finite, where rows are read beyond their end (multiply).
     static constexpr bool is_partial = true;
-    static constexpr bool cuts = planes > 1;
-    // Whether numbers are multiplied as they are stored.
-    template <class Number>
-    static constexpr bool multiplies_as_stored = planes == 1 && std::is_same_v<Number, Left>;
-    static constexpr int64_t block_depth = TileConfiguration::depth;
 
     // Whether a convolution of a sample is: not, with three planes, where more than a quarter of
     // the rows would be between samples, `apart` of them for a sample; nor a short sentence, which
@@ -107,81 +111,6 @@ struct TileProduct {
     }
 
     using Session = typename Unit::Session;
-
-    // A panel: a line of which the first number tells whether it is plain, then
-    // [vector / 2][depth / 32][vector % 2][plane][depth % 32 / 2][lane][depth % 2], zero beyond the
-    // last depth. So what passes at a time, two vectors, lies without gaps.
-    static int64_t blocks(int64_t depth) { return divide_rounding_up(depth, block_depth); }
-    static int64_t packed_elements(const PanelLayout<Vector>& layout) {
-        return checked_product({layout.panels(), panel_elements(layout)});
-    }
-    // To fetch a panel meanwhile.
-    static Fetching fetching(const Packed* packed, const PanelLayout<Vector>& layout, int64_t p) {
-        return {panel(packed, layout, p), panel_elements(layout) * int64_t{sizeof(Packed)}};
-    }
-    static const Packed* panel(const Packed* packed, const PanelLayout<Vector>& layout,
-                               int64_t panel) {
-        return packed + panel * panel_elements(layout);
-    }
-
-    // Packs panels: fill(target, panel) leaves the columns of a panel of `layout` in float32, as
-    // pack_panel does, in scratch. Returns whether all are plain.
-    static int64_t pack_scratch_elements(const PanelLayout<Vector>& layout) {
-        return checked_product({layout.units, layout.groups, Vector::width, layout.depth});
-    }
-    template <class Fill>
-    static bool pack(Packed* packed, const PanelLayout<Vector>& layout, Range panels, T* scratch,
-                     Fill&& fill) {
-        bool all_plain = true;
-        for (int64_t p = panels.begin; p < panels.end; ++p) {
-            fill(scratch, p);
-            const int64_t count = layout.units_of(p) * layout.groups;
-            const bool is_plain = pack_panel(packed, layout, p, [&](int64_t k, int64_t v) {
-                return k < layout.depth ? Vector::load(scratch + (k * count + v) * Vector::width)
-                                        : Vector::broadcast(0);
-            });
-            all_plain = all_plain && is_plain;
-        }
-        return all_plain;
-    }
-
-    // The same of a matrix.
-    static bool pack_matrix(Packed* packed, const PanelLayout<Vector>& layout, Range panels,
-                            T* scratch, const Matrix& matrix) {
-        if constexpr (multiplies_as_stored<Bfloat16>) {
-            if (matrix.numbers.is<Bfloat16>() && matrix.stride_column == 1) {
-                bool all_plain = true;
-                for (int64_t p = panels.begin; p < panels.end; ++p) {
-                    if (!pack_stored_rows(packed, layout, p, matrix)) all_plain = false;
-                }
-                return all_plain;
-            }
-        }
-        return pack(packed, layout, panels, scratch, [&](T* target, int64_t panel) {
-            seqkernels::pack_panel(target, layout, panel, layout.depth, matrix);
-        });
-    }
-
-    // The same of one panel: column(k, v) gives vector v of it at depth k, zero beyond the last.
-    template <class Column>
-    static bool pack_panel(Packed* packed, const PanelLayout<Vector>& layout, int64_t p,
-                           Column&& column) {
-        const int64_t count = layout.units_of(p) * layout.groups;
-        Packed* target = packed + p * panel_elements(layout);
-        TileMagnitude magnitude;
-        for (int64_t k = 0; k < blocks(layout.depth) * block_depth; k += 2) {
-            for (int64_t v = 0; v < count; ++v) {
-                const Vector first = column(k, v), second = column(k + 1, v);
-                magnitude.take(first);
-                magnitude.take(second);
-                store_pairs(first, second,
-                            columns_at(target, v, smaller(2, count - v / 2 * 2), layout.depth,
-                                       k / block_depth) +
-                                v % 2 * planes * tile_numbers + k % block_depth * Vector::width);
-            }
-        }
-        return mark(target, magnitude);
-    }
 
     // Whole tiles, and one of what is left: rows that are missing cost as much.
     template <class Function>
@@ -234,8 +163,8 @@ struct TileProduct {
                 copies + m / tile_rows * tile_elements + m % tile_rows * left_line(depth);
             if constexpr (multiplies_as_stored<Number>) {
                 for (int64_t k = 0; k < depth; k += block_depth, target += left_block) {
-                    _mm512_storeu_si512(target,
-                                        _mm512_maskz_loadu_epi16(lanes(depth - k), given[m] + k));
+                    _mm512_storeu_si512(
+                        target, _mm512_maskz_loadu_epi16(first_depths(depth - k), given[m] + k));
                 }
             } else {
                 scales[m] = cuts ? scale_of(given[m], depth) : T(1);
@@ -363,10 +292,10 @@ struct TileProduct {
         int64_t i = 0;
         if constexpr (multiplies_as_stored<Number>) {
             for (; i < room; i += block_depth) {
-                const __mmask32 given = lanes(count - i);
+                const __mmask32 given = first_depths(count - i);
                 const __m512i bits = _mm512_maskz_loadu_epi16(given, numbers + i);
                 magnitude.take(bits);
-                _mm512_mask_storeu_epi16(target + i, lanes(room - i), bits);
+                _mm512_mask_storeu_epi16(target + i, first_depths(room - i), bits);
             }
             return;
         }
@@ -390,8 +319,8 @@ struct TileProduct {
     }
 
  private:
-    static constexpr int64_t tile_numbers = tile_rows * block_depth;
-    static constexpr int64_t header = 32;
+    using Panels::columns_at;
+    using Panels::tile_numbers;
     // Numbers from a row of a tile of the left operand to the next, and from 32 depths to the next:
     // a tile that is multiplied whole lies in one piece, else a row does.
     static int64_t left_line(int64_t depth) {
@@ -401,66 +330,6 @@ struct TileProduct {
     // Of one plane so many blocks of depths at a time that two vectors of columns, 32 KiB, stay in
     // L1 while all rows pass; more planes are multiplied too slowly to gain by it.
     static constexpr int64_t blocks_together = planes == 1 ? 16 : int64_t{1} << 40;
-
-    static int64_t panel_elements(const PanelLayout<Vector>& layout) {
-        return header + checked_product({layout.units, layout.groups, planes, blocks(layout.depth),
-                                         tile_numbers});
-    }
-
-    // Notes whether a panel is plain.
-    static bool mark(Packed* panel, const TileMagnitude& magnitude) {
-        const uint32_t largest = magnitude.bits();
-        const bool is_plain =
-            cuts ? TileMagnitude::is_plain(largest) : TileMagnitude::is_finite(largest);
-        panel[0].bits = is_plain;
-        return is_plain;
-    }
-
-    // Rows of bfloat16 as a panel: pairs of depths already lie side by side.
-    static bool pack_stored_rows(Packed* packed, const PanelLayout<Vector>& layout, int64_t p,
-                                 const Matrix& matrix) {
-        const int64_t count = layout.units_of(p) * layout.groups;
-        Packed* const target = packed + p * panel_elements(layout);
-        TileMagnitude magnitude;
-        for (int64_t v = 0; v < count; ++v) {
-            const int64_t column = layout.first_column(p) + v / layout.groups * Vector::width;
-            const int64_t present = smaller(Vector::width, layout.columns - column);
-            const auto* rows = static_cast<const Bfloat16*>(matrix.numbers.data) +
-                               (v % layout.groups * layout.columns + column) * matrix.stride_row;
-            for (int64_t block = 0; block < blocks(layout.depth); ++block) {
-                const __mmask32 there = lanes(layout.depth - block * block_depth);
-                __m512i lines[tile_rows];
-                for (int64_t i = 0; i < tile_rows; ++i) {
-                    const Bfloat16* const row =
-                        rows + smaller(i, present - 1) * matrix.stride_row + block * block_depth;
-                    __builtin_prefetch(row + 8 * block_depth, 0, 2);
-                    lines[i] = _mm512_maskz_loadu_epi16(i < present ? there : 0, row);
-                    magnitude.take(lines[i]);
-                }
-                transpose(lines);
-                Packed* line =
-                    columns_at(target, v, smaller(2, count - v / 2 * 2), layout.depth, block) +
-                    v % 2 * tile_numbers;
-                for (int64_t i = 0; i < tile_rows; ++i, line += block_depth) {
-                    _mm512_storeu_si512(line, lines[i]);
-                }
-            }
-        }
-        return mark(target, magnitude);
-    }
-
-    // Where in a panel the depths from a block on of vector v lie, or of the pair that it is in.
-    // pair: the vectors of it, two or one
-    template <class Panel>
-    static Panel* columns_at(Panel* panel, int64_t v, int64_t pair, int64_t depth, int64_t block) {
-        return panel + header + (v / 2 * 2 * blocks(depth) + block * pair) * planes * tile_numbers;
-    }
-
-    // The first `count` of a block's depths.
-    static __mmask32 lanes(int64_t count) {
-        return count >= block_depth ? ~__mmask32{0}
-                                    : static_cast<__mmask32>((uint32_t{1} << larger(0, count)) - 1);
-    }
 
     static T scale_of(const T* row, int64_t depth) {
         TileMagnitude magnitude;
@@ -475,13 +344,6 @@ struct TileProduct {
         __m512i cut[planes];
         cut_into_lines(low.value, high.value, cut);
         for (int p = 0; p < planes; ++p) _mm512_storeu_si512(target + p * plane, cut[p]);
-    }
-
-    // Two depths of 16 columns as pairs, plane after plane.
-    static void store_pairs(Vector first, Vector second, Packed* target) {
-        __m512i cut[planes];
-        cut_into_pairs(first.value, second.value, cut);
-        for (int p = 0; p < planes; ++p) _mm512_storeu_si512(target + p * tile_numbers, cut[p]);
     }
 
     // Two tiles of rows, and bytes from a plane to the next, from a row to the next, and from a

@@ -41,9 +41,11 @@ struct AmxUnit {
     // cost as much as others.
     static constexpr int64_t depths_at_once = TileConfiguration::depth;
     static constexpr bool whole_tiles = true;
+    // Of so many rows or fewer four vectors of columns are multiplied at once; and vectors of a
+    // panel.
     static constexpr int most_few_rows = 0;
     static constexpr int panel_vectors = 2;
-    // The last cache of a core's own, bytes.
+    // A core's own cache, of those that have it.
     static constexpr int64_t cache_bytes = 2 << 20;
 
     // The largest pools whose gradients are faster as dense products than winner by winner, by the

@@ -1,10 +1,15 @@
 // What multiplies tiles (tile_product.h): vectors of pairs of bfloat16 numbers, AVX512_BF16.
 //
 // VDPBF16PS adds to 16 sums the products of a pair of depths of one row, broadcast, with those of
-// 16 columns. Up to 8 rows by two vectors of columns, or 16 by one, are summed up in registers.
+// 16 columns. Up to 8 rows by two vectors of columns are summed up in registers, 16 by one, or few
+// rows by four.
 //
 // Cost of 32 depths of 16 rows by 32 columns: 512 instructions, 320 loads. Limit: two of either a
-// cycle (AMD Zen 5; Zen 4 one instruction): twice the multiply-adds of float32.
+// cycle (AMD family 26), twice the multiply-adds of float32. Measured, GFLOP/s of one core,
+// operands in cache, depth 512 (AMD family 26; the instruction alone 503 to 525):
+//   rows                 1    2    3    4    5    6    8   12   16   32  128
+//   by two vectors      94  180  261  342  395  461  515  459  508  524  524
+//   by four            138  293  390  506
 #pragma once
 
 #include <cstdint>
@@ -24,12 +29,14 @@ struct VectorUnit {
 
     static constexpr int64_t depths_at_once = 2;
     static constexpr bool whole_tiles = false;
-    // So many rows are multiplied by four vectors of columns at once, since two make too few chains
-    // of sums.
-    static constexpr int most_few_rows = 4;
+    // By two vectors so few rows make too few chains of sums.
+    static constexpr int most_few_rows = 6;
     static constexpr int panel_vectors = 4;
     static constexpr int64_t cache_bytes = 1 << 20;
 
+    // Measured, times faster (AMD family 26, two threads, forward and backward of 16 samples of
+    // 256 positions of 128 channels, 128 filters of 3 / 336 of 256, 256 of 7 / 256 of 70, 64 of 7):
+    //   pools of 2 1.20/1.52/1.47   3 1.15/1.19/1.26   4 1.05/.96/1.05   6 .94/.77/.74
     template <int planes>
     static constexpr int64_t largest_dense_pool = 3;
 

@@ -40,8 +40,7 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
     constexpr int64_t element_bytes = sizeof(T);
     constexpr int64_t unit = Product::rows;
     constexpr int64_t least = 96;  // below, reading the weights again would cost more
-    // Cores with matrix tiles have 2 MiB of L2.
-    constexpr int64_t stretch_bytes = (Product::in_tiles ? 256 : 128) * 1024;
+    constexpr int64_t stretch_bytes = Product::cache_bytes / 8;
     constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
     const int64_t pitch = larger(1, depths.pitch());
     const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;

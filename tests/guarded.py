@@ -198,16 +198,24 @@ def run_nonsense_argmax() -> None:
 def run_all(isa: str) -> None:
     """Every call gives the same bits in guarded memory; prints each call before it runs."""
     calls = [*convolution_calls(), *recurrence_calls()]
+    of_float = [call for call in calls if str(torch.float32) in call[0]]
     with cpu.use_isa(isa):
-        for threads, chosen in ((1, calls), (2, calls[::9])):
+        for threads, precision, chosen in (
+            (1, "highest", calls),
+            (2, "highest", calls[::9]),
+            (1, "medium", of_float[::2]),
+            (1, "high", of_float[1::4]),
+        ):
             torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
             for name, call in chosen:
-                print(threads, name, flush=True)
+                print(threads, precision, name, flush=True)
                 expected = call()
                 for at_end in (True, False):
                     with guard(at_end):
                         found = call()
                     assert all(map(torch.equal, found, expected))
+        torch.set_float32_matmul_precision("highest")
         for at_end in (True, False):
             print("nonsense argmax", flush=True)
             with guard(at_end):

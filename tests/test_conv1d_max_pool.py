@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import seqkernels
 from convolutions import (
     ACTIVATIONS,
     CASES,
@@ -276,6 +277,43 @@ def test_threads_change_no_bit_of_any_shape(
     expected = functional.conv1d_max_pool(**arguments)
     set_threads(threads)
     assert torch.equal(functional.conv1d_max_pool(**arguments), expected)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32 medium", "bfloat16"])
+@pytest.mark.parametrize("keywords", [{"stride": 4}, {"pool_size": 2, "pool_stride": 3}], ids=str)
+def test_nan_that_no_window_reads_changes_no_bit_at_any_thread_count(
+    isa, set_threads, keywords, narrow
+):
+    """Threads cut a sample where it may lie."""
+    arguments = laid_out(tensors((1, 65, 2000, 113, 1)), channels_last=True) | keywords
+    arguments = converted(arguments, torch.bfloat16 if narrow else torch.float32)
+    apart = keywords.get("stride", 3)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        for position in range(300 - 300 % apart + apart - 1, 540, apart):
+            input = arguments["input"].clone()
+            input[:, position] = torch.nan
+            outputs = []
+            for threads in (1, 4):
+                set_threads(threads)
+                outputs.append(functional.conv1d_max_pool(**arguments | {"input": input}))
+            assert outputs[0].isfinite().all() and torch.equal(*outputs), position
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+def test_what_an_earlier_call_left_in_scratch_does_not_matter(isa, dtype, channels_last):
+    """Of an odd number of depths a pair of them reaches beyond the last window."""
+    arguments = laid_out(converted(tensors((3, 5, 41, 33, 3)), dtype), channels_last)
+    arguments |= {"padding": 1}
+    seqkernels.cpu.release_scratch()
+    expected = functional.conv1d_max_pool(**arguments)
+    for longer in (0, 1, 8, 64):
+        sizes = (3, 5, 41 + longer, 33, 3)
+        nothing = laid_out(converted(tensors(sizes), dtype), channels_last)["input"] * torch.nan
+        functional.conv1d_max_pool(**arguments | {"input": nothing})
+        assert torch.equal(functional.conv1d_max_pool(**arguments), expected)
 
 
 def test_arguments_are_left_as_they_were(kernels):

@@ -19,7 +19,7 @@ NARROW = [torch.bfloat16, torch.float16]
 by_dtype = pytest.mark.parametrize("narrow", NARROW, ids=str)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def not_in_tiles(request):
     """Tiles add in another order, and a recurrence rounds the states they multiply."""
     parameters = request.node.callspec.params
@@ -35,7 +35,9 @@ def assert_rounded(found: list[Tensor], wide: list[Tensor]) -> None:
 @by_dtype
 @pytest.mark.parametrize("channels_last", convolutions.LAYOUTS)
 @pytest.mark.parametrize("case", convolutions.CASES)
-def test_a_convolution_is_float32s_rounded(isa, set_threads, case, channels_last, narrow):
+def test_a_convolution_is_float32s_rounded(
+    isa, not_in_tiles, set_threads, case, channels_last, narrow
+):
     sizes, keywords = convolutions.CASES[case]
     arguments = convolutions.laid_out(convolutions.tensors(sizes), channels_last) | keywords
     given = convolutions.converted(arguments, narrow)
@@ -54,7 +56,7 @@ def test_a_convolution_is_float32s_rounded(isa, set_threads, case, channels_last
 @by_dtype
 @pytest.mark.parametrize("kind", recurrences.KINDS)
 @pytest.mark.parametrize("size", recurrences.SIZES)
-def test_a_recurrence_is_float32s_rounded(isa, set_threads, kind, size, narrow):
+def test_a_recurrence_is_float32s_rounded(isa, not_in_tiles, set_threads, kind, size, narrow):
     """States and gates between the steps are not rounded."""
     given = recurrences.converted(recurrences.tensors(kind, recurrences.SIZES[size]), narrow)
     given["lengths"] = torch.arange(given["input"].shape[1]) % (len(given["input"]) + 1)
@@ -69,14 +71,20 @@ def test_a_recurrence_is_float32s_rounded(isa, set_threads, kind, size, narrow):
 
 @by_dtype
 def test_weights_of_any_strides(isa, narrow):
-    """They are widened where they are packed, or read as they lie."""
-    for sizes in ((9, 3, 21, 35), (2, 3, 21, 35), (1, 2, 24, 64)):
-        given = recurrences.converted(recurrences.tensors("lstm", sizes), narrow)
-        expected = recurrences.run("lstm", given)
+    """They are packed, widened or as they are, or read as they lie."""
+    for kind, sizes in (
+        ("lstm", (9, 3, 21, 35)),
+        ("lstm", (2, 3, 21, 35)),
+        ("lstm", (1, 2, 24, 64)),
+        ("lstm", (3, 5, 21, 81)),
+        ("rnn_tanh", (3, 7, 40, 273)),
+    ):
+        given = recurrences.converted(recurrences.tensors(kind, sizes), narrow)
+        expected = recurrences.run(kind, given)
         wide = torch.full((given["w_hh"].shape[0], 2 * sizes[3]), torch.nan, dtype=narrow)
         wide[:, ::2] = given["w_hh"]
         for w_hh in (wide[:, ::2], given["w_hh"].t().contiguous().t()):
-            assert all(map(torch.equal, recurrences.run("lstm", given | {"w_hh": w_hh}), expected))
+            assert all(map(torch.equal, recurrences.run(kind, given | {"w_hh": w_hh}), expected))
 
 
 @by_dtype

@@ -12,7 +12,7 @@
 // Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input.
 // Scratch, owned by the call: g, N P F, or where the weight's part makes it again P F for each
 // thread; its sums, N F; and that of the two parts: convolution_input_gradient.h (pools),
-// convolution_over_time_gradient.h (none) and convolution_weight_gradient.h; with matrix tiles and
+// convolution_over_time_gradient.h (none) and convolution_weight_gradient.h; with tiles and
 // small pools tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h.
 //
 // g, grad_input and the sums of g are shared out by samples, grad_weight by filters (in tiles by
@@ -23,9 +23,9 @@
 // multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time L2. What one core
 // has written takes another long to read, so a thread makes for itself what it can.
 //
-// Tried without gain: with pools of 2, dense products by vectors, which load less for a multiply-add
-// but do twice as many (float32, AMD family 26, forward and backward: AVX-512 1 to 7 % slower, AVX2
-// 14 to 19 %; without pooling they would be 1.6 and 1.2 times as fast).
+// Tried without gain: with pools of 2, dense products by vectors, which load less for a
+// multiply-add but do twice as many (float32, AMD family 26, forward and backward: AVX-512 1 to 7 %
+// slower, AVX2 14 to 19 %; without pooling they would be 1.6 and 1.2 times as fast).
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@
 // padding; the stretches of the batch (window_stretches.h), and the maxima of samples that are cut,
 // 2 F for each part; and for each thread the convolution of one stretch for one panel of filters
 // (windowed pooling only); one stretch of input as it is multiplied, channels side by side (only
-// where it does not lie so already); in matrix tiles a panel of weights, and two marks for each
+// where it does not lie so already); in tiles a panel of weights, and two marks for each
 // sample.
 //
 // A window of an (N, L, C) sequence is k C numbers side by side, so the convolution is a product
@@ -311,11 +311,33 @@ class ConvolutionForwardKernel {
                   (last - to) * pitch + depths_.beyond());
         }
         // What tiles make of numbers that are not plain is wrong. All of a sample's segments
-        // decide, so that it does not matter how long other samples are. One that is read in place
-        // where its stretch is its own is never read beyond itself, and is right as it is.
-        if (Product::is_partial && !direct_ && !magnitude.is_plain()) {
-            __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
+        // decide, and what no window reads between them, so that it does not matter where it is
+        // cut. One that is read in place where its stretch is its own is never read beyond itself,
+        // and is right as it is.
+        if constexpr (Product::is_partial) {
+            if (direct_) return;
+            const int64_t behind = larger(last, 0);
+            const int64_t next =
+                smaller(next_start(segment), sample_length(shape_, call_.lengths, n));
+            if (next > behind) {
+                judge_positions<Vector>(shape_, call_.input, n, behind, next, magnitude);
+            }
+            if (!magnitude.is_plain()) {
+                __atomic_store_n(left_out_ + n, uint8_t{1}, __ATOMIC_RELAXED);
+            }
         }
+    }
+
+    // The first position of the window that the sample's next segment begins with; -1 behind the
+    // last segment.
+    int64_t next_start(const WindowSegment& segment) const {
+        const int64_t windows =
+            shape_.windows(sample_length(shape_, call_.lengths, segment.sample));
+        if (shape_.pool_size == 0) {
+            return segment.windows.end < windows ? window_start(shape_, segment.windows.end) : -1;
+        }
+        const int64_t next = segment.pools.end * shape_.pool_stride;
+        return segment.pools.end < shape_.pools(windows) ? window_start(shape_, next) : -1;
     }
 
     // Whether what tiles read of windows of a sample, and in place of rows that are missing, lies

@@ -100,6 +100,23 @@ inline void read_positions(const ConvolutionShape& shape, const SequenceView& in
     }
 }
 
+// Takes note of the numbers at positions [begin, end) of a sample.
+template <class Vector, class Magnitude>
+inline void judge_positions(const ConvolutionShape& shape, const SequenceView& input,
+                            int64_t sample, int64_t begin, int64_t end, Magnitude& magnitude) {
+    const int64_t first = sample * input.stride_batch + begin * input.stride_length;
+    with_numbers<typename Vector::Element>(input.numbers, [&](const auto* numbers) {
+        read_positions<Vector>(
+            shape, input, numbers + first, end - begin, shape.channels,
+            [&](const auto* run, int64_t, int64_t count, int64_t) {
+                for (int64_t i = 0; i < count; i += Vector::width) {
+                    magnitude.take(load_up_to<Vector>(run + i, count - i));
+                }
+            },
+            [&](Vector columns, int64_t, int64_t, int64_t) { magnitude.take(columns); });
+    });
+}
+
 // Positions [begin, end) of a sample as the left operand of a product: plane after plane, `plane`
 // numbers apart, in each its channels side by side, positions `pitch` apart, zeros between.
 template <class Vector, class Product>

@@ -347,9 +347,10 @@ inline void pack_panels(typename Vector::Element* packed, const PanelLayout<Vect
     }
 }
 
-// Meanwhile: other work that a product in matrix tiles has done between its own instructions, since
-// the vector units are idle. in_turns(count) tells it how many turns it will have, meanwhile(turn)
-// is each of them. Products by vectors have no time for it, and products of no depth no turns.
+// Meanwhile: other work that a product in matrix tiles (AMX) has done between its own instructions,
+// since the vector units are idle. in_turns(count) tells it how many turns it will have,
+// meanwhile(turn) is each of them. Products of bfloat16 by vectors have it done before they begin,
+// other products by vectors not at all, and products of no depth have no turns.
 // Nothing is no such work.
 struct Nothing {
     void in_turns(int64_t) const {}

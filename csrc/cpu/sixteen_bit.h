@@ -2,11 +2,11 @@
 //
 // What a float32 kernel packs anyway (a convolution's input, all weights) it is given as it is
 // stored, and widens it there; the backward of a convolution reads and writes numbers of its type
-// itself, and so do recurrences of bfloat16 in matrix tiles, which multiply it as it is stored. All
+// itself, and so do recurrences of bfloat16 in tiles, which multiply it as it is stored. All
 // else is widened first, and the results are narrowed at the end.
 // So sums, states, gates and running gradients are float32, and each result is rounded once. What
 // is read after rounding: by the backward, the output (a recurrence's states, and what derivatives
-// are made of); bfloat16 in matrix tiles (tile_product.h), all that is multiplied, and a
+// are made of); bfloat16 in tiles (tile_product.h), all that is multiplied, and a
 // recurrence's gradients of gates where they are summed up as the biases'.
 //
 // Scratch, owned by the call: the float32 of what is widened and narrowed: a convolution's bias and

@@ -18,8 +18,8 @@
 // Where the largest g of 16 filters is very small, it is scaled by a power of two. Where it is too
 // large or not finite, or the input of 16 channels of a sample is not plain (tile_product.h), all
 // is left to convolution_weight_gradient.h; but with one plane it is multiplied as it is: an input
-// that is not finite makes the gradients of its taps NaN, as torch's dense ones are, whether or not
-// its window won.
+// that is not finite makes gradients of its channel NaN, whether or not its window won, as torch's
+// dense ones are, near the ends of a sample at more taps than those.
 //
 // Scratch, owned by the call, for each thread: its part of the sums, F k C and what fills tiles up;
 // of a block g and x in planes; g of a sample.

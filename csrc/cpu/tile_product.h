@@ -112,7 +112,7 @@ struct TileProduct : TilePanels<planes> {
 
     using Session = typename Unit::Session;
 
-    // Whole tiles, and one of what is left: rows that are missing cost as much.
+    // Whole tiles, and one of what is left.
     template <class Function>
     static void for_each_tile(int64_t count, Function&& function) {
         for (int64_t first = 0; first < count; first += rows) {
@@ -415,7 +415,7 @@ struct TileProduct : TilePanels<planes> {
         constexpr int64_t bytes = sizeof(Left);
         const auto offset = [](int64_t block) { return block * left_block * bytes; };
         if constexpr (Unit::most_few_rows > 0) {
-            if (count <= Unit::most_few_rows && vectors == 4) {
+            if (count > 0 && count <= Unit::most_few_rows && vectors == 4) {
                 const LeftTiles<decltype(offset)> source{
                     {reinterpret_cast<const char*>(tiles), nullptr},
                     tile_numbers * bytes,

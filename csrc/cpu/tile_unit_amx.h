@@ -49,8 +49,7 @@ struct AmxUnit {
     static constexpr int64_t cache_bytes = 2 << 20;
 
     // The largest pools whose gradients are faster as dense products than winner by winner, by the
-    // number of planes; and whether, with three planes, windows that leave more than a quarter of
-    // the tiles empty are not. Measured, times faster (family 6, model 167, two threads, backward
+    // number of planes. Measured, times faster (family 6, model 167, two threads, backward
     // of 16 samples of 256 positions of 128 channels, 128 filters of 3):
     //   pools of        2     3     4     6     8    12
     //   one plane     2.9   2.9   2.8   2.8   2.0   1.2

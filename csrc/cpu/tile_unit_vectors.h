@@ -62,7 +62,7 @@ struct VectorUnit {
         }
     }
 
-    // The same for up to most_few_rows rows and four vectors, of which the second pair lies `apart`
+    // The same for 1 to most_few_rows rows and four vectors, of which the second pair lies `apart`
     // numbers behind the first.
     template <class Sums, class Rows, class Columns, class Meanwhile>
     static void multiply_few_rows(const Sums& sums, int count, const Rows& rows,

@@ -1,5 +1,5 @@
 // How a kernel multiplies: by vectors of the type it computes in, on any processor. tile_product.h
-// offers the same for matrix tiles.
+// offers the same for tiles.
 #pragma once
 
 #include <cstdint>

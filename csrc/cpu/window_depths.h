@@ -38,7 +38,7 @@ class WindowDepths {
     }
     bool has_gaps() const { return count() != taps_ * channels_; }
     // Whether nothing is read beyond a window.
-    bool are_whole() const { return !has_gaps() && beyond() == 0; }
+    [[gnu::always_inline]] bool are_whole() const { return !has_gaps() && beyond() == 0; }
     // The depth of a number.
     int64_t place(int64_t tap, int64_t channel) const {
         return tap * (fills_taps_ ? pitch() : channels_) + channel;

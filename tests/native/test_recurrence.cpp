@@ -210,10 +210,12 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     CHECK(relative_error(grad_bias, exact_gradients->bias) <= differences);
 }
 
-void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden,
-                 bool with_gradients) {
-    for (const RecurrentCell cell :
-         {RecurrentCell::lstm, RecurrentCell::rnn_tanh, RecurrentCell::rnn_relu}) {
+constexpr std::initializer_list<RecurrentCell> all_cells = {
+    RecurrentCell::lstm, RecurrentCell::rnn_tanh, RecurrentCell::rnn_relu};
+
+void check_shape(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden, bool with_gradients,
+                 std::initializer_list<RecurrentCell> cells = all_cells) {
+    for (const RecurrentCell cell : cells) {
         for (const int variant : {0, 1, 2, 3}) {
             const bool reverse = variant & 1, ragged = variant & 2;
             const Problem problem({steps, batch, inputs, hidden, cell, reverse}, ragged);
@@ -244,6 +246,7 @@ TEST(recurrence_forward_agrees_with_its_equations) {
     check_shape(1, 3, 17, 66, false);
     check_shape(1, 101, 9, 35, false);
     check_shape(3, 50, 70, 70, false);
+    check_shape(2, 5, 3, 257, false, {RecurrentCell::rnn_tanh});  // in tiles of one plane
     check_shape(0, 3, 4, 5, false);
     check_shape(4, 0, 4, 5, false);
 }

@@ -26,13 +26,14 @@
 // stand beside it.
 //
 // Cost and limit: the unit's.
-// One plane is multiplied as fast as L1 and L2 deliver: per block 4 KiB in 64 cycles. So depths are
-// taken 512 at a time, of which two vectors of columns fit L1, and what passes once, rows by a
-// panel that stays or the panel by a single tile of rows, is loaded with the hint that L1 need not
-// keep it. Measured, GFLOP/s of one core, 512 rows (64 rows) by 1024 columns of 512 depths, plain:
-// 1780 (2160), with the hint 2360 (2450); of 1024 depths 1490 (1610), at 512 a time 2000 (2240).
-// Windows of a convolution that share rows are not loaded so (10 % slower). Three planes gain
-// nothing by either.
+// In AMX one plane is multiplied as fast as L1 and L2 deliver: per block 4 KiB in 64 cycles. So
+// depths are taken 512 at a time, of which two vectors of columns fit L1, and what passes once,
+// rows by a panel that stays or the panel by a single tile of rows, is loaded with the hint that L1
+// need not keep it. Measured, GFLOP/s of one core, 512 rows (64 rows) by 1024 columns of 512
+// depths, plain: 1780 (2160), with the hint 2360 (2450); of 1024 depths 1490 (1610), at 512 a time
+// 2000 (2240). Windows of a convolution that share rows are not loaded so (10 % slower). Three
+// planes gain nothing by either.
+//
 // Tried without gain: to round by cutting off (two planes then err by 2.3e-5).
 #pragma once
 

@@ -41,6 +41,9 @@
 //   T 25, H 2048   N 1 38.4/34.5/34.4                       N 4 56.1/53.4/48.4
 // Packed was faster from 6 samples on (T 400, H 1024: 189 ms, rows 207); 400 steps of 1, 2 and 4
 // samples took, packed / rows, 123/120, 137/141 and 167/169.
+// On another processor four samples are better packed (AMD family 26, 32 MiB of L3; packed / rows):
+//   T 25, H 1024   N 1 3.9/3.5   N 2 5.4/4.9   N 4 6.2/6.9     T 50, H 1536   N 4 33.6/47.7
+//   T 25, H 2048   N 1 34.0/33.2               N 4 30.8/43.5
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB

@@ -24,8 +24,8 @@
 // has written takes another long to read, so a thread makes for itself what it can.
 //
 // Tried without gain: with pools of 2, dense products by vectors, which load less for a
-// multiply-add but do twice as many (float32, AMD family 26, forward and backward: AVX-512 1 to 7 %
-// slower, AVX2 14 to 19 %; without pooling they would be 1.6 and 1.2 times as fast).
+// multiply-add but do twice as many (float32, AMD family 26, forward and backward: AVX-512, one
+// thread, 1 to 7 % slower; AVX2, two threads, 14 to 19 %).
 #pragma once
 
 #include <cstdint>

@@ -31,8 +31,8 @@
 //   fetched      57   55   53   54
 // With vectors of whole cache lines (AVX-512) fetching a panel from L2 into L1 pays too, if rows
 // are not so few that loads are the limit: LSTM inference of 8 to 64 sequences, H 128 to 512, 3 to
-// 6 % (AMD family 26; of 1 and 2 sequences within the noise, of AVX2's vectors 0 to 2 % slower, of
-// a convolution, whose panels L1 holds, 3 % slower to 1 % faster).
+// 6 % (AMD family 26, one thread; of 1 and 2 sequences within the noise, of AVX2's vectors 0 to 2 %
+// slower, of a convolution, whose panels L1 holds, 3 % slower to 1 % faster).
 #pragma once
 
 #include <cstdint>

@@ -6,10 +6,11 @@
 //
 // Cost of 32 depths of 16 rows by 32 columns: 512 instructions, 320 loads. Limit: two of either a
 // cycle (AMD family 26), twice the multiply-adds of float32. Measured, GFLOP/s of one core,
-// operands in cache, depth 512 (AMD family 26; the instruction alone 503 to 525):
+// operands in cache, depth 512 (AMD family 26, whose clock varies by some 5 %; the instruction
+// alone 503):
 //   rows                 1    2    3    4    5    6    8   12   16   32  128
 //   by two vectors      94  180  261  342  395  461  515  459  508  524  524
-//   by four            138  293  390  506
+//   by four            138  293  390  506  519  518
 //
 // Tried without gain: pairs of two bfloat16 rows put side by side as they are, not by way of
 // float32, where the weight gradients' operands are packed (within 1 %).
@@ -20,6 +21,7 @@
 
 #include "../core/range.h"
 #include "../core/stored.h"
+#include "amx.h"
 #include "product.h"
 #include "tile_instructions.h"
 #include "tile_planes.h"
@@ -96,8 +98,8 @@ struct VectorUnit {
     }
 
  private:
-    static constexpr int64_t tile_rows = 16;
-    static constexpr int64_t block_depth = 32;
+    static constexpr int64_t tile_rows = TileConfiguration::rows;
+    static constexpr int64_t block_depth = TileConfiguration::depth;
 
     // M rows from row `first` of tile r on, times V vectors.
     template <int M, int V, class Sums, class Rows, class Columns>
@@ -125,7 +127,7 @@ struct VectorUnit {
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v) {
                     column[v] = _mm512_loadu_si512(packed + v / 2 * apart + v % 2 * columns.beside +
-                                                   2 * k * 16);
+                                                   k * 2 * tile_rows);
                 }
 #pragma GCC unroll 16
                 for (int m = 0; m < M; ++m) {

@@ -32,18 +32,25 @@
 //   input weights       up to 128 rows 1.02 to 1.40, once 0.88   240 to 300 rows 0.87 to 1.08
 //
 // Where the recurrent weights come from beyond the caches, steps of few samples read them row by
-// row, as a single step does (unpacked_rows.h): as fast as packed ones, and nothing is packed. The
-// order of their sums differs from that of packed ones. Inputs of up to 512 rows are then projected
-// all at once, with weights that are read as they lie, once. Measured, in turns, packed / rows /
-// rows and inputs at once, ms (family 6, model 167, two threads, float32 LSTM):
+// row, as a single step does (unpacked_rows.h), and nothing is packed. The order of their sums
+// differs from that of packed ones. Inputs of up to 512 rows are then projected all at once, with
+// weights that are read as they lie, once. Measured, in turns, packed / rows / rows and inputs at
+// once, ms (family 6, model 167, two threads, float32 LSTM):
 //   T 25, H 1024   N 1 8.4/7.4/7.7                          N 4 10.7/9.9/10.0
 //   T 50, H 1536   N 1 38.5/37.3/34.9   N 2 43.6/42.6/38.9   N 4 55.5/54.5/47.7
 //   T 25, H 2048   N 1 38.4/34.5/34.4                       N 4 56.1/53.4/48.4
 // Packed was faster from 6 samples on (T 400, H 1024: 189 ms, rows 207); 400 steps of 1, 2 and 4
 // samples took, packed / rows, 123/120, 137/141 and 167/169.
-// On another processor four samples are better packed (AMD family 26, 32 MiB of L3; packed / rows):
-//   T 25, H 1024   N 1 3.9/3.5   N 2 5.4/4.9   N 4 6.2/6.9     T 50, H 1536   N 4 33.6/47.7
-//   T 25, H 2048   N 1 34.0/33.2               N 4 30.8/43.5
+// On another processor three samples and more are better packed, but for few steps; how many there
+// are does not decide, so that a sequence that goes on keeps its bits (AMD family 26, 32 MiB of L3;
+// packed / rows, each with its way of taking the inputs):
+//   H 1024   N 1, T 25 3.6/3.2, T 200 20.1/21.4   N 2, T 25 4.3/4.2, T 200 25.2/27.7
+//            N 3, T 6 2.4/1.6, T 12 3.0/2.8       N 4, T 6 2.3/2.0, T 12 3.5/3.4, T 25 5.4/5.6
+//   H 1536, T 50, N 4 29.0/41.7   H 2048   N 1, T 50 54.5/56.6   N 2, T 50 59.5/62.6
+//   RNN of H 1760, T 50, N 4 7.1/9.3
+// There a core runs ahead by some 13 vectors of each row and no more: one core reads rows for one
+// sample at 113 GB/s from L3 and 51 from memory, for four at 67 and 26, packed ones for four at 96
+// and 41, and with what follows fetched, which did nothing for rows, at 95 and 53.
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB
@@ -72,6 +79,7 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "input_projection.h"
+#include "processor.h"
 #include "product.h"
 #include "recurrence_schedule.h"
 #include "recurrence_single_step.h"
@@ -256,10 +264,10 @@ class RecurrenceForwardKernel {
         return step == first && packs_on_the_way ? Weights::packed_on_the_way : Weights::packed;
     }
 
-    // Whether few samples' steps read the recurrent weights row by row, as a single step does: as
-    // fast as packed ones where they come from beyond the caches, and nothing is packed.
+    // Whether few samples' steps read the recurrent weights row by row, as a single step does:
+    // where they come from beyond the caches.
     bool reads_weight_rows() const {
-        constexpr int64_t most_samples = 4;
+        const int64_t most_samples = is_by_intel() ? 4 : 2;
         return shape_.batch <= most_samples && is_beyond_caches(hidden_layout_);
     }
 

@@ -30,8 +30,18 @@ OPTIONS = """--enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --e
              --enable-all-optimizations --with-nogui --disable-docbook"""
 # Linux lets a process use tiles only where the processor can withhold them (XFD). The emulator has
 # no such thing: here it says so, and does nothing. Of the models it has, the one that this kernel
-# starts on is made to show its tiles and its conversions to bfloat16.
+# starts on is made to show its tiles and its conversions to bfloat16. Where tiles are on, decoded
+# instructions are kept 128 bytes from where those that are written over were looked for: a kernel
+# that changed its own code went on with the old. Of two vectors converted to bfloat16 at once the
+# second was read beyond its end.
 PATCHES = {
+    "cpu/icache.h": (("    if (line_mask > mask) break;\n", ""),),
+    "cpu/avx/avx512_bf16.cc": (
+        (
+            "convert_ne_fp32_to_bfloat16(op1.vmm32u(n));",
+            "convert_ne_fp32_to_bfloat16(op1.vmm32u(n - DWORD_ELEMENTS(len)));",
+        ),
+    ),
     "cpu/cpuid.cc": (
         (
             "      leaf->eax |= (1<<3);\n\n    // EBX[31:00]",

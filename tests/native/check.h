@@ -46,12 +46,24 @@ struct Register {
     static seqkernels::testing::Register register_##name{#name, name}; \
     static void name()
 
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            ++seqkernels::testing::failures();                                  \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-        }                                                                       \
+// The instruction set whose kernels for_each_isa tests at the moment, if any.
+inline std::string& tested_isa() {
+    static std::string name;
+    return name;
+}
+
+inline void note_failure(const char* file, int line, const char* condition) {
+    ++failures();
+    std::printf("%s:%d: failed: %s", file, line, condition);
+    if (!tested_isa().empty()) std::printf(" (%s)", tested_isa().c_str());
+    std::puts("");
+}
+
+#define CHECK(condition)                                                       \
+    do {                                                                       \
+        if (!(condition)) {                                                    \
+            seqkernels::testing::note_failure(__FILE__, __LINE__, #condition); \
+        }                                                                      \
     } while (0)
 
 template <class T>
@@ -112,7 +124,11 @@ double relative_error(const std::vector<A>& found, const std::vector<B>& exact) 
 // Calls function(name, kernels) for every ISA of this machine.
 inline void for_each_isa(
     const std::function<void(const std::string&, const KernelTable&)>& function) {
-    for (const std::string& name : available_isas()) function(name, kernels_of(name));
+    for (const std::string& name : available_isas()) {
+        tested_isa() = name;
+        function(name, kernels_of(name));
+    }
+    tested_isa().clear();
 }
 
 }  // namespace seqkernels::testing

@@ -1,10 +1,19 @@
-// Runs all tests, or those whose names contain the first argument, of them every second argument-th
-// from the third argument-th on. Exit code 1 if one failed.
+// Runs all tests, or those whose names contain the first argument, or behind a "-" do not, of them
+// every second argument-th from the third argument-th on. Exit code 1 if one failed.
 #include <cstdlib>
 #include <cstring>
 
 #include "check.h"
 #include "core/parallel.h"
+
+namespace {
+
+bool is_chosen(const char* name, const char* pattern) {
+    if (*pattern == '-') return std::strstr(name, pattern + 1) == nullptr;
+    return std::strstr(name, pattern) != nullptr;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
     using namespace seqkernels::testing;
@@ -15,7 +24,7 @@ int main(int argc, char** argv) {
     const int parts = argc > 3 ? std::atoi(argv[2]) : 1, part = argc > 3 ? std::atoi(argv[3]) : 0;
     int chosen = 0, run = 0;
     for (const Test& test : tests()) {
-        if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
+        if (argc > 1 && !is_chosen(test.name, argv[1])) continue;
         if (chosen++ % parts != part) continue;
         const int before = failures();
         test.run();

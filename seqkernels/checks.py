@@ -26,6 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid")
 NONLINEARITIES = ("tanh", "relu")
+CELLS = ("lstm", "rnn_tanh", "rnn_relu")
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -245,10 +247,15 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
-def one_of(name: str, value: object, names: Sequence[str]) -> None:
-    """Check that ``value`` is one of ``names``."""
-    if value not in names:
-        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+def one_of(name: str, value: object, values: Sequence) -> None:
+    """Check that ``value`` is one of ``values``."""
+    if value not in values:
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, values))}, got {value!r}")
+
+
+def recurrence_sizes(**sizes: int) -> tuple[int, ...]:
+    """Check the sizes of a recurrence given as such, by name; returns them."""
+    return tuple(_integer(name, size, 0) for name, size in sizes.items())
 
 
 def _weights(input, w_ih, w_hh, b_ih, b_hh, gates: int) -> int:

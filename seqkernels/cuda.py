@@ -15,13 +15,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import checks
+
 KERNELS = ("simple", "fast")
+_STAYING = ("cluster", "persistent")
+RECURRENCES = ("fastest", *_STAYING, "steps")
 OPERATIONS = frozenset(("conv1d_max_pool", "lstm", "rnn", "lstm_cell", "rnn_cell"))
 LEAST_CAPABILITY = 8
 
 _IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
 _switching = threading.RLock()
 _kernels = "fast"
+_recurrence = "fastest"
 
 
 def is_built() -> bool:
@@ -49,23 +54,88 @@ def use_kernels(name: str) -> Iterator[None]:
 
     "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
     it, and so the gradients of small pools, those of large ones from the winning windows alone; and
-    recurrences of 2 steps and more in a kernel that stays for the whole sequence, where weights and
-    batch fit the GPU, and else by a product of torch's for each step; "simple" as the definitions
-    read. float64 is always "simple". The choice is the whole process's, as
-    ``seqkernels.cpu.use_isa``'s is.
+    recurrences as ``use_recurrence`` says; "simple" as the definitions read. float64 is always
+    "simple". The choice is the whole process's, as ``seqkernels.cpu.use_isa``'s is.
 
     Raises:
         ValueError: an unknown name.
     """
     global _kernels
-    if name not in KERNELS:
-        raise ValueError(f"name: expected one of {', '.join(KERNELS)}, got {name!r}")
+    checks.one_of("name", name, KERNELS)
     with _switching:
         before, _kernels = _kernels, name
         try:
             yield
         finally:
             _kernels = before
+
+
+@contextlib.contextmanager
+def use_recurrence(name: str) -> Iterator[None]:
+    """Compute recurrences another way within a ``with`` block, the "fast" kernels being in use.
+
+    "fastest", the default: the first of these that fits the shape and the GPU.
+
+    - "cluster": a kernel stays for the whole sequence, the blocks of a cluster exchange states
+      through their shared memory.
+    - "persistent": a kernel stays, its blocks exchange states through global memory.
+    - "steps": a product of torch's and a kernel for every step. float64 is then "simple".
+
+    Within the block a recurrence that the named kernel does not fit raises ValueError, which says
+    why; so does ``explain_recurrence``. The choice is the whole process's.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    global _recurrence
+    checks.one_of("name", name, RECURRENCES)
+    with _switching:
+        before, _recurrence = _recurrence, name
+        try:
+            yield
+        finally:
+            _recurrence = before
+
+
+def explain_recurrence(
+    cell: str,
+    steps: int,
+    batch: int,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device | str | int = "cuda",
+) -> dict[str, dict[str, str]]:
+    """Which kernel computes a recurrence on a GPU by default, and how, or why another does not.
+
+    Args:
+        cell: "lstm", "rnn_tanh" or "rnn_relu".
+        steps, batch, hidden: T, N and H of one layer and direction.
+        dtype: of states and weights.
+        device: the GPU.
+
+    Returns:
+        For "forward" and "backward" each: under "kernel" the name as ``use_recurrence`` and
+        ``use_kernels`` know it; under "cluster" and "persistent" how that kernel would cut the work
+        (parts of the batch x blocks of hidden units, products of a block x their samples), or what
+        it expected and what it got.
+
+    Raises:
+        ValueError: an unknown cell, or a dtype that no kernel has.
+        RuntimeError: a size below 0, or an installation without CUDA kernels.
+    """
+    checks.one_of("cell", cell, checks.CELLS)
+    checks.one_of("dtype", dtype, checks.NATIVE_DTYPES)
+    sizes = checks.recurrence_sizes(steps=steps, batch=batch, hidden=hidden)
+    index = torch.empty(0, device=device).get_device()
+    result = {}
+    for direction in ("forward", "backward"):
+        call = (cell, *sizes, dtype.itemsize, direction == "forward")
+        plans = {way: _native().recurrence_plan(*call, way, index) for way in _STAYING}
+        fitting = [way for way, (_, rounds) in plans.items() if rounds]
+        in_steps = dtype != torch.float64 and 0 not in sizes
+        kernel = fitting[0] if fitting else "steps" if in_steps else "simple"
+        result[direction] = {"kernel": kernel} | {way: text for way, (text, _) in plans.items()}
+    return result
 
 
 def has_kernel(operation: str, input: Tensor) -> bool:
@@ -87,11 +157,12 @@ def is_ahead_of_cudnn(
     As measured on an H200, for which ``bench/records`` has the figures (of other GPUs nothing is
     known): in bfloat16 and float32 wherever a kernel stays for the whole sequence and makes at most
     two products a step. In float16, for which cuDNN has such a kernel too, but not for ragged
-    batches, an LSTM of up to 256 units. With the "simple" kernels chosen it is they that compute.
+    batches, an LSTM of up to 256 units. With other kernels than the default chosen it is they that
+    compute.
     """
     if torch.compiler.is_compiling():  # which cannot ask the native module
         return False
-    if _kernels == "simple":
+    if (_kernels, _recurrence) != ("fast", "fastest"):
         return True
     if torch.cuda.get_device_capability(input.device) != (9, 0):
         return False
@@ -101,10 +172,18 @@ def is_ahead_of_cudnn(
     return all(1 <= _rounds(cell, input, steps, batch, hidden, way) <= 2 for way in (True, False))
 
 
-def _rounds(cell: str, tensor: Tensor, steps: int, batch: int, hidden: int, forward: bool) -> int:
-    """Products of a step of the kernel that stays for a whole sequence, 0 where none fits."""
+def _rounds(
+    cell: str,
+    tensor: Tensor,
+    steps: int,
+    batch: int,
+    hidden: int,
+    forward: bool,
+    kernel: str = "fastest",
+) -> int:
+    """Products of a step of a kernel that stays for a whole sequence, 0 where it does not fit."""
     sizes = (steps, batch, hidden, tensor.dtype.itemsize)
-    return _native().recurrence_rounds(cell, *sizes, forward, tensor.get_device())
+    return _native().recurrence_plan(cell, *sizes, forward, kernel, tensor.get_device())[1]
 
 
 def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool) -> bool:
@@ -115,7 +194,16 @@ def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool
     """
     if _kernels == "simple" or states.dtype == torch.float64 or 0 in (steps, states.numel()):
         return False
+    if _recurrence != "fastest":
+        return _recurrence == "steps"
     return _rounds(cell, states, steps, *states.shape, forward) == 0
+
+
+def _recurrence_kernel() -> str:
+    """The kernel that computes a whole recurrence, as the native module names it."""
+    if _kernels == "simple" or _recurrence == "steps":
+        return "simple"
+    return _recurrence
 
 
 def is_on_device(input: Tensor) -> bool:
@@ -144,26 +232,24 @@ def recurrence_forward(
     cell, reverse, projections, initial_hidden, *tensors, recurrent=None, step=0
 ) -> None:
     """The native forward over projected inputs, (T, N, G H), or a step by its product."""
-    kernels, count = _kernels, 0
+    kernel, count = "simple", 0
     if recurrent is None:
-        count = _native().recurrence_scratch(cell, len(projections), initial_hidden, True, kernels)
-    else:
-        kernels = "simple"
+        kernel = _recurrence_kernel()
+        count = _native().recurrence_scratch(cell, len(projections), initial_hidden, True, kernel)
     arguments = (cell, reverse, projections, initial_hidden, *tensors, recurrent, step)
-    _call("recurrence_forward", projections, *arguments, _where(projections, count, kernels))
+    _call("recurrence_forward", projections, *arguments, _where(projections, count, kernel))
 
 
 def recurrence_backward(
     cell, reverse, grad_gates, *tensors, from_following=None, step_gates=None, step=0
 ) -> None:
     """The native backward, up to the gates' gradients, which it fills; last an LSTM's cell's."""
-    kernels, count, grad_hidden = _kernels, 0, tensors[-2]
+    kernel, count, grad_hidden = "simple", 0, tensors[-2]
     if from_following is None:
-        count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, kernels)
-    else:
-        kernels = "simple"
+        kernel = _recurrence_kernel()
+        count = _native().recurrence_scratch(cell, len(grad_gates), grad_hidden, False, kernel)
     arguments = (cell, reverse, grad_gates, *tensors, from_following, step_gates, step)
-    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count, kernels))
+    _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count, kernel))
 
 
 def _call(name: str, tensor: Tensor, *arguments) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import autograd, checks, cuda, ops, reference
 
-NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NATIVE_DTYPES = checks.NATIVE_DTYPES
 
 
 def conv1d_max_pool(

@@ -1,4 +1,5 @@
 #include <atomic>
+#include <stdexcept>
 
 #include "recurrence.h"
 #include "recurrence_persistent.h"
@@ -25,21 +26,19 @@ int blocks_of_cluster(int device) {
     return found;
 }
 
-RecurrencePlan staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
-                            int device) {
-    const bool is_empty = shape.batch == 0 || shape.hidden == 0;
-    if (element_bytes > 4 || is_empty || shape.steps < 2 || !blocks_can_cooperate(device)) {
-        return {};
-    }
-    return plan_recurrence(
-        shape, element_bytes, pass,
-        {multiprocessors(device), shared_bytes_of_block(device), blocks_of_cluster(device)});
+// Whether no other kernel may take its place.
+bool is_forced(RecurrenceKernel kernel) {
+    return kernel == RecurrenceKernel::cluster || kernel == RecurrenceKernel::persistent;
 }
 
 template <class T>
-RecurrencePlan plan_of(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
-    if (kernels == Kernels::simple) return {};
-    return staying_plan(shape, sizeof(T), pass, device);
+RecurrencePlan plan_of(const RecurrenceShape& shape, Pass pass, RecurrenceKernel kernel,
+                       int device) {
+    const RecurrenceChoice choice = staying_plan(shape, sizeof(T), pass, kernel, device);
+    if (is_forced(kernel) && !choice.plan.fits) {
+        throw std::invalid_argument("use_recurrence: " + choice.refusal);
+    }
+    return choice.plan;
 }
 
 template <class T>
@@ -91,8 +90,8 @@ BackwardKernel<T> backward_kernel(const RecurrencePlan& plan) {
 // Queues a kernel that stays, where its blocks exchange through memory after one that readies the
 // exchange: begin(shape, exchange). Returns whether a multiprocessor has room for a block.
 template <class T, class Call, class Begin>
-bool stay(void (*kernel)(Call, RecurrencePlan, Exchange<T>), const Call& call,
-          const RecurrencePlan& plan, const Where& where, Begin&& begin) {
+bool stay(RecurrenceKernel asked, void (*kernel)(Call, RecurrencePlan, Exchange<T>),
+          const Call& call, const RecurrencePlan& plan, const Where& where, Begin&& begin) {
     const int64_t shared = persistent_shared_bytes(plan);
     LaunchShape shape{plan.blocks(), persistent_threads, shared, where.stream};
     if (plan.in_cluster) {
@@ -100,7 +99,11 @@ bool stay(void (*kernel)(Call, RecurrencePlan, Exchange<T>), const Call& call,
         launch(shape, kernel, call, plan, Exchange<T>{});
         return true;
     }
-    if (blocks_at_once(kernel, persistent_threads, shared) == 0) return false;
+    if (blocks_at_once(kernel, persistent_threads, shared) == 0) {
+        if (!is_forced(asked)) return false;
+        throw std::invalid_argument(
+            "use_recurrence: expected a multiprocessor with room for a block, got none");
+    }
     ScratchParts parts(where.scratch);
     const Exchange<T> exchange = exchange_of<T>(parts, plan);
     begin(one_thread_each(plan.slices * plan.rows() * plan.row_elements(), where.stream), exchange);
@@ -110,20 +113,20 @@ bool stay(void (*kernel)(Call, RecurrencePlan, Exchange<T>), const Call& call,
 }
 
 template <class T>
-bool stayed(const RecurrenceForward<T>& call, Kernels kernels, const Where& where) {
-    const RecurrencePlan plan = plan_of<T>(call.shape, Pass::forward, kernels, where.device);
+bool stayed(const RecurrenceForward<T>& call, RecurrenceKernel kernel, const Where& where) {
+    const RecurrencePlan plan = plan_of<T>(call.shape, Pass::forward, kernel, where.device);
     if (!plan.fits) return false;
-    return stay<T>(forward_kernel<T>(plan), call, plan, where,
+    return stay<T>(kernel, forward_kernel<T>(plan), call, plan, where,
                    [&](const LaunchShape& each, const Exchange<T>& exchange) {
                        launch(each, begin_exchange<T>, call, plan, exchange);
                    });
 }
 
 template <class T>
-bool stayed(const RecurrenceBackward<T>& call, Kernels kernels, const Where& where) {
-    const RecurrencePlan plan = plan_of<T>(call.shape, Pass::backward, kernels, where.device);
+bool stayed(const RecurrenceBackward<T>& call, RecurrenceKernel kernel, const Where& where) {
+    const RecurrencePlan plan = plan_of<T>(call.shape, Pass::backward, kernel, where.device);
     if (!plan.fits) return false;
-    return stay<T>(backward_kernel<T>(plan), call, plan, where,
+    return stay<T>(kernel, backward_kernel<T>(plan), call, plan, where,
                    [&](const LaunchShape& each, const Exchange<T>& exchange) {
                        launch(each, clear_exchange<T>, plan, exchange);
                    });
@@ -131,21 +134,25 @@ bool stayed(const RecurrenceBackward<T>& call, Kernels kernels, const Where& whe
 
 }  // namespace
 
-int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, Pass pass, int device) {
-    const RecurrencePlan plan = staying_plan(shape, element_bytes, pass, device);
-    return plan.fits ? plan.rounds : 0;
+RecurrenceChoice staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                              RecurrenceKernel kernel, int device) {
+    return plan_recurrence(shape, element_bytes, pass, kernel,
+                           {blocks_can_cooperate(device), multiprocessors(device),
+                            shared_bytes_of_block(device), blocks_of_cluster(device)});
 }
 
 template <class T>
-int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device) {
-    const RecurrencePlan plan = plan_of<T>(shape, pass, kernels, device);
+int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, RecurrenceKernel kernel,
+                      int device) {
+    const RecurrencePlan plan = plan_of<T>(shape, pass, kernel, device);
     ScratchParts parts(nullptr);
     if (plan.fits && !plan.in_cluster) exchange_of<T>(parts, plan);
     return parts.bytes();
 }
 
 template <class T>
-void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const Where& where) {
+void recurrence_forward(const RecurrenceForward<T>& call, RecurrenceKernel kernel,
+                        const Where& where) {
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
@@ -156,7 +163,7 @@ void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const
         return;
     }
     if constexpr (can_stay<T>) {
-        if (stayed(call, kernels, where)) return;
+        if (stayed(call, kernel, where)) return;
     }
     launch(each, begin_recurrence<T>, call);
     for (int64_t step = 0; step < call.shape.steps; ++step) {
@@ -165,7 +172,8 @@ void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const
 }
 
 template <class T>
-void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, const Where& where) {
+void recurrence_backward(const RecurrenceBackward<T>& call, RecurrenceKernel kernel,
+                         const Where& where) {
     const int64_t states = call.shape.batch * call.shape.hidden;
     if (states == 0) return;
     expect_current_device(where.device);
@@ -179,7 +187,7 @@ void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, con
         return;
     }
     if constexpr (can_stay<T>) {
-        if (stayed(call, kernels, where)) return;
+        if (stayed(call, kernel, where)) return;
     }
     for (int64_t step = call.shape.steps - 1; step >= 0; --step) {
         launch(each, simple_step_backward<T>, call, step);
@@ -187,10 +195,10 @@ void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, con
     launch(each, end_recurrence_backward<T>, call);
 }
 
-#define INSTANTIATE(T)                                                                    \
-    template int64_t scratch_bytes<T>(const RecurrenceShape&, Pass, Kernels, int);        \
-    template void recurrence_forward(const RecurrenceForward<T>&, Kernels, const Where&); \
-    template void recurrence_backward(const RecurrenceBackward<T>&, Kernels, const Where&);
+#define INSTANTIATE(T)                                                                             \
+    template int64_t scratch_bytes<T>(const RecurrenceShape&, Pass, RecurrenceKernel, int);        \
+    template void recurrence_forward(const RecurrenceForward<T>&, RecurrenceKernel, const Where&); \
+    template void recurrence_backward(const RecurrenceBackward<T>&, RecurrenceKernel, const Where&);
 
 INSTANTIATE(float)
 INSTANTIATE(double)

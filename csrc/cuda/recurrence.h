@@ -59,14 +59,18 @@ struct RecurrenceBackward {
     int64_t step;
 };
 
-// Products of a step of the kernel that stays for a whole sequence; 0 where none fits the device.
-int64_t staying_rounds(const RecurrenceShape& shape, int64_t element_bytes, Pass pass, int device);
+// The plan of a kernel that stays for the whole sequence on a device, or why it does not fit.
+RecurrenceChoice staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                              RecurrenceKernel kernel, int device);
 
+// These raise std::invalid_argument where the kernel asked for does not fit.
 template <class T>
-int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, Kernels kernels, int device);
+int64_t scratch_bytes(const RecurrenceShape& shape, Pass pass, RecurrenceKernel kernel, int device);
 template <class T>
-void recurrence_forward(const RecurrenceForward<T>& call, Kernels kernels, const Where& where);
+void recurrence_forward(const RecurrenceForward<T>& call, RecurrenceKernel kernel,
+                        const Where& where);
 template <class T>
-void recurrence_backward(const RecurrenceBackward<T>& call, Kernels kernels, const Where& where);
+void recurrence_backward(const RecurrenceBackward<T>& call, RecurrenceKernel kernel,
+                         const Where& where);
 
 }  // namespace seqkernels::cuda

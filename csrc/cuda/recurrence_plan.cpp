@@ -3,6 +3,24 @@
 namespace seqkernels::cuda {
 namespace {
 
+RecurrenceChoice refused(const std::string& expected, int64_t got) {
+    return {{}, "expected " + expected + ", got " + std::to_string(got)};
+}
+
+std::string up_to(int64_t most, const std::string& of) {
+    return "up to " + std::to_string(most) + " " + of;
+}
+
+// The plan, if a block has enough shared memory.
+RecurrenceChoice chosen(RecurrencePlan plan, const RecurrenceGpu& gpu) {
+    const int64_t bytes = persistent_shared_bytes(plan);
+    if (bytes > gpu.shared_bytes_of_block) {
+        return refused(up_to(gpu.shared_bytes_of_block, "bytes of shared memory a block"), bytes);
+    }
+    plan.fits = true;
+    return {plan, ""};
+}
+
 RecurrencePlan plan_of_units(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                              int units) {
     const bool is_forward = pass == Pass::forward;
@@ -30,41 +48,75 @@ void slice(RecurrencePlan& plan, int64_t batch, int64_t most_slices) {
 // units and 16 samples takes 1.2 us a step in place of 1.6. With blocks of 32 units (up to 512) it
 // takes as long as through memory, and with 16 samples a slice longer (64 samples of 256 units 2.2
 // us, through memory 1.5).
-RecurrencePlan plan_in_clusters(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
-                                const RecurrenceGpu& gpu) {
+RecurrenceChoice plan_in_clusters(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                                  const RecurrenceGpu& gpu) {
+    if (element_bytes != 2) return refused("numbers of 2 bytes", element_bytes);
+    if (shape.hidden > most_units_of_cluster) {
+        return refused(up_to(most_units_of_cluster, "hidden units"), shape.hidden);
+    }
     RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, units_of_cluster_block);
-    if (element_bytes != 2 || shape.hidden > most_units_of_cluster) return {};
     // A single block is none: launched without a cluster it may not send.
-    if (plan.unit_blocks < 2 || plan.unit_blocks > gpu.largest_cluster) return {};
+    if (plan.unit_blocks < 2) {
+        return refused("more than " + std::to_string(plan.units) + " hidden units", shape.hidden);
+    }
+    if (plan.unit_blocks > gpu.largest_cluster) {
+        return refused("clusters of " + up_to(gpu.largest_cluster, "blocks"), plan.unit_blocks);
+    }
     plan.in_cluster = true;
     // A cluster is in one part of the GPU, of 16 or 18 multiprocessors; a part may be short of
     // them.
-    slice(plan, shape.batch, larger(1, gpu.multiprocessors * 7 / 8 / plan.unit_blocks));
-    plan.fits = plan.rows() == samples_of_matrix &&
-                persistent_shared_bytes(plan) <= gpu.shared_bytes_of_block;
-    return plan;
+    const int64_t most_slices = larger(1, gpu.multiprocessors * 7 / 8 / plan.unit_blocks);
+    slice(plan, shape.batch, most_slices);
+    if (plan.rows() != samples_of_matrix) {
+        return refused(up_to(most_slices * samples_of_matrix, "samples"), shape.batch);
+    }
+    return chosen(plan, gpu);
+}
+
+// All blocks run at once, one to a multiprocessor: they wait for each other.
+RecurrenceChoice plan_in_memory(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                                int units, const RecurrenceGpu& gpu) {
+    RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, units);
+    const int64_t most_slices = gpu.multiprocessors / plan.unit_blocks;
+    if (most_slices == 0) {
+        return refused(up_to(int64_t{gpu.multiprocessors} * units, "hidden units"), shape.hidden);
+    }
+    slice(plan, shape.batch, most_slices);
+    if (plan.rounds > most_rounds) {
+        constexpr int64_t most_rows = most_rounds * most_sample_tiles * samples_of_matrix;
+        return refused(up_to(most_slices * most_rows, "samples"), shape.batch);
+    }
+    return chosen(plan, gpu);
+}
+
+// What a block reads in a step grows with its rows of samples, so as many slices of the batch as
+// there is room for; of equal ones that with the smaller blocks, whose work is spread wider.
+RecurrenceChoice plan_in_memory(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                                const RecurrenceGpu& gpu) {
+    const RecurrenceChoice large = plan_in_memory(shape, element_bytes, pass, 16, gpu);
+    if (pass == Pass::backward || shape.gates() != 4) return large;
+    const RecurrenceChoice small = plan_in_memory(shape, element_bytes, pass, 8, gpu);
+    const bool is_small =
+        small.plan.fits && (!large.plan.fits || small.plan.rows() <= large.plan.rows());
+    return is_small ? small : large;
 }
 
 }  // namespace
 
-RecurrencePlan plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
-                               const RecurrenceGpu& gpu) {
-    RecurrencePlan best = plan_in_clusters(shape, element_bytes, pass, gpu);
-    if (best.fits) return best;
-    // All blocks run at once, one to a multiprocessor: they wait for each other. What a block reads
-    // in a step grows with its rows of samples, so as many slices of the batch as there is room
-    // for; of equal ones that with the smaller blocks, whose work is spread wider.
-    const bool may_be_small = pass == Pass::forward && shape.gates() == 4;
-    for (int units = may_be_small ? 8 : 16; units <= 16; units *= 2) {
-        RecurrencePlan plan = plan_of_units(shape, element_bytes, pass, units);
-        const int64_t most_slices = gpu.multiprocessors / plan.unit_blocks;
-        if (most_slices == 0) continue;
-        slice(plan, shape.batch, most_slices);
-        plan.fits = plan.rounds <= most_rounds &&
-                    persistent_shared_bytes(plan) <= gpu.shared_bytes_of_block;
-        if (plan.fits && (!best.fits || plan.rows() < best.rows())) best = plan;
+RecurrenceChoice plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                                 RecurrenceKernel kernel, const RecurrenceGpu& gpu) {
+    if (kernel == RecurrenceKernel::simple) return {};
+    if (element_bytes > 4) return refused("numbers of 2 or 4 bytes", element_bytes);
+    if (shape.steps < 2) return refused("2 steps or more", shape.steps);
+    if (shape.batch == 0) return refused("1 sample or more", shape.batch);
+    if (shape.hidden == 0) return refused("1 hidden unit or more", shape.hidden);
+    if (!gpu.lets_blocks_cooperate)
+        return {{}, "expected a GPU that lets blocks cooperate, got none"};
+    if (kernel != RecurrenceKernel::persistent) {
+        const RecurrenceChoice choice = plan_in_clusters(shape, element_bytes, pass, gpu);
+        if (choice.plan.fits || kernel == RecurrenceKernel::cluster) return choice;
     }
-    return best;
+    return plan_in_memory(shape, element_bytes, pass, gpu);
 }
 
 }  // namespace seqkernels::cuda

@@ -1,8 +1,9 @@
-// How the kernel that stays for a whole sequence cuts a recurrence into blocks: one pure function
-// of shape and GPU.
+// Which kernel computes a recurrence, and how one that stays for the whole sequence cuts it into
+// blocks: one pure function of shape and GPU.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../core/range.h"
 #include "../core/recurrence.h"
@@ -22,12 +23,17 @@ constexpr int most_units_of_cluster = 256;
 
 enum class Pass { forward, backward };
 
+// simple: a step at a time as the definition reads, for every type; the oracle of the others.
+// Two stay for the whole sequence: in cluster, blocks exchange states through shared memory, in
+// persistent through global memory. fastest: the first of these two that fits, else simple.
+enum class RecurrenceKernel { simple, fastest, cluster, persistent };
+
 // The numbers that the matrix units multiply for one of a type: float32 as the sum of three of 8
 // bits each, which hold all of its 24.
 constexpr int planes_of(int64_t element_bytes) { return element_bytes == 4 ? 3 : 1; }
 
 struct RecurrencePlan {
-    bool fits;            // otherwise a kernel is launched for every step
+    bool fits;            // otherwise no kernel stays
     int units;            // hidden units of a block: 8 or 16
     int gates;            // whose weights of those units a block has: all forward, 1 backward
     int planes;           // of a number
@@ -84,12 +90,18 @@ constexpr int64_t persistent_shared_bytes(const RecurrencePlan& plan) {
 }
 
 struct RecurrenceGpu {
+    bool lets_blocks_cooperate;
     int multiprocessors;
     int64_t shared_bytes_of_block;
     int largest_cluster;  // blocks of the kernels with clusters that share one; 0: no such kernels
 };
 
-RecurrencePlan plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
-                               const RecurrenceGpu& gpu);
+struct RecurrenceChoice {
+    RecurrencePlan plan;
+    std::string refusal;  // where it does not fit: "expected ..., got ..."
+};
+
+RecurrenceChoice plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
+                                 RecurrenceKernel kernel, const RecurrenceGpu& gpu);
 
 }  // namespace seqkernels::cuda

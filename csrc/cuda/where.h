@@ -1,12 +1,11 @@
-// Which kernels of a call run, and where.
+// Which kernels of a convolution run, and where those of any call.
 #pragma once
 
 namespace seqkernels::cuda {
 
 // simple: as the definition reads, for every type; the oracle of the others.
 // fast: the convolution of float32 and the 16-bit types in tiles, of the latter by products of
-// warpgroups where the GPU has them and the shape allows; recurrences but of float64 by a kernel
-// that stays for the whole sequence, where it fits. The rest as simple.
+// warpgroups where the GPU has them and the shape allows. The rest as simple.
 enum class Kernels { simple, fast };
 
 struct Where {

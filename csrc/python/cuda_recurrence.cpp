@@ -11,15 +11,20 @@ namespace {
 
 namespace py = pybind11;
 
+RecurrenceShape shape_of(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden) {
+    RecurrenceShape shape{};
+    shape.steps = steps;
+    shape.batch = batch;
+    shape.hidden = hidden;
+    shape.cell = cell_named(cell);
+    return shape;
+}
+
 // Sizes of projections (T, N, G H) with H hidden units.
 RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
                               const std::string& cell, bool reverse) {
     expect_dimensions("projections", projections, 3);
-    RecurrenceShape shape{};
-    shape.steps = projections.sizes[0];
-    shape.batch = projections.sizes[1];
-    shape.hidden = hidden;
-    shape.cell = cell_named(cell);
+    RecurrenceShape shape = shape_of(cell, projections.sizes[0], projections.sizes[1], hidden);
     shape.reverse = reverse;
     const int64_t rows = checked_product({shape.gates(), hidden});
     checked_product({shape.steps, shape.batch, rows, int64_t(sizeof(double))});
@@ -92,12 +97,12 @@ void forward(const std::string& cell, bool reverse, const TensorView& projection
         call.recurrent =
             contiguous_data<Number>("recurrent", recurrent, accumulated, {batch, rows});
         call.step = step;
-        const cuda::Kernels kernels = kernels_named(std::get<2>(where));
+        const cuda::RecurrenceKernel kernel = recurrence_kernel_named(std::get<2>(where));
         const int64_t bytes =
-            cuda::scratch_bytes<T>(shape, cuda::Pass::forward, kernels, projections.device);
+            cuda::scratch_bytes<T>(shape, cuda::Pass::forward, kernel, projections.device);
         const cuda::Where place = place_of(where, bytes, projections.device);
         const py::gil_scoped_release release;
-        cuda::recurrence_forward(call, kernels, place);
+        cuda::recurrence_forward(call, kernel, place);
     });
 }
 
@@ -167,48 +172,54 @@ void backward(const std::string& cell, bool reverse, const TensorView& grad_gate
             contiguous_data<Number>("from_following", from_following, accumulated, {batch, hidden});
         call.step_gates = contiguous_data<T>("step_gates", step_gates, dtype, {batch, rows});
         call.step = step;
-        const cuda::Kernels kernels = kernels_named(std::get<2>(where));
+        const cuda::RecurrenceKernel kernel = recurrence_kernel_named(std::get<2>(where));
         const int64_t bytes =
-            cuda::scratch_bytes<T>(shape, cuda::Pass::backward, kernels, grad_gates.device);
+            cuda::scratch_bytes<T>(shape, cuda::Pass::backward, kernel, grad_gates.device);
         const cuda::Where place = place_of(where, bytes, grad_gates.device);
         const py::gil_scoped_release release;
-        cuda::recurrence_backward(call, kernels, place);
+        cuda::recurrence_backward(call, kernel, place);
     });
+}
+
+cuda::Pass pass_of(bool is_forward) {
+    return is_forward ? cuda::Pass::forward : cuda::Pass::backward;
 }
 
 // Bytes of scratch that a pass over states like `initial_hidden`, (N, H), needs, a multiple of 256.
 int64_t scratch(const std::string& cell, int64_t steps, const TensorView& initial_hidden,
-                bool is_forward, const std::string& kernels) {
+                bool is_forward, const std::string& kernel) {
     expect_dimensions("initial_hidden", initial_hidden, 2);
-    RecurrenceShape shape{};
-    shape.steps = steps;
-    shape.batch = initial_hidden.sizes[0];
-    shape.hidden = initial_hidden.sizes[1];
-    shape.cell = cell_named(cell);
-    const cuda::Pass pass = is_forward ? cuda::Pass::forward : cuda::Pass::backward;
+    const RecurrenceShape shape =
+        shape_of(cell, steps, initial_hidden.sizes[0], initial_hidden.sizes[1]);
     int64_t bytes = 0;
     with_element_type("initial_hidden", initial_hidden, [&](auto element) {
-        bytes = cuda::scratch_bytes<decltype(element)>(shape, pass, kernels_named(kernels),
-                                                       initial_hidden.device);
+        bytes = cuda::scratch_bytes<decltype(element)>(
+            shape, pass_of(is_forward), recurrence_kernel_named(kernel), initial_hidden.device);
     });
     return bytes;
 }
 
-int64_t rounds(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden,
-               int64_t element_bytes, bool is_forward, int device) {
-    RecurrenceShape shape{};
-    shape.steps = steps;
-    shape.batch = batch;
-    shape.hidden = hidden;
-    shape.cell = cell_named(cell);
-    const cuda::Pass pass = is_forward ? cuda::Pass::forward : cuda::Pass::backward;
-    return cuda::staying_rounds(shape, element_bytes, pass, device);
+// How a kernel that stays for the whole sequence would cut a pass into blocks, or why it does not
+// fit; and how often it would make a product a step, 0 where it does not fit.
+using Plan = std::tuple<std::string, int64_t>;
+
+Plan plan(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden,
+          int64_t element_bytes, bool is_forward, const std::string& kernel, int device) {
+    const RecurrenceShape shape = shape_of(cell, steps, batch, hidden);
+    const auto [plan, refusal] = cuda::staying_plan(shape, element_bytes, pass_of(is_forward),
+                                                    recurrence_kernel_named(kernel), device);
+    if (!plan.fits) return {refusal, 0};
+    const int64_t samples = plan.sample_tiles * cuda::samples_of_matrix;
+    return {std::to_string(plan.slices) + " x " + std::to_string(plan.unit_blocks) + " blocks of " +
+                std::to_string(plan.units) + " units, " + std::to_string(plan.rounds) + " x " +
+                std::to_string(samples) + " samples a step",
+            plan.rounds};
 }
 
 }  // namespace
 
 void define_cuda_recurrence(py::module_& module) {
-    module.def("recurrence_rounds", &rounds);
+    module.def("recurrence_plan", &plan);
     module.def("recurrence_scratch", &scratch);
     module.def("recurrence_forward", &forward);
     module.def("recurrence_backward", &backward);

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "cuda/recurrence_plan.h"
 #include "cuda/where.h"
 #include "expect.h"
 
@@ -11,6 +12,15 @@ namespace seqkernels {
 
 // The stream's address; scratch, of int64; which kernels; whether float32 may become TF32.
 using CudaWhere = std::tuple<uint64_t, OptionalView, std::string, bool>;
+
+inline cuda::RecurrenceKernel recurrence_kernel_named(const std::string& name) {
+    if (name == "simple") return cuda::RecurrenceKernel::simple;
+    if (name == "fastest") return cuda::RecurrenceKernel::fastest;
+    if (name == "cluster") return cuda::RecurrenceKernel::cluster;
+    if (name == "persistent") return cuda::RecurrenceKernel::persistent;
+    throw std::invalid_argument("kernel: expected simple, fastest, cluster or persistent, got '" +
+                                name + "'");
+}
 
 inline cuda::Kernels kernels_named(const std::string& name) {
     if (name == "simple") return cuda::Kernels::simple;

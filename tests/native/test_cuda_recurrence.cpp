@@ -8,7 +8,7 @@
 namespace seqkernels::testing {
 namespace {
 
-using cuda::Kernels;
+using cuda::RecurrenceKernel;
 using cuda::emulated::Order;
 
 struct Case {
@@ -83,7 +83,7 @@ struct Problem {
         grad_cell = random_numbers<T>(states, 9);
     }
 
-    Forward forward(Kernels kernels, bool training) const {
+    Forward forward(RecurrenceKernel kernel, bool training) const {
         const int64_t rows = shape.gates() * shape.hidden;
         Forward results{vector_of<T>(shape.steps * states),
                         vector_of<T>(states),
@@ -112,13 +112,13 @@ struct Problem {
             call.gates = results.gates.data();
             call.cells = results.cells.data();
         }
-        with_scratch(cuda::Pass::forward, kernels, [&](const cuda::Where& where) {
-            cuda::recurrence_forward(call, kernels, where);
+        with_scratch(cuda::Pass::forward, kernel, [&](const cuda::Where& where) {
+            cuda::recurrence_forward(call, kernel, where);
         });
         return results;
     }
 
-    Backward backward(Kernels kernels, const Forward& before) const {
+    Backward backward(RecurrenceKernel kernel, const Forward& before) const {
         const int64_t rows = shape.gates() * shape.hidden;
         Backward results{vector_of<T>(shape.steps * shape.batch * rows), vector_of<T>(states),
                          vector_of<T>(has_cell ? states : 0)};
@@ -140,17 +140,17 @@ struct Problem {
             call.grad_cell = running.data();
             call.grad_initial_cell = results.grad_cell.data();
         }
-        with_scratch(cuda::Pass::backward, kernels, [&](const cuda::Where& where) {
-            cuda::recurrence_backward(call, kernels, where);
+        with_scratch(cuda::Pass::backward, kernel, [&](const cuda::Where& where) {
+            cuda::recurrence_backward(call, kernel, where);
         });
         return results;
     }
 
  private:
     template <class Run>
-    void with_scratch(cuda::Pass pass, Kernels kernels, Run&& run) const {
-        const int64_t bytes = cuda::scratch_bytes<T>(shape, pass, kernels, 0);
-        CHECK(bytes == 0 || kernels == Kernels::fast);
+    void with_scratch(cuda::Pass pass, RecurrenceKernel kernel, Run&& run) const {
+        const int64_t bytes = cuda::scratch_bytes<T>(shape, pass, kernel, 0);
+        CHECK(bytes == 0 || kernel != RecurrenceKernel::simple);
         std::vector<char> scratch(static_cast<std::size_t>(bytes), 0x7F);
         run(cuda::Where{0, nullptr, scratch.data()});
     }
@@ -169,9 +169,9 @@ void compare(const Case& test) {
     // The sums differ by their order, which may round a state or gradient the other way; in float32
     // the simple ones' error grows with the hundreds of numbers that they add.
     const double tolerance = (is_sixteen_bit<T> ? 4 : 16) * epsilon<T>();
-    const auto expected = problem.forward(Kernels::simple, true);
+    const auto expected = problem.forward(RecurrenceKernel::simple, true);
     for (const bool training : {false, true}) {
-        const auto found = problem.forward(Kernels::fast, training);
+        const auto found = problem.forward(RecurrenceKernel::fastest, training);
         CHECK(is_near(found.output, expected.output, tolerance));
         CHECK(is_near(found.final_hidden, expected.final_hidden, tolerance));
         CHECK(is_near(found.final_cell, expected.final_cell, tolerance));
@@ -180,8 +180,8 @@ void compare(const Case& test) {
             CHECK(is_near(found.cells, expected.cells, tolerance));
         }
     }
-    const auto exact = problem.backward(Kernels::simple, expected);
-    const auto found = problem.backward(Kernels::fast, expected);
+    const auto exact = problem.backward(RecurrenceKernel::simple, expected);
+    const auto found = problem.backward(RecurrenceKernel::fastest, expected);
     CHECK(is_near(found.grad_gates, exact.grad_gates, tolerance));
     CHECK(is_near(found.grad_hidden, exact.grad_hidden, tolerance));
     CHECK(is_near(found.grad_cell, exact.grad_cell, tolerance));
@@ -211,7 +211,7 @@ TEST(emulated_cuda_recurrence_has_weights_beyond_its_registers_in_shared_memory)
 
 TEST(recurrence_plans_fit_the_gpu) {
     constexpr int64_t h100_shared = 227 * 1024;
-    constexpr cuda::RecurrenceGpu h100{132, h100_shared, cuda::most_blocks_of_cluster};
+    constexpr cuda::RecurrenceGpu h100{true, 132, h100_shared, cuda::most_blocks_of_cluster};
     for (const int64_t hidden : {1, 8, 100, 128, 256, 512, 650, 768, 1024, 1056, 2048, 4096}) {
         for (const int64_t batch : {1, 16, 17, 64, 65, 128, 1000}) {
             for (const RecurrentCell cell : {RecurrentCell::lstm, RecurrentCell::rnn_tanh}) {
@@ -221,7 +221,9 @@ TEST(recurrence_plans_fit_the_gpu) {
                 shape.hidden = hidden;
                 shape.cell = cell;
                 for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
-                    const cuda::RecurrencePlan plan = cuda::plan_recurrence(shape, 2, pass, h100);
+                    const auto [plan, refusal] =
+                        cuda::plan_recurrence(shape, 2, pass, RecurrenceKernel::fastest, h100);
+                    CHECK(plan.fits == refusal.empty());
                     if (!plan.fits) continue;
                     CHECK(plan.blocks() <= 132);
                     CHECK(plan.rounds <= cuda::most_rounds);
@@ -248,10 +250,64 @@ TEST(recurrence_plans_fit_the_gpu) {
         shape.steps = 1024;
         shape.batch = batch;
         shape.hidden = hidden;
-        if (fits) {
-            CHECK(cuda::plan_recurrence(shape, element_bytes, cuda::Pass::forward, h100).fits);
-        }
-        CHECK(cuda::plan_recurrence(shape, element_bytes, cuda::Pass::backward, h100).fits == fits);
+        const auto is_fitting = [&](cuda::Pass pass) {
+            return cuda::plan_recurrence(shape, element_bytes, pass, RecurrenceKernel::fastest,
+                                         h100)
+                .plan.fits;
+        };
+        if (fits) CHECK(is_fitting(cuda::Pass::forward));
+        CHECK(is_fitting(cuda::Pass::backward) == fits);
+    }
+}
+
+TEST(recurrence_plans_say_why_a_kernel_does_not_fit) {
+    constexpr cuda::RecurrenceGpu h100{true, 132, 227 * 1024, cuda::most_blocks_of_cluster};
+    constexpr cuda::RecurrenceGpu a100{true, 108, 163 * 1024, 0};
+    constexpr cuda::RecurrenceGpu emptied{true, 132, 1024, cuda::most_blocks_of_cluster};
+    constexpr cuda::RecurrenceGpu old{false, 132, 227 * 1024, cuda::most_blocks_of_cluster};
+    using K = RecurrenceKernel;
+    struct Refusal {
+        int64_t steps, batch, hidden, element_bytes;
+        K kernel;
+        cuda::RecurrenceGpu gpu;
+        const char* says;
+    };
+    for (const Refusal& test : {
+             Refusal{9, 8, 256, 2, K::cluster, h100, ""},
+             {9, 8, 256, 2, K::persistent, h100, ""},
+             {9, 8, 256, 8, K::fastest, h100, "expected numbers of 2 or 4 bytes, got 8"},
+             {1, 8, 256, 2, K::persistent, h100, "expected 2 steps or more, got 1"},
+             {9, 0, 256, 2, K::cluster, h100, "expected 1 sample or more, got 0"},
+             {9, 8, 0, 2, K::cluster, h100, "expected 1 hidden unit or more, got 0"},
+             {9, 8, 256, 2, K::fastest, old, "expected a GPU that lets blocks cooperate, got none"},
+             {9, 8, 256, 4, K::cluster, h100, "expected numbers of 2 bytes, got 4"},
+             {9, 8, 257, 2, K::cluster, h100, "expected up to 256 hidden units, got 257"},
+             {9, 8, 16, 2, K::cluster, h100, "expected more than 16 hidden units, got 16"},
+             {9, 8, 256, 2, K::cluster, a100, "expected clusters of up to 0 blocks, got 16"},
+             {9, 57, 256, 2, K::cluster, h100, "expected up to 56 samples, got 57"},
+             {9, 8, 256, 2, K::cluster, emptied,
+              "expected up to 1024 bytes of shared memory a block, got 42000"},
+             {9, 8, 2113, 2, K::persistent, h100, "expected up to 2112 hidden units, got 2113"},
+             {9, 129, 1024, 2, K::persistent, h100, "expected up to 128 samples, got 129"},
+         }) {
+        RecurrenceShape shape{};
+        shape.steps = test.steps;
+        shape.batch = test.batch;
+        shape.hidden = test.hidden;
+        const auto choice = cuda::plan_recurrence(shape, test.element_bytes, cuda::Pass::forward,
+                                                  test.kernel, test.gpu);
+        CHECK(choice.refusal == test.says);
+        CHECK(choice.plan.fits == choice.refusal.empty());
+    }
+    RecurrenceShape shape{};
+    shape.steps = 9, shape.batch = 8, shape.hidden = 256;
+    for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
+        const auto by = [&](K kernel) {
+            return cuda::plan_recurrence(shape, 2, pass, kernel, h100).plan;
+        };
+        CHECK(by(K::cluster).in_cluster && by(K::fastest).in_cluster);
+        CHECK(by(K::persistent).fits && !by(K::persistent).in_cluster);
+        CHECK(!by(K::simple).fits);
     }
 }
 

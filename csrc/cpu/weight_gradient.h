@@ -12,6 +12,12 @@
 // Scratch, owned by the call: block_rows (left_count + right_count_0 + right_count_1) elements,
 // left_count integers.
 // Cost: 2 rows left_count right_count FLOPs; packing copies 1 / (2 left_count) of that.
+//
+// Measured, training an LSTM of T 50 in float32 (AMD family 26, AVX-512, one thread): the gradients
+// that sums are added to fetched before the sums are computed, 6 % less time at H 512, 1 % at 256;
+// eight tiles packed at a time in place of all, another 3 and 4 % (N 64, H 512 193 to 176 ms, of
+// them 148 for the multiply-adds). Tried without gain: fetching the panels; blocks of 160 rows
+// (up to 2 % slower) and of 512 (1 to 2 % faster at H 512, up to 1 % slower at 256).
 #pragma once
 
 #include <cstdint>
@@ -154,17 +160,30 @@ class WeightGradient {
     }
 
     // A thread's columns of a block of the left operand, tile after tile: packed[k][m] within a
-    // tile.
+    // tile. Some tiles at a time: so few places are written by turns, and lines read once.
     static void pack_left(T* packed, Range mine, int64_t depth, const T* const* left) {
-        for (int64_t k = 0; k < depth; ++k) {
-            const T* source = left[k] + mine.begin;
-            for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
-                with_constant<tile_rows>(tile, [&](auto rows) {
-                    std::memcpy(packed + first * depth + k * rows, source + first,
-                                rows * sizeof(T));
-                });
-            });
-        }
+        constexpr int together = 8;
+        int64_t firsts[together];
+        int tiles[together];
+        int waiting = 0;
+        const auto pack = [&] {
+            for (int64_t k = 0; k < depth; ++k) {
+                const T* source = left[k] + mine.begin;
+                for (int i = 0; i < waiting; ++i) {
+                    with_constant<tile_rows>(tiles[i], [&](auto rows) {
+                        std::memcpy(packed + firsts[i] * depth + k * rows, source + firsts[i],
+                                    rows * sizeof(T));
+                    });
+                }
+            }
+            waiting = 0;
+        };
+        for_each_tile(mine.end - mine.begin, tile_rows, [&](int64_t first, int tile) {
+            firsts[waiting] = first;
+            tiles[waiting++] = tile;
+            if (waiting == together) pack();
+        });
+        pack();
     }
 
     void add_product(const T* packed_left, Range mine, const Operand<T>& operand,
@@ -181,6 +200,10 @@ class WeightGradient {
     void add_tile(const T* left, int tile, const PanelLayout<Vector>& layout, int64_t panel,
                   const Operand<T>& operand, int64_t first) const {
         const int64_t vectors = layout.units_of(panel);
+        for (int m = 0; m < tile; ++m) {
+            const T* const row = target(operand, first + m) + layout.first_column(panel);
+            for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(row + v * Vector::width);
+        }
         Vector sums[most_sums<Vector>];
         const T* pointers[tile_rows] = {};
         for (int m = 0; m < tile; ++m) pointers[m] = left + m;

@@ -81,8 +81,12 @@ def use_recurrence(name: str) -> Iterator[None]:
     - "persistent": a kernel stays, its blocks exchange states through global memory.
     - "steps": a product of torch's and a kernel for every step. float64 is then "simple".
 
-    Within the block a recurrence that the named kernel does not fit raises ValueError, which says
-    why; so does ``explain_recurrence``. The choice is the whole process's.
+    A recurrence that the named kernel does not fit raises ValueError within the block, which says
+    what it expected (``explain_recurrence`` tells beforehand): the forward or, where only that does
+    not fit, the backward, which is computed as is chosen when it runs. "cluster" and "persistent"
+    fit sequences of 2 steps or more, so no cells. What other kernels than these compute is left as
+    it is: layers under autocast and of float64, and derivatives of derivatives. The choice is the
+    whole process's.
 
     Raises:
         ValueError: an unknown name.
@@ -105,7 +109,7 @@ def explain_recurrence(
     dtype: torch.dtype,
     device: torch.device | str | int = "cuda",
 ) -> dict[str, dict[str, str]]:
-    """Which kernel computes a recurrence on a GPU by default, and how, or why another does not.
+    """Which kernel of this package computes a recurrence on a GPU by default, and how.
 
     Args:
         cell: "lstm", "rnn_tanh" or "rnn_relu".
@@ -117,20 +121,28 @@ def explain_recurrence(
         For "forward" and "backward" each: under "kernel" the name as ``use_recurrence`` and
         ``use_kernels`` know it; under "cluster" and "persistent" how that kernel would cut the work
         (parts of the batch x blocks of hidden units, products of a block x their samples), or what
-        it expected and what it got.
+        it expected and what it got. The layers of ``seqkernels.nn`` may yet be cuDNN's, where that
+        is ahead.
 
     Raises:
-        ValueError: an unknown cell, or a dtype that no kernel has.
-        RuntimeError: a size below 0, or an installation without CUDA kernels.
+        TypeError: a size that is no integer.
+        ValueError: an unknown cell, a dtype that no kernel has, or sizes that overflow 64 bits.
+        RuntimeError: a size below 0, a device without kernels, or an installation without them.
     """
     checks.one_of("cell", cell, checks.CELLS)
     checks.one_of("dtype", dtype, checks.NATIVE_DTYPES)
     sizes = checks.recurrence_sizes(steps=steps, batch=batch, hidden=hidden)
-    index = torch.empty(0, device=device).get_device()
+    _native()  # or raises
+    tensor = torch.empty(0, device=device)
+    if not is_on_device(tensor) or (tensor.is_cuda and not has_kernel("lstm", tensor)):
+        raise RuntimeError(
+            f"device: expected a GPU of compute capability {LEAST_CAPABILITY}.0 or more, "
+            f"got {device}"
+        )
     result = {}
     for direction in ("forward", "backward"):
         call = (cell, *sizes, dtype.itemsize, direction == "forward")
-        plans = {way: _native().recurrence_plan(*call, way, index) for way in _STAYING}
+        plans = {way: _plan(*call, way, tensor) for way in _STAYING}
         fitting = [way for way, (_, rounds) in plans.items() if rounds]
         in_steps = dtype != torch.float64 and 0 not in sizes
         kernel = fitting[0] if fitting else "steps" if in_steps else "simple"
@@ -160,10 +172,10 @@ def is_ahead_of_cudnn(
     batches, an LSTM of up to 256 units. With other kernels than the default chosen it is they that
     compute.
     """
-    if torch.compiler.is_compiling():  # which cannot ask the native module
-        return False
     if (_kernels, _recurrence) != ("fast", "fastest"):
         return True
+    if torch.compiler.is_compiling():  # which cannot ask the native module
+        return False
     if torch.cuda.get_device_capability(input.device) != (9, 0):
         return False
     is_small = cell == "lstm" and hidden <= 256
@@ -172,18 +184,16 @@ def is_ahead_of_cudnn(
     return all(1 <= _rounds(cell, input, steps, batch, hidden, way) <= 2 for way in (True, False))
 
 
-def _rounds(
-    cell: str,
-    tensor: Tensor,
-    steps: int,
-    batch: int,
-    hidden: int,
-    forward: bool,
-    kernel: str = "fastest",
-) -> int:
-    """Products of a step of a kernel that stays for a whole sequence, 0 where it does not fit."""
+def _rounds(cell: str, tensor: Tensor, steps: int, batch: int, hidden: int, forward: bool) -> int:
+    """Products of a step of a kernel that stays for a whole sequence, 0 where none fits."""
     sizes = (steps, batch, hidden, tensor.dtype.itemsize)
-    return _native().recurrence_plan(cell, *sizes, forward, kernel, tensor.get_device())[1]
+    return _plan(cell, *sizes, forward, "fastest", tensor)[1]
+
+
+def _plan(*arguments) -> tuple[str, int]:
+    """How a kernel cuts a recurrence, or why not, and its products of a step; last a tensor."""
+    *call, tensor = arguments
+    return _call("recurrence_plan", tensor, *call, tensor.get_device())
 
 
 def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool) -> bool:
@@ -252,14 +262,13 @@ def recurrence_backward(
     _call("recurrence_backward", grad_gates, *arguments, _where(grad_gates, count, kernel))
 
 
-def _call(name: str, tensor: Tensor, *arguments) -> None:
+def _call(name: str, tensor: Tensor, *arguments):
     """Call the native module with the tensor's device as the current one."""
     index = tensor.get_device()
     if index >= 0 and index != torch.cuda.current_device():
         with torch.cuda.device(index):
-            getattr(_native(), name)(*arguments)
-    else:
-        getattr(_native(), name)(*arguments)
+            return getattr(_native(), name)(*arguments)
+    return getattr(_native(), name)(*arguments)
 
 
 @functools.lru_cache(maxsize=1)

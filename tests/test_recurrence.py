@@ -58,9 +58,9 @@ def test_sizes(kernels, dtype, kind, size, bias, reverse):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", [(4, 3, 540), (130, 2, 5), (3, 180, 540)])
+@pytest.mark.parametrize("sizes", [(4, 3, 540), (130, 2, 5), (3, 180, 540), (9, 4, 20), (9, 5, 20)])
 def test_weights_beyond_the_caches(isa, dtype, kind, sizes):
-    """Read as they lie by few samples, and by the inputs of few rows; of any number of steps."""
+    """Read as they lie by few samples, and by the inputs of few rows; else packed."""
     hidden = UNITS_BEYOND_CACHES[kind]
     arguments = tensors(kind, (*sizes, hidden))
     assert_right(kind, arguments, dtype)

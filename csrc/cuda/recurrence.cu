@@ -136,6 +136,10 @@ bool stayed(const RecurrenceBackward<T>& call, RecurrenceKernel kernel, const Wh
 
 RecurrenceChoice staying_plan(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                               RecurrenceKernel kernel, int device) {
+    // The device is not asked in vain: once a step, and maybe while a graph is captured.
+    if (kernel == RecurrenceKernel::simple) return {};
+    const std::string refusal = refusal_of_shape(shape, element_bytes);
+    if (!refusal.empty()) return {{}, refusal};
     return plan_recurrence(shape, element_bytes, pass, kernel,
                            {blocks_can_cooperate(device), multiprocessors(device),
                             shared_bytes_of_block(device), blocks_of_cluster(device)});

@@ -3,8 +3,12 @@
 namespace seqkernels::cuda {
 namespace {
 
+std::string refusal(const std::string& expected, int64_t got) {
+    return "expected " + expected + ", got " + std::to_string(got);
+}
+
 RecurrenceChoice refused(const std::string& expected, int64_t got) {
-    return {{}, "expected " + expected + ", got " + std::to_string(got)};
+    return {{}, refusal(expected, got)};
 }
 
 std::string up_to(int64_t most, const std::string& of) {
@@ -51,6 +55,7 @@ void slice(RecurrencePlan& plan, int64_t batch, int64_t most_slices) {
 RecurrenceChoice plan_in_clusters(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                                   const RecurrenceGpu& gpu) {
     if (element_bytes != 2) return refused("numbers of 2 bytes", element_bytes);
+    if (gpu.largest_cluster == 0) return {{}, "expected a GPU with clusters, got one without"};
     if (shape.hidden > most_units_of_cluster) {
         return refused(up_to(most_units_of_cluster, "hidden units"), shape.hidden);
     }
@@ -103,15 +108,22 @@ RecurrenceChoice plan_in_memory(const RecurrenceShape& shape, int64_t element_by
 
 }  // namespace
 
+std::string refusal_of_shape(const RecurrenceShape& shape, int64_t element_bytes) {
+    if (element_bytes > 4) return refusal("numbers of 2 or 4 bytes", element_bytes);
+    if (shape.steps < 2) return refusal("2 steps or more", shape.steps);
+    if (shape.batch == 0) return refusal("1 sample or more", shape.batch);
+    if (shape.hidden == 0) return refusal("1 hidden unit or more", shape.hidden);
+    return "";
+}
+
 RecurrenceChoice plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                                  RecurrenceKernel kernel, const RecurrenceGpu& gpu) {
     if (kernel == RecurrenceKernel::simple) return {};
-    if (element_bytes > 4) return refused("numbers of 2 or 4 bytes", element_bytes);
-    if (shape.steps < 2) return refused("2 steps or more", shape.steps);
-    if (shape.batch == 0) return refused("1 sample or more", shape.batch);
-    if (shape.hidden == 0) return refused("1 hidden unit or more", shape.hidden);
-    if (!gpu.lets_blocks_cooperate)
-        return {{}, "expected a GPU that lets blocks cooperate, got none"};
+    const std::string refusal = refusal_of_shape(shape, element_bytes);
+    if (!refusal.empty()) return {{}, refusal};
+    if (!gpu.lets_blocks_cooperate) {
+        return {{}, "expected a GPU that lets blocks cooperate, got one that does not"};
+    }
     if (kernel != RecurrenceKernel::persistent) {
         const RecurrenceChoice choice = plan_in_clusters(shape, element_bytes, pass, gpu);
         if (choice.plan.fits || kernel == RecurrenceKernel::cluster) return choice;

@@ -101,6 +101,9 @@ struct RecurrenceChoice {
     std::string refusal;  // where it does not fit: "expected ..., got ..."
 };
 
+// What no kernel that stays computes on any GPU: "expected ..., got ..."; else empty.
+std::string refusal_of_shape(const RecurrenceShape& shape, int64_t element_bytes);
+
 RecurrenceChoice plan_recurrence(const RecurrenceShape& shape, int64_t element_bytes, Pass pass,
                                  RecurrenceKernel kernel, const RecurrenceGpu& gpu);
 

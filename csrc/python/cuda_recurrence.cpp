@@ -11,12 +11,16 @@ namespace {
 
 namespace py = pybind11;
 
+// Raises where the arrays of these sizes would overflow 64 bits.
 RecurrenceShape shape_of(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden) {
     RecurrenceShape shape{};
     shape.steps = steps;
     shape.batch = batch;
     shape.hidden = hidden;
     shape.cell = cell_named(cell);
+    const int64_t rows = checked_product({shape.gates(), hidden});
+    checked_product({steps, batch, rows, int64_t(sizeof(double))});
+    checked_product({rows, hidden, int64_t(sizeof(double))});
     return shape;
 }
 
@@ -26,9 +30,6 @@ RecurrenceShape checked_shape(const TensorView& projections, int64_t hidden,
     expect_dimensions("projections", projections, 3);
     RecurrenceShape shape = shape_of(cell, projections.sizes[0], projections.sizes[1], hidden);
     shape.reverse = reverse;
-    const int64_t rows = checked_product({shape.gates(), hidden});
-    checked_product({shape.steps, shape.batch, rows, int64_t(sizeof(double))});
-    checked_product({rows, hidden, int64_t(sizeof(double))});
     return shape;
 }
 

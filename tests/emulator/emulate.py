@@ -101,9 +101,12 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def build_bochs(folder: Path) -> Path:
     """The emulator's source folder, with the program built in it."""
-    source = folder / "bochs-3.0"
-    if (source / "bochs").exists():
+    source, note = folder / "bochs-3.0", folder / "bochs-3.0-built-of"
+    wanted = repr((BOCHS_SHA256, OPTIONS, PATCHES))
+    if note.exists() and note.read_text() == wanted:
         return source
+    note.unlink(missing_ok=True)
+    shutil.rmtree(source, ignore_errors=True)
     archive = folder / "bochs.tar.xz"
     urllib.request.urlretrieve(BOCHS, archive)
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -120,6 +123,7 @@ def build_bochs(folder: Path) -> Path:
     flags = ("CXXFLAGS=-O3", "CFLAGS=-O3")
     run("./configure", *OPTIONS.split(), *flags, cwd=source)
     run("make", f"-j{os.cpu_count()}", cwd=source)
+    note.write_text(wanted)
     return source
 
 

@@ -263,32 +263,36 @@ TEST(recurrence_plans_fit_the_gpu) {
 TEST(recurrence_plans_say_why_a_kernel_does_not_fit) {
     constexpr cuda::RecurrenceGpu h100{true, 132, 227 * 1024, cuda::most_blocks_of_cluster};
     constexpr cuda::RecurrenceGpu a100{true, 108, 163 * 1024, 0};
+    constexpr cuda::RecurrenceGpu few{true, 132, 227 * 1024, 8};
     constexpr cuda::RecurrenceGpu emptied{true, 132, 1024, cuda::most_blocks_of_cluster};
     constexpr cuda::RecurrenceGpu old{false, 132, 227 * 1024, cuda::most_blocks_of_cluster};
-    using K = RecurrenceKernel;
+    using Kernel = RecurrenceKernel;
     struct Refusal {
         int64_t steps, batch, hidden, element_bytes;
-        K kernel;
+        Kernel kernel;
         cuda::RecurrenceGpu gpu;
         const char* says;
     };
     for (const Refusal& test : {
-             Refusal{9, 8, 256, 2, K::cluster, h100, ""},
-             {9, 8, 256, 2, K::persistent, h100, ""},
-             {9, 8, 256, 8, K::fastest, h100, "expected numbers of 2 or 4 bytes, got 8"},
-             {1, 8, 256, 2, K::persistent, h100, "expected 2 steps or more, got 1"},
-             {9, 0, 256, 2, K::cluster, h100, "expected 1 sample or more, got 0"},
-             {9, 8, 0, 2, K::cluster, h100, "expected 1 hidden unit or more, got 0"},
-             {9, 8, 256, 2, K::fastest, old, "expected a GPU that lets blocks cooperate, got none"},
-             {9, 8, 256, 4, K::cluster, h100, "expected numbers of 2 bytes, got 4"},
-             {9, 8, 257, 2, K::cluster, h100, "expected up to 256 hidden units, got 257"},
-             {9, 8, 16, 2, K::cluster, h100, "expected more than 16 hidden units, got 16"},
-             {9, 8, 256, 2, K::cluster, a100, "expected clusters of up to 0 blocks, got 16"},
-             {9, 57, 256, 2, K::cluster, h100, "expected up to 56 samples, got 57"},
-             {9, 8, 256, 2, K::cluster, emptied,
+             Refusal{9, 8, 256, 2, Kernel::cluster, h100, ""},
+             {9, 8, 256, 2, Kernel::persistent, h100, ""},
+             {9, 8, 256, 8, Kernel::fastest, h100, "expected numbers of 2 or 4 bytes, got 8"},
+             {1, 8, 256, 2, Kernel::persistent, h100, "expected 2 steps or more, got 1"},
+             {9, 0, 256, 2, Kernel::cluster, h100, "expected 1 sample or more, got 0"},
+             {9, 8, 0, 2, Kernel::cluster, h100, "expected 1 hidden unit or more, got 0"},
+             {9, 8, 256, 2, Kernel::fastest, old,
+              "expected a GPU that lets blocks cooperate, got one that does not"},
+             {9, 8, 256, 4, Kernel::cluster, h100, "expected numbers of 2 bytes, got 4"},
+             {9, 8, 257, 2, Kernel::cluster, h100, "expected up to 256 hidden units, got 257"},
+             {9, 8, 16, 2, Kernel::cluster, h100, "expected more than 16 hidden units, got 16"},
+             {9, 8, 256, 2, Kernel::cluster, a100, "expected a GPU with clusters, got one without"},
+             {9, 8, 256, 2, Kernel::cluster, few, "expected clusters of up to 8 blocks, got 16"},
+             {9, 57, 256, 2, Kernel::cluster, h100, "expected up to 56 samples, got 57"},
+             {9, 8, 256, 2, Kernel::cluster, emptied,
               "expected up to 1024 bytes of shared memory a block, got 42000"},
-             {9, 8, 2113, 2, K::persistent, h100, "expected up to 2112 hidden units, got 2113"},
-             {9, 129, 1024, 2, K::persistent, h100, "expected up to 128 samples, got 129"},
+             {9, 8, 2113, 2, Kernel::persistent, h100,
+              "expected up to 2112 hidden units, got 2113"},
+             {9, 129, 1024, 2, Kernel::persistent, h100, "expected up to 128 samples, got 129"},
          }) {
         RecurrenceShape shape{};
         shape.steps = test.steps;
@@ -302,12 +306,12 @@ TEST(recurrence_plans_say_why_a_kernel_does_not_fit) {
     RecurrenceShape shape{};
     shape.steps = 9, shape.batch = 8, shape.hidden = 256;
     for (const cuda::Pass pass : {cuda::Pass::forward, cuda::Pass::backward}) {
-        const auto by = [&](K kernel) {
+        const auto by = [&](Kernel kernel) {
             return cuda::plan_recurrence(shape, 2, pass, kernel, h100).plan;
         };
-        CHECK(by(K::cluster).in_cluster && by(K::fastest).in_cluster);
-        CHECK(by(K::persistent).fits && !by(K::persistent).in_cluster);
-        CHECK(!by(K::simple).fits);
+        CHECK(by(Kernel::cluster).in_cluster && by(Kernel::fastest).in_cluster);
+        CHECK(by(Kernel::persistent).fits && !by(Kernel::persistent).in_cluster);
+        CHECK(!by(Kernel::simple).fits);
     }
 }
 

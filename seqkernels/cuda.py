@@ -10,7 +10,9 @@ import functools
 import importlib
 import importlib.util
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +27,7 @@ LEAST_CAPABILITY = 8
 
 _IS_BUILT = importlib.util.find_spec("seqkernels._cuda") is not None
 _switching = threading.RLock()
-_kernels = "fast"
-_recurrence = "fastest"
+_in_use = types.SimpleNamespace(kernels="fast", recurrence="fastest")
 
 
 def is_built() -> bool:
@@ -48,8 +49,7 @@ def architectures() -> list[str]:
     return _native().architectures.split()
 
 
-@contextlib.contextmanager
-def use_kernels(name: str) -> Iterator[None]:
+def use_kernels(name: str) -> contextlib.AbstractContextManager[None]:
     """Use another set of CUDA kernels within a ``with`` block.
 
     "fast", the default, computes convolutions in tiles, on the matrix units where the dtype allows
@@ -60,18 +60,10 @@ def use_kernels(name: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown name.
     """
-    global _kernels
-    checks.one_of("name", name, KERNELS)
-    with _switching:
-        before, _kernels = _kernels, name
-        try:
-            yield
-        finally:
-            _kernels = before
+    return _using("kernels", name, KERNELS)
 
 
-@contextlib.contextmanager
-def use_recurrence(name: str) -> Iterator[None]:
+def use_recurrence(name: str) -> contextlib.AbstractContextManager[None]:
     """Compute recurrences another way within a ``with`` block, the "fast" kernels being in use.
 
     "fastest", the default: the first of these that fits the shape and the GPU.
@@ -91,14 +83,20 @@ def use_recurrence(name: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown name.
     """
-    global _recurrence
-    checks.one_of("name", name, RECURRENCES)
+    return _using("recurrence", name, RECURRENCES)
+
+
+@contextlib.contextmanager
+def _using(what: str, name: str, names: Sequence[str]) -> Iterator[None]:
+    """Use a set of kernels, or a way of recurrences, within a ``with`` block."""
+    checks.one_of("name", name, names)
     with _switching:
-        before, _recurrence = _recurrence, name
+        before = getattr(_in_use, what)
+        setattr(_in_use, what, name)
         try:
             yield
         finally:
-            _recurrence = before
+            setattr(_in_use, what, before)
 
 
 def explain_recurrence(
@@ -133,8 +131,10 @@ def explain_recurrence(
     checks.one_of("dtype", dtype, checks.NATIVE_DTYPES)
     sizes = checks.recurrence_sizes(steps=steps, batch=batch, hidden=hidden)
     _native()  # or raises
-    tensor = torch.empty(0, device=device)
-    if not is_on_device(tensor) or (tensor.is_cuda and not has_kernel("lstm", tensor)):
+    device = torch.device(device)
+    is_there = device.type != "cuda" or torch.cuda.is_available()
+    tensor = torch.empty(0, device=device) if is_there else None
+    if tensor is None or not is_on_device(tensor) or (tensor.is_cuda and not _is_served(tensor)):
         raise RuntimeError(
             f"device: expected a GPU of compute capability {LEAST_CAPABILITY}.0 or more, "
             f"got {device}"
@@ -143,10 +143,11 @@ def explain_recurrence(
     for direction in ("forward", "backward"):
         call = (cell, *sizes, dtype.itemsize, direction == "forward")
         plans = {way: _plan(*call, way, tensor) for way in _STAYING}
-        fitting = [way for way, (_, rounds) in plans.items() if rounds]
+        fitting = [way for way in _STAYING if not plans[way].refusal]
         in_steps = dtype != torch.float64 and 0 not in sizes
         kernel = fitting[0] if fitting else "steps" if in_steps else "simple"
-        result[direction] = {"kernel": kernel} | {way: text for way, (text, _) in plans.items()}
+        texts = {way: plan.refusal or plan.description() for way, plan in plans.items()}
+        result[direction] = {"kernel": kernel} | texts
     return result
 
 
@@ -157,8 +158,12 @@ def has_kernel(operation: str, input: Tensor) -> bool:
         and operation in OPERATIONS
         and input.is_cuda
         and torch.cuda.is_available()  # a tensor may be a fake one
-        and torch.cuda.get_device_properties(input.device).major >= LEAST_CAPABILITY
+        and _is_served(input)
     )
+
+
+def _is_served(tensor: Tensor) -> bool:
+    return torch.cuda.get_device_properties(tensor.device).major >= LEAST_CAPABILITY
 
 
 def is_ahead_of_cudnn(
@@ -172,7 +177,7 @@ def is_ahead_of_cudnn(
     batches, an LSTM of up to 256 units. With other kernels than the default chosen it is they that
     compute.
     """
-    if (_kernels, _recurrence) != ("fast", "fastest"):
+    if (_in_use.kernels, _in_use.recurrence) != ("fast", "fastest"):
         return True
     if torch.compiler.is_compiling():  # which cannot ask the native module
         return False
@@ -187,13 +192,30 @@ def is_ahead_of_cudnn(
 def _rounds(cell: str, tensor: Tensor, steps: int, batch: int, hidden: int, forward: bool) -> int:
     """Products of a step of a kernel that stays for a whole sequence, 0 where none fits."""
     sizes = (steps, batch, hidden, tensor.dtype.itemsize)
-    return _plan(cell, *sizes, forward, "fastest", tensor)[1]
+    return _plan(cell, *sizes, forward, "fastest", tensor).rounds
 
 
-def _plan(*arguments) -> tuple[str, int]:
-    """How a kernel cuts a recurrence, or why not, and its products of a step; last a tensor."""
+class _Plan(NamedTuple):
+    """How a kernel that stays for a whole sequence cuts a recurrence, or why it does not fit."""
+
+    refusal: str  # "expected ..., got ..."; empty where it fits, and the numbers are not 0
+    slices: int
+    blocks: int
+    units: int
+    rounds: int
+    samples: int
+
+    def description(self) -> str:
+        return (
+            f"{self.slices} x {self.blocks} blocks of {self.units} units, "
+            f"{self.rounds} x {self.samples} samples a step"
+        )
+
+
+def _plan(*arguments) -> _Plan:
+    """The native module's plan, asked for with its arguments and, last, a tensor on the device."""
     *call, tensor = arguments
-    return _call("recurrence_plan", tensor, *call, tensor.get_device())
+    return _Plan(*_call("recurrence_plan", tensor, *call, tensor.get_device()))
 
 
 def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool) -> bool:
@@ -202,18 +224,18 @@ def takes_products_of_steps(cell: str, states: Tensor, steps: int, forward: bool
     Where no kernel stays for the whole sequence: for single steps and large sizes. float64, and all
     by the "simple" kernels, is computed by the definition.
     """
-    if _kernels == "simple" or states.dtype == torch.float64 or 0 in (steps, states.numel()):
+    if _in_use.kernels == "simple" or states.dtype == torch.float64 or 0 in (steps, states.numel()):
         return False
-    if _recurrence != "fastest":
-        return _recurrence == "steps"
+    if _in_use.recurrence != "fastest":
+        return _in_use.recurrence == "steps"
     return _rounds(cell, states, steps, *states.shape, forward) == 0
 
 
 def _recurrence_kernel() -> str:
     """The kernel that computes a whole recurrence, as the native module names it."""
-    if _kernels == "simple" or _recurrence == "steps":
+    if _in_use.kernels == "simple" or _in_use.recurrence == "steps":
         return "simple"
-    return _recurrence
+    return _in_use.recurrence
 
 
 def is_on_device(input: Tensor) -> bool:
@@ -224,7 +246,7 @@ def is_on_device(input: Tensor) -> bool:
 def conv1d_max_pool_forward(input, weight, *arguments) -> None:
     """The native forward; arguments up to the activation as the CPU module's."""
     geometry = arguments[-2]
-    kernels = _kernels
+    kernels = _in_use.kernels
     count = _native().conv1d_max_pool_forward_scratch(input, weight, geometry, kernels)
     where = _where(input, count, kernels)
     _call("conv1d_max_pool_forward", input, input, weight, *arguments, where)
@@ -233,7 +255,7 @@ def conv1d_max_pool_forward(input, weight, *arguments) -> None:
 def conv1d_max_pool_backward(*arguments) -> None:
     """The native backward; arguments up to the activation as the CPU module's."""
     input, weight, geometry = arguments[3], arguments[4], arguments[-2]
-    kernels = _kernels
+    kernels = _in_use.kernels
     count = _native().conv1d_max_pool_backward_scratch(input, weight, geometry, kernels)
     _call("conv1d_max_pool_backward", input, *arguments, _where(input, count, kernels))
 

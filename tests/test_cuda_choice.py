@@ -12,29 +12,43 @@ import recurrences
 from seqkernels import cuda
 
 
-def test_kernels_are_chosen_by_name():
-    message = "name: expected one of simple, fast, got 'best'"
-    with pytest.raises(ValueError, match=message), cuda.use_kernels("best"):
+@pytest.mark.parametrize(
+    ("use", "what", "first", "one", "other", "names"),
+    [
+        (cuda.use_kernels, "kernels", "fast", "simple", "fast", "simple, fast"),
+        (
+            cuda.use_recurrence,
+            "recurrence",
+            "fastest",
+            "cluster",
+            "steps",
+            "fastest, cluster, persistent, steps",
+        ),
+    ],
+)
+def test_kernels_are_chosen_by_name(use, what, first, one, other, names):
+    with pytest.raises(ValueError, match=f"name: expected one of {names}, got 'best'"), use("best"):
         pass
-    assert cuda._kernels == "fast"
-    with cuda.use_kernels("simple"):
-        assert cuda._kernels == "simple"
-        with cuda.use_kernels("fast"):
-            assert cuda._kernels == "fast"
-        assert cuda._kernels == "simple"
-    assert cuda._kernels == "fast"
+    assert getattr(cuda._in_use, what) == first
+    with use(one):
+        assert getattr(cuda._in_use, what) == one
+        with use(other):
+            assert getattr(cuda._in_use, what) == other
+        assert getattr(cuda._in_use, what) == one
+    assert getattr(cuda._in_use, what) == first
 
 
-def test_recurrences_are_chosen_by_name():
-    message = "name: expected one of fastest, cluster, persistent, steps, got 'simple'"
-    with pytest.raises(ValueError, match=message), cuda.use_recurrence("simple"):
-        pass
-    with cuda.use_recurrence("cluster"):
-        assert cuda._recurrence == "cluster"
-        with cuda.use_recurrence("steps"):
-            assert cuda._recurrence == "steps"
-        assert cuda._recurrence == "cluster"
-    assert cuda._recurrence == "fastest"
+@pytest.mark.parametrize(
+    "choice",
+    [lambda: cuda.use_kernels("simple"), lambda: cuda.use_recurrence("persistent")],
+    ids=["kernels", "recurrence"],
+)
+def test_layers_that_are_compiled_keep_to_the_choice(choice):
+    call = ("lstm", torch.empty(0), 4, 3, 40, False)
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        assert not cuda.is_ahead_of_cudnn(*call)
+        with choice():
+            assert cuda.is_ahead_of_cudnn(*call)
 
 
 @pytest.fixture
@@ -129,3 +143,10 @@ def test_recurrences_are_explained(fast_kernels):
         ValueError, match=r"^cell: expected one of lstm, rnn_tanh, rnn_relu, got 'gru'"
     ):
         cuda.explain_recurrence("gru", 4, 3, 40, torch.bfloat16, gpu_to_explain())
+
+
+def test_a_device_without_kernels_is_not_explained(fast_kernels):
+    device = "cpu" if cuda.is_available() else "cuda:0"
+    message = rf"^device: expected a GPU of compute capability 8\.0 or more, got {device}"
+    with pytest.raises(RuntimeError, match=message):
+        cuda.explain_recurrence("lstm", 4, 3, 40, torch.bfloat16, device)

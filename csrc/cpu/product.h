@@ -100,7 +100,7 @@ inline void convert_numbers(const From* source, To* target, int64_t count) {
 
 // Bytes between what is multiplied and what is fetched meanwhile. Of 2 to 4 KiB each did as well
 // (family 6, model 167, where more was not tried); 8 in place of 4 are up to 9 % faster where the
-// weights come from memory or L3 and as fast elsewhere (AMD family 26, LSTM of N 3 to 64, H 256 to
+// weights come from memory or L3, else within 2 % (AMD family 26, LSTM of N 3 to 64, H 256 to
 // 2048).
 constexpr int64_t fetched_ahead = 8192;
 

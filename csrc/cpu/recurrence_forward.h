@@ -45,12 +45,13 @@
 // are does not decide, so that a sequence that goes on keeps its bits (AMD family 26, 32 MiB of L3;
 // packed / rows, each with its way of taking the inputs):
 //   H 1024   N 1, T 25 3.6/3.2, T 200 20.1/21.4   N 2, T 25 4.3/4.2, T 200 25.2/27.7
-//            N 3, T 6 2.4/1.6, T 12 3.0/2.8       N 4, T 6 2.3/2.0, T 12 3.5/3.4, T 25 5.4/5.6
+//            N 3, T 6 2.4/1.6, T 12 3.0/2.8       N 4, T 6 2.3/2.0, T 12 3.5/3.4, T 25 5.5/5.6
 //   H 1536, T 50, N 4 29.0/41.7   H 2048   N 1, T 50 54.5/56.6   N 2, T 50 59.5/62.6
 //   RNN of H 1760, T 50, N 4 7.1/9.3
-// There a core runs ahead by some 13 vectors of each row and no more: one core reads rows for one
-// sample at 113 GB/s from L3 and 51 from memory, for four at 67 and 26, packed ones for four at 96
-// and 41, and with what follows fetched, which did nothing for rows, at 95 and 53.
+// There one core reads rows for one sample at 113 GB/s from L3 and 51 from memory, for four at 67
+// and 26, packed ones for four at 96 and 41, and with what follows fetched, which did nothing for
+// rows, at 95 and 53: the core, it is supposed, runs ahead only as far as its queue of
+// multiply-adds is long.
 //
 // Panels of recurrent weights pass there and back again, step by step, so that what L2 holds of
 // them is used twice: 10 to 22 % less time where they do not fit there (family 6, model 167, 2 MiB

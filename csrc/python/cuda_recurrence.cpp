@@ -200,21 +200,17 @@ int64_t scratch(const std::string& cell, int64_t steps, const TensorView& initia
     return bytes;
 }
 
-// How a kernel that stays for the whole sequence would cut a pass into blocks, or why it does not
-// fit; and how often it would make a product a step, 0 where it does not fit.
-using Plan = std::tuple<std::string, int64_t>;
+// Why a kernel that stays for the whole sequence does not fit, or nothing; slices of the batch,
+// blocks of a slice, units of a block; products of a step, samples of one.
+using Plan = std::tuple<std::string, int64_t, int64_t, int, int64_t, int>;
 
 Plan plan(const std::string& cell, int64_t steps, int64_t batch, int64_t hidden,
           int64_t element_bytes, bool is_forward, const std::string& kernel, int device) {
     const RecurrenceShape shape = shape_of(cell, steps, batch, hidden);
     const auto [plan, refusal] = cuda::staying_plan(shape, element_bytes, pass_of(is_forward),
                                                     recurrence_kernel_named(kernel), device);
-    if (!plan.fits) return {refusal, 0};
-    const int64_t samples = plan.sample_tiles * cuda::samples_of_matrix;
-    return {std::to_string(plan.slices) + " x " + std::to_string(plan.unit_blocks) + " blocks of " +
-                std::to_string(plan.units) + " units, " + std::to_string(plan.rounds) + " x " +
-                std::to_string(samples) + " samples a step",
-            plan.rounds};
+    return {refusal,    plan.slices, plan.unit_blocks,
+            plan.units, plan.rounds, plan.sample_tiles * cuda::samples_of_matrix};
 }
 
 }  // namespace

@@ -30,10 +30,11 @@ struct ConvolutionShape {
     int64_t pooled;
     Activation activation;
 
+    // Positions from the first that a window reads to behind the last.
+    constexpr int64_t reach() const { return dilation * (kernel_size - 1) + 1; }
     // Windows that fit into a sequence of `length` positions and its padding.
     constexpr int64_t windows(int64_t of_length) const {
-        const int64_t room =
-            of_length + padding_left + padding_right - dilation * (kernel_size - 1) - 1;
+        const int64_t room = of_length + padding_left + padding_right - reach();
         return room < 0 ? 0 : room / stride + 1;
     }
     // Pooled outputs that fit into that many windows.

@@ -139,4 +139,25 @@ inline void pack_positions(const ConvolutionShape& shape, const SequenceView& in
     });
 }
 
+// The same of positions some of which may lie beyond the sample: zeros there, and `beyond` more.
+template <class Vector, class Product, class T>
+inline void copy_positions(const ConvolutionForward<T>& call, int64_t sample, Range positions,
+                           int64_t pitch, int64_t beyond, typename Product::Left* target,
+                           int64_t plane, typename Product::Magnitude& magnitude) {
+    const auto clear = [](typename Product::Left* numbers, int64_t count) {
+        std::memset(static_cast<void*>(numbers), 0,
+                    static_cast<std::size_t>(count) * sizeof(*numbers));
+    };
+    const int64_t from = smaller(positions.end, larger(positions.begin, 0));
+    const int64_t to =
+        larger(from, smaller(positions.end, sample_length(call.shape, call.lengths, sample)));
+    auto* const there = target + (from - positions.begin) * pitch;
+    pack_positions<Vector, Product>(call.shape, call.input, sample, from, to, pitch, there, plane,
+                                    magnitude);
+    for (int p = 0; p < Product::left_planes; ++p) {
+        clear(target + p * plane, (from - positions.begin) * pitch);
+        clear(there + p * plane + (to - from) * pitch, (positions.end - to) * pitch + beyond);
+    }
+}
+
 }  // namespace seqkernels

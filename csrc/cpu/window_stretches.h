@@ -11,7 +11,6 @@
 #include "../core/scratch.h"
 #include "convolution_input.h"
 #include "kernels.h"
-#include "window_depths.h"
 
 namespace seqkernels {
 
@@ -27,31 +26,39 @@ struct WindowSegment {
 struct StretchRule {
     int64_t most_rows;    // of a stretch: whole units, and no pool's windows are more
     int64_t unit;         // rows that cost as much as one
+    int64_t pool_unit;    // pools whose first window may begin a stretch
     int64_t rows_apart;   // between a sample's last window and the next sample's first
     int64_t least_alone;  // windows from which on a sample shares its stretch with no other
+};
+
+// What the product that a stretch is for needs of it.
+struct StretchNeeds {
+    int64_t pitch;      // numbers from a position to the next
+    int64_t unit;       // rows that cost as much as one
+    int64_t together;   // windows that are multiplied together, 1, 2 or 4
+    int64_t rows_apart;
+    bool is_read_in_place;
 };
 
 // How the windows of a batch are cut: so that the input of a stretch, and the convolution where it
 // is kept, stay in L2 while all panels of filters pass, and every thread has a few of them.
 template <class Product>
 inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* lengths,
-                                const WindowDepths& depths, bool is_read_in_place, int threads) {
+                                const StretchNeeds& needs, int threads) {
     using T = typename Product::T;
     constexpr int64_t element_bytes = sizeof(T);
-    constexpr int64_t unit = Product::rows;
     constexpr int64_t least = 96;  // below, reading the weights again would cost more
     constexpr int64_t stretch_bytes = Product::cache_bytes / 8;
     constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
-    const int64_t pitch = larger(1, depths.pitch());
-    const int64_t reach = shape.dilation * (shape.kernel_size - 1) + 1;
+    const int64_t pitch = larger(1, needs.pitch);
     const int64_t positions = stretch_bytes / (pitch * element_bytes);
-    const int64_t fitting = positions <= reach ? 1 : (positions - reach) / shape.stride + 1;
+    const int64_t fitting =
+        positions <= shape.reach() ? 1 : (positions - shape.reach()) / shape.stride + 1;
     StretchRule rule{};
-    rule.unit = unit;
-    if (Product::whole_tiles) {
-        const int64_t taken = reach + divide_rounding_up(depths.beyond(), pitch);
-        rule.rows_apart = divide_rounding_up(taken, shape.stride) - 1;
-    }
+    rule.unit = needs.unit;
+    rule.rows_apart = needs.rows_apart;
+    rule.pool_unit = 1;
+    while (rule.pool_unit * shape.pool_stride % needs.together != 0) rule.pool_unit *= 2;
     int64_t rows = 0;
     for (int64_t n = 0; n < shape.batch; ++n) {
         rows += shape.windows(sample_length(shape, lengths, n)) + rule.rows_apart;
@@ -66,10 +73,12 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
             larger(smaller(rule.most_rows, stretch_bytes / panel_bytes),
                    smaller(larger(1, shape.windows(shape.length)), 4 * shape.pool_size));
     }
-    rule.most_rows = divide_rounding_up(rule.most_rows, unit) * unit;
+    rule.most_rows = divide_rounding_up(rule.most_rows, rule.unit) * rule.unit;
     // To share a stretch, samples that are read in place are copied; and between windows far apart
     // there would be more positions than in them.
-    rule.least_alone = shape.stride > reach ? 1 : is_read_in_place ? least : rule.most_rows + 1;
+    rule.least_alone = shape.stride > shape.reach() ? 1
+                       : needs.is_read_in_place     ? least
+                                                    : rule.most_rows + 1;
     return rule;
 }
 
@@ -102,5 +111,35 @@ class WindowStretches {
     int64_t part_count_ = 0;
     int64_t most_rows_ = 0;
 };
+
+// The first position of the window that the sample's next segment begins with; -1 behind the last
+// segment.
+static inline int64_t next_start(const ConvolutionShape& shape, const int64_t* lengths,
+                                 const WindowSegment& segment) {
+    const int64_t windows = shape.windows(sample_length(shape, lengths, segment.sample));
+    if (shape.pool_size == 0) {
+        return segment.windows.end < windows ? window_start(shape, segment.windows.end) : -1;
+    }
+    const int64_t next = segment.pools.end * shape.pool_stride;
+    return segment.pools.end < shape.pools(windows) ? window_start(shape, next) : -1;
+}
+
+// Takes note of what no window reads between `end`, behind a segment's last position, and the
+// sample's next segment: what all of a sample holds decides how it is multiplied, so that it does
+// not matter where it is cut.
+template <class Vector, class T, class Magnitude>
+inline void judge_up_to_next(const ConvolutionForward<T>& call, const WindowSegment& segment,
+                             int64_t end, Magnitude& magnitude) {
+    const int64_t behind = larger(end, 0);
+    const int64_t next = smaller(next_start(call.shape, call.lengths, segment),
+                                 sample_length(call.shape, call.lengths, segment.sample));
+    if (next <= behind) return;
+    judge_positions<Vector>(call.shape, call.input, segment.sample, behind, next, magnitude);
+}
+
+// Marks a sample whose numbers cannot be multiplied as others are.
+static inline void leave_out(uint8_t* left_out, int64_t sample) {
+    __atomic_store_n(left_out + sample, uint8_t{1}, __ATOMIC_RELAXED);
+}
 
 }  // namespace seqkernels

@@ -1,0 +1,111 @@
+// How neighbouring windows of a convolution are multiplied together, with fewer multiply-adds than
+// one by one: Winograd's minimal filtering algorithms F(2, 3) and F(2, 2) (S. Winograd, Arithmetic
+// Complexity of Computations, 1980; for neural networks A. Lavin and S. Gray, Fast Algorithms for
+// Convolutional Neural Networks, 2016), of windows one position apart.
+//
+// Windows at positions p and p + 1, three taps g0 g1 g2, x0 .. x3 the numbers at p .. p + 3:
+//   both       = (x1 + x2) (g0 + g2 + g1) / 2
+//   difference = (x2 - x1) (g0 + g2 - g1) / 2
+//   first  = both + difference - (x2 - x0) g0      =  x0 g0 + x1 g1 + x2 g2
+//   second = both - difference + (x3 - x1) g2      =  x1 g0 + x2 g1 + x3 g2
+// Two taps:
+//   first  = x1 (g0 + g1) - (x1 - x0) g0           =  x0 g0 + x1 g1
+//   second = x1 (g0 + g1) + (x2 - x1) g1           =  x1 g0 + x2 g1
+// k taps are cut into as many threes as there are, and two or one of what is left; each of the four
+// sums, the parts, runs over all of these and over the channels.
+//
+// Four windows, of filters of four taps and more: those at even and at odd positions are two in
+// turn, F(2, 2) with filters in place of taps. With g' the even taps, g" the odd ones, x' the
+// numbers at odd positions behind the first window's:
+//   windows 0 and 2 = (g' + g") of x' - g' of (x1 - x0, x3 - x2, ..)
+//   windows 1 and 3 = (g' + g") of x' + g" of (x2 - x1, x4 - x3, ..)
+// and each of these three filters of half as many taps does its two windows as above.
+//
+// Multiply-adds a window and channel:
+//   taps            2    3    4     5     6    7
+//   two windows    1.5   2    3    3.5    4    5
+//   four windows             2.25  2.75   3    4
+//
+// The factors are powers of two: numbers that are added up without rounding one by one are so here.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/convolution.h"
+
+namespace seqkernels {
+
+class WinogradPlan {
+ public:
+    // What is multiplied: the input's positions, plane 0, and what is made of them: position i of a
+    // plane is position i + shift of another, `from`, and that one's position i, added or taken off.
+    struct Plane {
+        int from;
+        int64_t shift;
+        bool is_sum;
+        int64_t reach;    // positions of the input, behind its own, that go into one
+        int64_t lag;      // positions that `from` is ahead by when one is made
+        unsigned wanted;  // bit r: positions r, r + windows, .. behind a first window are read
+    };
+    static constexpr int most_planes = 8;
+
+    // What a plane is multiplied with: taps, each times a power of two, added up.
+    static constexpr int most_shares = 6;
+    struct Share {
+        int64_t tap;
+        float scale;
+    };
+    struct Shares {
+        int count;
+        Share of[most_shares];
+    };
+
+    enum Part { both, difference, first, second };
+    static constexpr int parts = 4;
+
+    // Products of a plane's channels that are added to a part.
+    struct Term {
+        int filter;  // of the three of four windows; 0 of two windows
+        Part part;
+        int plane;
+        int64_t position;  // behind the first window's
+        Shares shares;
+    };
+
+    explicit WinogradPlan(const ConvolutionShape& shape);
+    ~WinogradPlan();
+
+    // Whether convolutions of a shape are faster so than one by one: what is saved is more than
+    // what is added. Sizes of a sample alone decide, so that its bits do not depend on its
+    // batch-mates.
+    static bool pays_for(const ConvolutionShape& shape);
+
+    // Windows that are multiplied together: a sample's first, and so on.
+    int64_t together() const;
+    int filters() const;
+    int plane_count() const;
+    const Plane& plane(int index) const;
+    int term_count() const;
+    const Term& term(int index) const;  // filter after filter
+    int64_t taps() const;
+    int64_t channels() const;
+    // Depths of a packed panel: the channels of term after term.
+    int64_t depth() const;
+    // Numbers from a position to the next in a plane: whole cache lines, zeros behind the channels.
+    int64_t pitch() const;
+
+ private:
+    int plane_of(int from, int64_t shift, bool is_sum);
+    void add_filter(int filter, const std::vector<Shares>& taps, int plane, int64_t position,
+                    int64_t step);
+    void add_term(int filter, Part part, int plane, int64_t position, const Shares& shares);
+
+    const int64_t taps_;
+    const int64_t channels_;
+    const int filters_;
+    std::vector<Plane> planes_;
+    std::vector<Term> terms_;
+};
+
+}  // namespace seqkernels

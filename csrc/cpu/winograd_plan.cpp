@@ -9,7 +9,12 @@ namespace {
 
 using Shares = WinogradPlan::Shares;
 constexpr int numbers = 0;  // the input's plane
-constexpr int64_t least_taps_of_four_windows = 4;
+
+WinogradPlan::Scheme scheme_of(int64_t taps) {
+    if (taps == 2) return WinogradPlan::Scheme::two_windows;
+    return taps == 3 ? WinogradPlan::Scheme::four_of_three_taps
+                     : WinogradPlan::Scheme::four_by_filters;
+}
 
 Shares scaled(const Shares& shares, float scale) {
     Shares result = shares;
@@ -28,12 +33,14 @@ Shares operator+(const Shares& a, const Shares& b) {
 WinogradPlan::WinogradPlan(const ConvolutionShape& shape)
     : taps_(shape.kernel_size),
       channels_(shape.channels),
-      filters_(taps_ >= least_taps_of_four_windows ? 3 : 1) {
+      scheme_(scheme_of(taps_)) {
     planes_.push_back({numbers, 0, false, 0, 0, ~0u});
     std::vector<Shares> taps;
     for (int64_t tap = 0; tap < taps_; ++tap) taps.push_back({1, {{tap, 1}}});
-    if (filters_ == 1) {
+    if (scheme_ == Scheme::two_windows) {
         add_filter(0, taps, numbers, 0, 1);
+    } else if (scheme_ == Scheme::four_of_three_taps) {
+        add_four_of_three_taps(taps);
     } else {
         std::vector<Shares> sums, even, odd;
         for (int64_t tap = 0; tap < taps_; tap += 2) {
@@ -80,8 +87,10 @@ bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     return saved * channels * filters > 5 * made * channels + 30 * filters;
 }
 
-int64_t WinogradPlan::together() const { return filters_ == 1 ? 2 : 4; }
-int WinogradPlan::filters() const { return filters_; }
+WinogradPlan::Scheme WinogradPlan::scheme() const { return scheme_; }
+int64_t WinogradPlan::together() const { return scheme_ == Scheme::two_windows ? 2 : 4; }
+int WinogradPlan::filters() const { return scheme_ == Scheme::four_by_filters ? 3 : 1; }
+int WinogradPlan::parts() const { return scheme_ == Scheme::four_of_three_taps ? 7 : 4; }
 int WinogradPlan::plane_count() const { return static_cast<int>(planes_.size()); }
 const WinogradPlan::Plane& WinogradPlan::plane(int index) const {
     return planes_[static_cast<std::size_t>(index)];
@@ -133,7 +142,20 @@ void WinogradPlan::add_filter(int filter, const std::vector<Shares>& taps, int p
     }
 }
 
-void WinogradPlan::add_term(int filter, Part part, int plane, int64_t position,
+void WinogradPlan::add_four_of_three_taps(const std::vector<Shares>& taps) {
+    const Shares &g0 = taps[0], &g1 = taps[1], &g2 = taps[2];
+    const int sums = plane_of(numbers, 2, true), differences = plane_of(numbers, 2, false);
+    const int far = plane_of(numbers, 4, false);
+    add_term(0, a, plane_of(sums, 1, true), 1, scaled(g0 + g2 + g1, 0.25f));
+    add_term(0, b, plane_of(sums, 1, false), 1, scaled(g0 + g2 + scaled(g1, -1), 0.25f));
+    add_term(0, c, plane_of(differences, 1, true), 1, scaled(g0 + scaled(g2, -1), 0.5f));
+    add_term(0, d, plane_of(differences, 1, false), 1, scaled(g1, -0.5f));
+    add_term(0, e, differences, 1, scaled(g2 + scaled(g0 + g1, -1), 0.5f));
+    add_term(0, first_of_four, far, 0, scaled(g0, -1));
+    add_term(0, last_of_four, far, 1, g2);
+}
+
+void WinogradPlan::add_term(int filter, int part, int plane, int64_t position,
                             const Shares& shares) {
     planes_[static_cast<std::size_t>(plane)].wanted |= 1u << position % together();
     terms_.push_back({filter, part, plane, position, shares});

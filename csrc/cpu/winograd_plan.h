@@ -14,17 +14,25 @@
 // k taps are cut into as many threes as there are, and two or one of what is left; each of the four
 // sums, the parts, runs over all of these and over the channels.
 //
-// Four windows, of filters of four taps and more: those at even and at odd positions are two in
-// turn, F(2, 2) with filters in place of taps. With g' the even taps, g" the odd ones, x' the
-// numbers at odd positions behind the first window's:
+// Four windows of three taps, x0 .. x5, F(4, 3) of the points 0, 1, -1 and infinity and the
+// polynomial x^2 + 1, whose product takes three multiplications:
+//   a = (x1 + x2 + x3 + x4) (g0 + g1 + g2) / 4         c = (x3 - x1 + x4 - x2) (g0 - g2) / 2
+//   b = (x2 + x4 - x1 - x3) (g0 - g1 + g2) / 4         d = (x3 - x1 - x4 + x2) g1 / 2
+//   e = (x1 - x3) (g0 - g2 + g1) / 2
+//   window 0 = (a + b) + (c + e) + (x0 - x4) g0        window 1 = (a - b) + (d + e)
+//   window 2 = (a + b) - (c + e)                       window 3 = (a - b) - (d + e) + (x5 - x1) g2
+//
+// Four windows of four taps and more: those at even and at odd positions are two in turn, F(2, 2)
+// with filters in place of taps. With g' the even taps, g" the odd ones, x' the numbers at odd
+// positions behind the first window's:
 //   windows 0 and 2 = (g' + g") of x' - g' of (x1 - x0, x3 - x2, ..)
 //   windows 1 and 3 = (g' + g") of x' + g" of (x2 - x1, x4 - x3, ..)
 // and each of these three filters of half as many taps does its two windows as above.
 //
 // Multiply-adds a window and channel:
-//   taps            2    3    4     5     6    7
-//   two windows    1.5   2    3    3.5    4    5
-//   four windows             2.25  2.75   3    4
+//   taps            2    3     4     5     6    7
+//   two windows    1.5   2     3    3.5    4    5
+//   four windows        1.75  2.25  2.75   3    4
 //
 // The factors are powers of two: numbers that are added up without rounding one by one are so here.
 #pragma once
@@ -61,13 +69,15 @@ class WinogradPlan {
         Share of[most_shares];
     };
 
+    // Sums that windows are made of: of two windows, and of four of three taps.
     enum Part { both, difference, first, second };
-    static constexpr int parts = 4;
+    enum PartOfFour { a, b, c, d, e, first_of_four, last_of_four };
+    static constexpr int most_parts = 7;
 
     // Products of a plane's channels that are added to a part.
     struct Term {
-        int filter;  // of the three of four windows; 0 of two windows
-        Part part;
+        int filter;  // of the three of four windows of four taps and more, else 0
+        int part;
         int plane;
         int64_t position;  // behind the first window's
         Shares shares;
@@ -81,9 +91,12 @@ class WinogradPlan {
     // batch-mates.
     static bool pays_for(const ConvolutionShape& shape);
 
+    enum class Scheme { two_windows, four_of_three_taps, four_by_filters };
+    Scheme scheme() const;
     // Windows that are multiplied together: a sample's first, and so on.
     int64_t together() const;
     int filters() const;
+    int parts() const;  // of each filter
     int plane_count() const;
     const Plane& plane(int index) const;
     int term_count() const;
@@ -99,11 +112,12 @@ class WinogradPlan {
     int plane_of(int from, int64_t shift, bool is_sum);
     void add_filter(int filter, const std::vector<Shares>& taps, int plane, int64_t position,
                     int64_t step);
-    void add_term(int filter, Part part, int plane, int64_t position, const Shares& shares);
+    void add_four_of_three_taps(const std::vector<Shares>& taps);
+    void add_term(int filter, int part, int plane, int64_t position, const Shares& shares);
 
     const int64_t taps_;
     const int64_t channels_;
-    const int filters_;
+    const Scheme scheme_;
     std::vector<Plane> planes_;
     std::vector<Term> terms_;
 };

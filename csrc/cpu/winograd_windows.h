@@ -176,10 +176,10 @@ class WinogradWindows {
         const int groups = static_cast<int>(divide_rounding_up(tile, together_));
         const int64_t count = groups * vectors;
         const Packed* weights = packed + layout_.offset(panel);
-        Vector parts[WinogradPlan::parts][most], shared[2][most];
+        Vector parts[WinogradPlan::most_parts][most], shared[2][most];
         for (int filter = 0, t = 0; filter < plan_.filters(); ++filter) {
-            for (auto& part : parts) {
-                for (int64_t i = 0; i < count; ++i) part[i] = Vector::broadcast(0);
+            for (int part = 0; part < plan_.parts(); ++part) {
+                for (int64_t i = 0; i < count; ++i) parts[part][i] = Vector::broadcast(0);
             }
             for (; t < plan_.term_count() && plan_.term(t).filter == filter; ++t) {
                 const WinogradPlan::Term& term = plan_.term(t);
@@ -193,18 +193,17 @@ class WinogradWindows {
                 weights += channels * vectors * Vector::width;
             }
             for (int64_t i = 0; i < count; ++i) {
-                const Vector both = parts[WinogradPlan::both][i];
-                const Vector difference = parts[WinogradPlan::difference][i];
-                const Vector first = (both + difference) + parts[WinogradPlan::first][i];
-                const Vector second = (both - difference) + parts[WinogradPlan::second][i];
+                // Of one vector of filters; a window's are `vectors` from the next one's.
                 Vector* const window = sums + i / vectors * together_ * vectors + i % vectors;
-                if (plan_.filters() == 1) {
-                    window[0] = first;
-                    window[vectors] = second;
+                if (plan_.scheme() == WinogradPlan::Scheme::four_of_three_taps) {
+                    four_windows(parts, i, window, vectors);
+                } else if (plan_.scheme() == WinogradPlan::Scheme::two_windows) {
+                    two_windows(parts, i, window[0], window[vectors]);
                 } else if (filter == 0) {
-                    shared[0][i] = first;
-                    shared[1][i] = second;
+                    two_windows(parts, i, shared[0][i], shared[1][i]);
                 } else {
+                    Vector first, second;
+                    two_windows(parts, i, first, second);
                     window[(filter - 1) * vectors] = shared[0][i] + first;
                     window[(filter + 1) * vectors] = shared[1][i] + second;
                 }
@@ -213,6 +212,29 @@ class WinogradWindows {
     }
 
  private:
+    // What a filter's sums make of each group.
+    template <int most>
+    static void two_windows(const Vector (&parts)[WinogradPlan::most_parts][most], int64_t i,
+                            Vector& first, Vector& second) {
+        const Vector both = parts[WinogradPlan::both][i];
+        const Vector difference = parts[WinogradPlan::difference][i];
+        first = (both + difference) + parts[WinogradPlan::first][i];
+        second = (both - difference) + parts[WinogradPlan::second][i];
+    }
+    template <int most>
+    static void four_windows(const Vector (&parts)[WinogradPlan::most_parts][most], int64_t i,
+                             Vector* window, int64_t vectors) {
+        const auto part = [&](WinogradPlan::PartOfFour which) { return parts[which][i]; };
+        const Vector even = part(WinogradPlan::a) + part(WinogradPlan::b);
+        const Vector odd = part(WinogradPlan::a) - part(WinogradPlan::b);
+        const Vector of_even = part(WinogradPlan::c) + part(WinogradPlan::e);
+        const Vector of_odd = part(WinogradPlan::d) + part(WinogradPlan::e);
+        window[0] = (even + of_even) + part(WinogradPlan::first_of_four);
+        window[vectors] = odd + of_odd;
+        window[2 * vectors] = even - of_even;
+        window[3 * vectors] = (odd - of_odd) + part(WinogradPlan::last_of_four);
+    }
+
     // Channels whose weights are packed at a time: whole lines of every tap are transposed.
     static constexpr int64_t packed_channels = 16;
 

@@ -64,6 +64,15 @@ CASES = {
         {"pool_size": 2, "padding": 1, "activation": "relu"},
     ),
     "large pools, many filters": ((2, 20, 150, 101, 4), {"pool_size": 6, "padding": 2}),
+    # Neighbouring windows are multiplied together, two or four of them.
+    "together, 2 taps": ((2, 96, 33, 97, 2), {"activation": "tanh"}),
+    "together, 3 taps": ((3, 48, 41, 50, 3), {"padding": 1, "activation": "relu"}),
+    "together, 4 taps": ((2, 49, 30, 65, 4), {"padding": "same"}),
+    "together, 5 taps": ((2, 48, 47, 49, 5), {"pool_size": 3, "activation": "sigmoid"}),
+    "together, 6 taps": ((2, 33, 40, 64, 6), {"pool_size": 5, "pool_stride": 2, "padding": 3}),
+    "together, 7 taps": ((2, 31, 80, 70, 7), {"pool_size": 2, "pool_stride": 7}),
+    "together, 8 taps": ((1, 40, 300, 40, 8), {"padding": 9, "activation": "relu"}),
+    "together, 11 taps": ((2, 40, 39, 33, 11), {}),
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }
 LAYOUTS = [False, True]  # channels_last

@@ -18,6 +18,7 @@ from convolutions import (
     convolutions,
     laid_out,
     normal,
+    quarters,
     tensors,
 )
 from seqkernels import functional, reference
@@ -223,6 +224,37 @@ def test_weights_of_extreme_scale(kernels, scale):
         assert_right(arguments | {"activation": activation}, torch.float32)
 
 
+# Sizes of convolutions whose windows are multiplied together, in fours and twos.
+TOGETHER = [(6, 64, 70, 65, 3), (6, 64, 70, 65, 5), (6, 96, 70, 96, 2)]
+
+
+@pytest.mark.parametrize("sizes", TOGETHER, ids=str)
+@pytest.mark.parametrize("special", [*SPECIALS, 2.0**60, -(2.0**100)])
+@pytest.mark.parametrize("keywords", [{"padding": 1}, {"pool_size": 3}], ids=str)
+def test_numbers_that_cannot_be_multiplied_together(isa, sizes, special, keywords):
+    """A sample that has one is as right as others, whose bits are the same."""
+    arguments = tensors(sizes) | keywords
+    plain = functional.conv1d_max_pool(**converted(arguments, torch.float32))
+    for position in (0, 31, 69):
+        arguments["input"][position % 5, 3, position] = special
+        assert_right(arguments, torch.float32)
+        output = functional.conv1d_max_pool(**converted(arguments, torch.float32))
+        spoilt = arguments["input"].ne(tensors(sizes)["input"]).any(2).any(1)
+        assert torch.equal(output[~spoilt], plain[~spoilt])
+    weight = tensors(sizes)
+    weight["weight"][7, 5, 1] = special
+    assert_right(weight | keywords, torch.float32)
+
+
+@pytest.mark.parametrize("sizes", TOGETHER, ids=str)
+@pytest.mark.parametrize("pooling", [{}, {"pool_size": 4, "pool_stride": 3}], ids=str)
+def test_what_needs_no_rounding_is_exact(kernels, sizes, pooling):
+    arguments = tensors(sizes, quarters) | {"padding": 2} | pooling
+    exact = reference.conv1d_max_pool(**arguments)
+    output = functional.conv1d_max_pool(**converted(arguments, torch.float32))
+    assert torch.equal(output.double(), exact)
+
+
 RAGGED = torch.tensor([17, 3, 0, 9, 1, 16])
 HOW = [
     {"padding": 2},
@@ -234,13 +266,15 @@ HOW = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords):
-    arguments = converted(tensors((6, 5, 17, 21, 4)), dtype) | keywords
+@pytest.mark.parametrize("sizes", [(6, 5, 17, 21, 4), *TOGETHER], ids=str)
+def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords, sizes):
+    arguments = converted(tensors(sizes), dtype) | keywords
     values = arguments["input"]
-    padding = torch.arange(17) >= RAGGED[:, None, None]
+    lengths = RAGGED if sizes[2] == 17 else torch.tensor([70, 28, 0, 31, 5, 69])
+    padding = torch.arange(sizes[2]) >= lengths[:, None, None]
     padded = laid_out(arguments | {"input": values.masked_fill(padding, torch.nan)}, channels_last)
-    output = functional.conv1d_max_pool(**padded, lengths=RAGGED)
-    for sample, length in enumerate(RAGGED.tolist()):
+    output = functional.conv1d_max_pool(**padded, lengths=lengths)
+    for sample, length in enumerate(lengths.tolist()):
         cut = arguments | {"input": values[sample : sample + 1, :, :length]}
         alone = functional.conv1d_max_pool(**laid_out(cut, channels_last))[0]
         if "pool_size" in keywords:
@@ -254,8 +288,10 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
-@pytest.mark.parametrize("keywords", [{}, {"pool_size": 50, "pool_stride": 20}], ids=str)
-@pytest.mark.parametrize("sizes", [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4)], ids=str)
+@pytest.mark.parametrize("keywords", [{}, {"pool_size": 50, "pool_stride": 19}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4), (2, 64, 501, 65, 5)], ids=str
+)
 def test_runs_and_threads_change_no_bit(
     kernels, dtype, sizes, channels_last, keywords, set_threads
 ):
@@ -357,7 +393,7 @@ def test_numbers_near_the_ends_of_their_range(isa, names, factor):
     """Matrix tiles leave to vectors what they cannot multiply."""
     if len(names) == 2 and not 1e-30 < factor < 1e18:
         factor = 1e-18 if factor < 1 else 1e17
-    arguments = tensors((3, 33, 40, 20, 3)) | {"bias": None}
+    arguments = tensors((3, 65, 40, 64, 3)) | {"bias": None}
     for name in names:
         arguments[name] = (arguments[name] * factor).float().double()
     assert_right(arguments, torch.float32)

@@ -9,8 +9,9 @@
 // numbers, C 64 to 512, k 2 to 7: 0.5 to 0.8 times those of the same sums one by one.
 //
 // Of infinities differences would make NaN, and of large numbers sums overflow that do not one by
-// one: samples with numbers of 2^50 and more, and such weights, are left out, as are samples of so
-// few windows that making weights and input ready is most of the work.
+// one: samples with numbers of 2^50 and more are left out, all if weights are as large, or all of a
+// filter below 2^-100; and samples of so few windows that making weights and input ready is most of
+// the work.
 //
 // Given to it: the packed weights, F C for each term; for each thread the planes of a stretch, as
 // they are multiplied, and some channels of a panel of weights.
@@ -124,14 +125,21 @@ class WinogradWindows {
     // multiplied.
     bool pack(Packed* packed, Range panels, T* scratch) const {
         typename Product::Magnitude magnitude;
+        bool are_tiny = false;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const int64_t line = layout_.units_of(panel) * Vector::width;
+            const int64_t units = layout_.units_of(panel), line = units * Vector::width;
+            Vector largest[Product::vectors];
+            for (Vector& of_unit : largest) of_unit = Vector::broadcast(0);
             for (int64_t begin = 0; begin < shape_.channels; begin += packed_channels) {
                 const Range channels{begin, smaller(begin + packed_channels, shape_.channels)};
                 order_weights(scratch, panel, channels);
-                const int64_t count = channels.count() * plan_.taps() * line;
-                for (int64_t i = 0; i < count; i += Vector::width) {
-                    magnitude.take(Vector::load(scratch + i));
+                for (int64_t row = 0; row < channels.count() * plan_.taps(); ++row) {
+                    for (int64_t unit = 0; unit < units; ++unit) {
+                        const T* from = scratch + row * line + unit * Vector::width;
+                        const Vector weights = Vector::load(from);
+                        magnitude.take(weights);
+                        largest[unit] = maximum(absolute(weights), largest[unit]);
+                    }
                 }
                 for (int t = 0; t < plan_.term_count(); ++t) {
                     const int64_t depth = t * shape_.channels + channels.begin;
@@ -139,8 +147,11 @@ class WinogradWindows {
                            packed + layout_.offset(panel) + depth * line);
                 }
             }
+            for (int64_t unit = 0; unit < units; ++unit) {
+                are_tiny = are_tiny || has_tiny(largest[unit]);
+            }
         }
-        return magnitude.is_plain();
+        return magnitude.is_plain() && !are_tiny;
     }
 
     // The planes of a segment's windows; its first window begins at position 0 of the result.
@@ -237,6 +248,16 @@ class WinogradWindows {
 
     // Channels whose weights are packed at a time: whole lines of every tap are transposed.
     static constexpr int64_t packed_channels = 16;
+
+    // Whether a filter has nothing but such small weights that a quarter of one could lose digits.
+    static bool has_tiny(Vector largest) {
+        constexpr T least = static_cast<T>(0x1p-100);
+        T of_filter[Vector::width];
+        largest.store(of_filter);
+        bool result = false;
+        for (const T magnitude : of_filter) result = result || (magnitude > 0 && magnitude < least);
+        return result;
+    }
 
     // target[(c taps + tap) line + lane]: the weights of some channels, c counted from the first.
     void order_weights(T* target, int64_t panel, Range channels) const {

@@ -175,9 +175,9 @@ class ConvolutionForwardKernel {
     int64_t part_elements() const { return 2 * maxima_elements(); }
     T* maxima_of_part(int64_t part) const { return parts_ + part * part_elements(); }
 
-    // Segment after segment, but that all are rows together where tiles are multiplied whole.
+    // Segment after segment, or the rows of all of them one after another.
     void stretch(Range segments, Range panels, const Private& mine) const {
-        const int64_t together = Product::whole_tiles ? segments.end - segments.begin : 1;
+        const int64_t together = Windows::joins_segments ? segments.count() : 1;
         for (int64_t i = segments.begin; i < segments.end; i += together) {
             const Range of_rows{i, i + together};
             const auto rows = windows_.ready(of_rows, mine.input, left_out_);

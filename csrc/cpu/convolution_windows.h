@@ -37,6 +37,7 @@ class ConvolutionWindows {
     using Left = typename Product::Left;
     using Packed = typename Product::Packed;
     static constexpr int most_rows = Product::rows;  // of a tile
+    static constexpr bool joins_segments = Product::whole_tiles;
 
     explicit ConvolutionWindows(const ConvolutionForward<T>& call)
         : call_(call),

@@ -33,7 +33,8 @@ void cut(const ConvolutionShape& shape, const int64_t* lengths, const StretchRul
             const bool is_alone = rows >= rule.least_alone;
             if (is_alone || segment.row + rows > rule.most_rows) segment.row = 0;
             take(segment);
-            next_row = is_alone ? rule.most_rows : segment.row + rows + rule.rows_apart;
+            const int64_t taken = divide_rounding_up(rows, rule.together) * rule.together;
+            next_row = is_alone ? rule.most_rows : segment.row + taken + rule.rows_apart;
         }
     }
 }

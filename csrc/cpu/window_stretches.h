@@ -1,9 +1,10 @@
 // The windows of a batch, cut into stretches that are worked on at a time, so that their input
 // stays in L2 while all panels of filters pass: of a few whole samples, or of a part of a long one.
 //
-// Where tiles are multiplied whole (AMX), the windows of a stretch are rows that follow each other
-// through its samples: of sentences of 20 words a tile of 32 rows would else be half empty. Between
-// two samples lie rows whose windows reach from one into the other; what they give is left unused.
+// Where tiles are multiplied whole (AMX), or windows together, the windows of a stretch are rows
+// that follow each other through its samples: of sentences of 20 words a tile of 32 rows would else
+// be half empty. Between two samples lie rows whose windows reach from one into the other, or that
+// fill up the last windows together; what they give is left unused.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ struct WindowSegment {
 struct StretchRule {
     int64_t most_rows;    // of a stretch: whole units, and no pool's windows are more
     int64_t unit;         // rows that cost as much as one
-    int64_t pool_unit;    // pools whose first window may begin a stretch
+    int64_t together;     // rows that are multiplied together: a segment begins with the first
+    int64_t pool_unit;    // pools whose first window is one that a segment may begin with
     int64_t rows_apart;   // between a sample's last window and the next sample's first
     int64_t least_alone;  // windows from which on a sample shares its stretch with no other
 };
@@ -57,6 +59,7 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
     StretchRule rule{};
     rule.unit = needs.unit;
     rule.rows_apart = needs.rows_apart;
+    rule.together = needs.together;
     rule.pool_unit = 1;
     while (rule.pool_unit * shape.pool_stride % needs.together != 0) rule.pool_unit *= 2;
     int64_t rows = 0;

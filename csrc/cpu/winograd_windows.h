@@ -84,6 +84,7 @@ class WinogradWindows {
     using Packed = T;
     static constexpr int most_together = 4;
     static constexpr int most_rows = most_together * Tile<Vector>::rows;
+    static constexpr bool joins_segments = true;
 
     explicit WinogradWindows(const ConvolutionForward<T>& call)
         : call_(call),
@@ -109,7 +110,13 @@ class WinogradWindows {
 
     void take(const WindowStretches& stretches) {
         stretches_ = &stretches;
-        plane_ = checked_product({computed_rows() - 1 + shape_.reach(), plan_.pitch()});
+        int64_t positions = 0;
+        for (int64_t stretch = 0; stretch < stretches.count(); ++stretch) {
+            const Range segments = stretches.segments(stretch);
+            const int64_t rows = computed(stretches.rows(segments));
+            positions = larger(positions, rows + segments.count() * (shape_.reach() - 1));
+        }
+        plane_ = checked_product({positions, plan_.pitch()});
     }
 
     int64_t packed_elements() const { return layout_.elements(); }
@@ -117,56 +124,38 @@ class WinogradWindows {
         return checked_product({packed_channels, plan_.taps(), Product::vectors, Vector::width});
     }
     int64_t left_elements() const { return checked_product({plan_.plane_count(), plane_}); }
-    int64_t computed_rows() const {
-        return divide_rounding_up(stretches_->most_rows(), together_) * together_;
-    }
+    int64_t computed_rows() const { return computed(stretches_->most_rows()); }
 
     // Some channels of all taps at a time, which stay in L1. Returns whether all numbers can be
     // multiplied.
     bool pack(Packed* packed, Range panels, T* scratch) const {
-        typename Product::Magnitude magnitude;
-        bool are_tiny = false;
+        bool are_plain = true;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const int64_t units = layout_.units_of(panel), line = units * Vector::width;
-            Vector largest[Product::vectors];
-            for (Vector& of_unit : largest) of_unit = Vector::broadcast(0);
-            for (int64_t begin = 0; begin < shape_.channels; begin += packed_channels) {
-                const Range channels{begin, smaller(begin + packed_channels, shape_.channels)};
-                order_weights(scratch, panel, channels);
-                for (int64_t row = 0; row < channels.count() * plan_.taps(); ++row) {
-                    for (int64_t unit = 0; unit < units; ++unit) {
-                        const T* from = scratch + row * line + unit * Vector::width;
-                        const Vector weights = Vector::load(from);
-                        magnitude.take(weights);
-                        largest[unit] = maximum(absolute(weights), largest[unit]);
-                    }
-                }
-                for (int t = 0; t < plan_.term_count(); ++t) {
-                    const int64_t depth = t * shape_.channels + channels.begin;
-                    add_up(plan_.term(t).shares, scratch, channels.count(), line,
-                           packed + layout_.offset(panel) + depth * line);
-                }
-            }
-            for (int64_t unit = 0; unit < units; ++unit) {
-                are_tiny = are_tiny || has_tiny(largest[unit]);
-            }
+            with_constant<Product::vectors>(layout_.units_of(panel), [&](auto units) {
+                are_plain = pack_panel_of<units>(packed, panel, scratch) && are_plain;
+            });
         }
-        return magnitude.is_plain() && !are_tiny;
+        return are_plain;
     }
 
-    // The planes of a segment's windows; its first window begins at position 0 of the result.
+    // The planes of these segments' windows, segment after segment: see position_of.
     SampleRows<Left> ready(Range segments, Left* scratch, uint8_t* left_out) const {
-        const WindowSegment& segment = stretches_->segment(segments.begin);
-        const int64_t rows = divide_rounding_up(segment.windows.count(), together_) * together_;
-        const int64_t start = window_start(shape_, segment.windows.begin);
-        const Range positions{start, start + rows - 1 + shape_.reach()};
-        typename Product::Magnitude magnitude;
-        copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0, scratch,
-                                        plane_, magnitude);
-        judge_up_to_next<Vector>(call_, segment, positions.end, magnitude);
-        if (!magnitude.is_plain()) leave_out(left_out, segment.sample);
-        make_planes(scratch, positions.count());
-        return {scratch, plan_.pitch(), {0, positions.count()}};
+        int64_t first = 0;
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            const WindowSegment& segment = stretches_->segment(i);
+            const int64_t start = window_start(shape_, segment.windows.begin);
+            const int64_t rows = computed(segment.windows.count());
+            const Range positions{start, start + rows + shape_.reach() - 1};
+            Left* const numbers = scratch + first * plan_.pitch();
+            typename Product::Magnitude magnitude;
+            copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0,
+                                            numbers, plane_, magnitude);
+            judge_up_to_next<Vector>(call_, segment, positions.end, magnitude);
+            if (!magnitude.is_plain()) leave_out(left_out, segment.sample);
+            make_planes(numbers, positions.count());
+            first += positions.count();
+        }
+        return {scratch, plan_.pitch(), {0, first}};
     }
 
     template <class Function>
@@ -180,13 +169,17 @@ class WinogradWindows {
 
     // The convolution of `tile` rows from `row` on with one panel of filters, without bias; rows
     // that are multiplied with them are written too.
-    void convolve(Vector* sums, int tile, const SampleRows<Left>& rows, Range, int64_t row,
+    void convolve(Vector* sums, int tile, const SampleRows<Left>& rows, Range segments, int64_t row,
                   const Packed* packed, int64_t panel) const {
         constexpr int most = most_sums<Vector>;
         const int64_t vectors = layout_.units_of(panel), channels = shape_.channels;
         const int groups = static_cast<int>(divide_rounding_up(tile, together_));
         const int64_t count = groups * vectors;
         const Packed* weights = packed + layout_.offset(panel);
+        const Left* first_of[Tile<Vector>::rows] = {};
+        for (int m = 0; m < groups; ++m) {
+            first_of[m] = rows.at(position_of(segments, row + m * together_));
+        }
         Vector parts[WinogradPlan::most_parts][most], shared[2][most];
         for (int filter = 0, t = 0; filter < plan_.filters(); ++filter) {
             for (int part = 0; part < plan_.parts(); ++part) {
@@ -194,11 +187,9 @@ class WinogradWindows {
             }
             for (; t < plan_.term_count() && plan_.term(t).filter == filter; ++t) {
                 const WinogradPlan::Term& term = plan_.term(t);
-                const Left* first = rows.at(row + term.position) + term.plane * plane_;
+                const int64_t offset = term.plane * plane_ + term.position * rows.stride;
                 const Left* pointers[Tile<Vector>::rows] = {};
-                for (int m = 0; m < groups; ++m) {
-                    pointers[m] = first + m * together_ * rows.stride;
-                }
+                for (int m = 0; m < groups; ++m) pointers[m] = first_of[m] + offset;
                 multiply_accumulate(parts[term.part], groups, vectors, pointers, 1, weights,
                                     channels);
                 weights += channels * vectors * Vector::width;
@@ -223,6 +214,23 @@ class WinogradWindows {
     }
 
  private:
+    // Windows, those included that fill up the last ones together.
+    int64_t computed(int64_t windows) const {
+        return divide_rounding_up(windows, together_) * together_;
+    }
+
+    // The first position of a row's window among those of segments: behind the last window of each
+    // but the last follow the positions that it reaches to.
+    int64_t position_of(Range segments, int64_t row) const {
+        const int64_t first_row = stretches_->segment(segments.begin).row;
+        int64_t before = 0;
+        while (segments.begin + before + 1 < segments.end &&
+               stretches_->segment(segments.begin + before + 1).row - first_row <= row) {
+            ++before;
+        }
+        return row + before * (shape_.reach() - 1);
+    }
+
     // What a filter's sums make of each group.
     template <int most>
     static void two_windows(const Vector (&parts)[WinogradPlan::most_parts][most], int64_t i,
@@ -248,6 +256,36 @@ class WinogradWindows {
 
     // Channels whose weights are packed at a time: whole lines of every tap are transposed.
     static constexpr int64_t packed_channels = 16;
+
+    template <int units>
+    bool pack_panel_of(Packed* packed, int64_t panel, T* scratch) const {
+        constexpr int64_t line = units * Vector::width;
+        const int64_t taps = plan_.taps();
+        typename Product::Magnitude magnitude;
+        Vector largest[units];
+        for (Vector& of_unit : largest) of_unit = Vector::broadcast(0);
+        for (int64_t begin = 0; begin < shape_.channels; begin += packed_channels) {
+            const Range channels{begin, smaller(begin + packed_channels, shape_.channels)};
+            order_weights(scratch, panel, channels);
+            const int64_t rows = channels.count() * taps;
+            for (int64_t row = 0; row < rows; ++row) {
+                for (int unit = 0; unit < units; ++unit) {
+                    const Vector weights =
+                        Vector::load(scratch + row * line + unit * Vector::width);
+                    magnitude.take(weights);
+                    largest[unit] = maximum(absolute(weights), largest[unit]);
+                }
+            }
+            for (int t = 0; t < plan_.term_count(); ++t) {
+                const int64_t depth = t * shape_.channels + channels.begin;
+                add_up<units>(plan_.term(t).shares, scratch, taps, channels.count(),
+                              packed + layout_.offset(panel) + depth * line);
+            }
+        }
+        bool are_tiny = false;
+        for (const Vector& of_unit : largest) are_tiny = are_tiny || has_tiny(of_unit);
+        return magnitude.is_plain() && !are_tiny;
+    }
 
     // Whether a filter has nothing but such small weights that a quarter of one could lose digits.
     static bool has_tiny(Vector largest) {
@@ -278,21 +316,23 @@ class WinogradWindows {
     }
 
     // target[c line + lane] = the taps of each channel, added up.
-    void add_up(const WinogradPlan::Shares& shares, const T* weights, int64_t channels,
-                int64_t line, T* target) const {
+    template <int units>
+    static void add_up(const WinogradPlan::Shares& shares, const T* weights, int64_t taps,
+                       int64_t channels, T* target) {
+        constexpr int64_t line = units * Vector::width;
         with_constant<WinogradPlan::most_shares>(shares.count, [&](auto count) {
-            const T* taps[count];
+            const T* from[count];
             Vector scales[count];
             for (int s = 0; s < count; ++s) {
-                taps[s] = weights + shares.of[s].tap * line;
+                from[s] = weights + shares.of[s].tap * line;
                 scales[s] = Vector::broadcast(shares.of[s].scale);
             }
             for (int64_t c = 0; c < channels; ++c) {
-                const int64_t channel = c * plan_.taps() * line;
                 for (int64_t i = 0; i < line; i += Vector::width) {
-                    Vector sum = scales[0] * Vector::load(taps[0] + channel + i);
+                    Vector sum = scales[0] * Vector::load(from[0] + c * taps * line + i);
                     for (int s = 1; s < count; ++s) {
-                        sum = multiply_add(scales[s], Vector::load(taps[s] + channel + i), sum);
+                        sum = multiply_add(scales[s], Vector::load(from[s] + c * taps * line + i),
+                                           sum);
                     }
                     sum.store(target + c * line + i);
                 }

@@ -19,8 +19,8 @@
 // those of the rows between samples. Bytes: the input once; a panel of weights for every tile of
 // windows, from L1 while it fits, else from L2. Limit: the multiply-add rate.
 //
-// Tried without gain, in tiles: the maxima of a tile of rows while the next is multiplied (up to 4 %
-// slower).
+// Tried without gain, in tiles: the maxima of a tile of rows while the next is multiplied (up to 4
+// % slower).
 #pragma once
 
 #include <atomic>
@@ -50,7 +50,8 @@ class ConvolutionForwardKernel {
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
-    // marks: by sample, which ones to compute, for windows that can be of any numbers; null for all.
+    // marks: by sample, which ones to compute, for windows that can be of any numbers; null for
+    // all.
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments,
                                       const uint8_t* marks = nullptr)
         : call_(arguments),
@@ -72,7 +73,9 @@ class ConvolutionForwardKernel {
         stretches_ = &stretches;
         windows_.take(stretches);
         bool is_done = true;
-        if (stretches.count() > 0) {
+        if (windows_.packs_meanwhile()) {
+            is_done = compute_while_packing(threads);
+        } else if (stretches.count() > 0) {
             is_done = compute(threads);
         } else {
             pooled_.clear_missing({0, shape_.batch});
@@ -112,7 +115,8 @@ class ConvolutionForwardKernel {
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
-        const int64_t private_count = private_elements();
+        const bool keeps_convolution = shape_.pool_size > 0;
+        const int64_t private_count = private_elements(keeps_convolution);
         const Scratch<T> privates(checked_product({private_count, threads}));
         const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
         const Scratch<T> parts(
@@ -125,7 +129,8 @@ class ConvolutionForwardKernel {
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
-            const Private mine = private_of(privates.data() + thread * private_count);
+            const Private mine =
+                private_of(privates.data() + thread * private_count, keeps_convolution);
             pooled_.clear_missing(part_of(shape_.batch, 1, thread, granted));
             const Range packs = part_of(panels, 1, thread, granted);
             if (!windows_.pack(packed_, packs, mine.panel)) are_plain = false;
@@ -142,29 +147,59 @@ class ConvolutionForwardKernel {
         return are_plain;
     }
 
+    // The same of a single stretch, whose weights are multiplied as they are packed.
+    bool compute_while_packing(int threads) {
+        const int64_t private_count = private_elements(true);
+        const Scratch<T> privates(checked_product({private_count, threads}));
+        std::atomic<bool> are_plain{true};
+        run_parallel(threads, [&](int thread, int granted) {
+            const Private mine = private_of(privates.data() + thread * private_count, true);
+            pooled_.clear_missing(part_of(shape_.batch, 1, thread, granted));
+            const Range panels = part_of(layout_.panels(), 1, thread, granted);
+            if (panels.count() == 0) return;
+            const Range segments = stretches_->segments(0);
+            const auto rows = windows_.ready(segments, mine.input, left_out_);
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                if (!windows_.convolve_while_packing(mine.convolution, rows, segments, panel,
+                                                     mine.panel)) {
+                    are_plain = false;
+                }
+                if (shape_.pool_size == 0) {
+                    const int64_t vectors = layout_.units_of(panel);
+                    max_over_time(segments, panel, [&](int64_t first, int) {
+                        return mine.convolution + first * vectors;
+                    });
+                } else {
+                    pool_from_memory(segments, panel, mine.convolution);
+                }
+            }
+        });
+        return are_plain;
+    }
+
     // A thread's own scratch.
     struct Private {
         Vector* convolution;  // of a stretch, for one panel
         T* panel;             // of weights, while they are packed
         Left* input;          // of a stretch
     };
-    int64_t convolution_elements() const {
-        return shape_.pool_size == 0 ? 0 : checked_product({windows_.computed_rows(), panel_width});
+    int64_t convolution_elements(bool is_kept) const {
+        return is_kept ? checked_product({windows_.computed_rows(), panel_width}) : 0;
     }
     // Whole cache lines, so that what follows begins one.
     int64_t panel_elements() const {
         return divide_rounding_up(windows_.pack_scratch_elements(), 16) * 16;
     }
-    int64_t private_elements() const {
+    int64_t private_elements(bool keeps_convolution) const {
         constexpr int64_t lefts = sizeof(T) / sizeof(Left);
-        const int64_t count = convolution_elements() + panel_elements() +
+        const int64_t count = convolution_elements(keeps_convolution) + panel_elements() +
                               divide_rounding_up(windows_.left_elements(), lefts);
         return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
     }
-    Private private_of(T* memory) const {
+    Private private_of(T* memory, bool keeps_convolution) const {
         Private mine{};
         mine.convolution = reinterpret_cast<Vector*>(memory);
-        mine.panel = memory + convolution_elements();
+        mine.panel = memory + convolution_elements(keeps_convolution);
         void* rest = mine.panel + panel_elements();
         mine.input = static_cast<Left*>(rest);
         return mine;
@@ -183,7 +218,11 @@ class ConvolutionForwardKernel {
             const auto rows = windows_.ready(of_rows, mine.input, left_out_);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
                 if (shape_.pool_size == 0) {
-                    max_over_time(rows, of_rows, panel);
+                    Vector sums[Windows::most_rows * panel_vectors];
+                    max_over_time(of_rows, panel, [&](int64_t first, int tile) {
+                        windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
+                        return sums;
+                    });
                 } else {
                     convolve_into_memory(rows, of_rows, panel, mine.convolution);
                     pool_from_memory(of_rows, panel, mine.convolution);
@@ -202,15 +241,16 @@ class ConvolutionForwardKernel {
     }
 
     // The maxima of segments over their windows, for one panel.
-    void max_over_time(const SampleRows<Left>& rows, Range segments, int64_t panel) const {
+    //   sums_of(first, tile): the convolution of a tile of rows
+    template <class SumsOf>
+    void max_over_time(Range segments, int64_t panel, SumsOf&& sums_of) const {
         const int64_t vectors = layout_.units_of(panel);
         const int64_t first_row = stretches_->segment(segments.begin).row;
         Vector best[panel_vectors], winner[panel_vectors];
         int64_t current = segments.begin;
         begin_maxima(stretches_->segment(current).windows.begin, best, winner);
         windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            Vector sums[Windows::most_rows * panel_vectors];
-            windows_.convolve(sums, tile, rows, segments, first, packed_, panel);
+            const Vector* sums = sums_of(first, tile);
             while (current < segments.end) {
                 const WindowSegment& segment = stretches_->segment(current);
                 const int64_t begins = segment.row - first_row;
@@ -319,8 +359,8 @@ class ConvolutionForwardKernel {
     const Pooled pooled_;
     const WindowStretches* stretches_ = nullptr;
     typename Windows::Packed* packed_ = nullptr;
-    T* parts_ = nullptr;                // the maxima of parts of samples
-    uint8_t* left_out_ = nullptr;       // by sample: whether it is left to vectors
+    T* parts_ = nullptr;           // the maxima of parts of samples
+    uint8_t* left_out_ = nullptr;  // by sample: whether it is left to vectors
 };
 
 template <class Vector, class Product = VectorProduct<Vector>>

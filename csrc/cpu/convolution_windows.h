@@ -85,6 +85,8 @@ class ConvolutionWindows {
         plane_ = plane_numbers();
     }
 
+    static constexpr bool packs_meanwhile() { return false; }
+
     int64_t packed_elements() const { return Product::packed_elements(layout_); }
     int64_t pack_scratch_elements() const { return Product::pack_scratch_elements(layout_); }
     // Of a thread's input, if it is copied.
@@ -142,6 +144,10 @@ class ConvolutionWindows {
         return {scratch - (Product::in_tiles ? 0 : start * depths_.pitch()),
                 depths_.pitch(),
                 {start, end}};
+    }
+
+    static bool convolve_while_packing(Vector*, const SampleRows<Left>&, Range, int64_t, T*) {
+        return false;
     }
 
     template <class Function>
@@ -214,9 +220,8 @@ class ConvolutionWindows {
     int64_t window_stride() const { return stretches_->most_rows() <= 1 ? 0 : shape_.stride; }
     // The positions that a segment's windows read, with zeros where they reach beyond the sample.
     void copy(const WindowSegment& segment, Left* target, uint8_t* left_out) const {
-        const Range positions{
-            window_start(shape_, segment.windows.begin),
-            window_start(shape_, segment.windows.end - 1) + shape_.reach()};
+        const Range positions{window_start(shape_, segment.windows.begin),
+                              window_start(shape_, segment.windows.end - 1) + shape_.reach()};
         typename Product::Magnitude magnitude;
         copy_positions<Vector, Product>(call_, segment.sample, positions, depths_.pitch(),
                                         depths_.beyond(), target, plane_, magnitude);
@@ -235,8 +240,7 @@ class ConvolutionWindows {
         if (!Product::whole_tiles) return true;
         constexpr int64_t tile = TileConfiguration::rows;
         const int64_t rows = divide_rounding_up(windows.count(), tile) * tile;
-        const int64_t last =
-            window_start(shape_, windows.begin + rows - 1) + shape_.reach() - 1;
+        const int64_t last = window_start(shape_, windows.begin + rows - 1) + shape_.reach() - 1;
         return last * call_.input.stride_length <=
                (shape_.batch - 1 - n) * call_.input.stride_batch +
                    (shape_.length - 1) * call_.input.stride_length;

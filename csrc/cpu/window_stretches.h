@@ -35,9 +35,9 @@ struct StretchRule {
 
 // What the product that a stretch is for needs of it.
 struct StretchNeeds {
-    int64_t pitch;      // numbers from a position to the next
-    int64_t unit;       // rows that cost as much as one
-    int64_t together;   // windows that are multiplied together, 1, 2 or 4
+    int64_t pitch;     // numbers from a position to the next
+    int64_t unit;      // rows that cost as much as one
+    int64_t together;  // windows that are multiplied together, 1, 2 or 4
     int64_t rows_apart;
     bool is_read_in_place;
 };

@@ -31,9 +31,7 @@ Shares operator+(const Shares& a, const Shares& b) {
 }  // namespace
 
 WinogradPlan::WinogradPlan(const ConvolutionShape& shape)
-    : taps_(shape.kernel_size),
-      channels_(shape.channels),
-      scheme_(scheme_of(taps_)) {
+    : taps_(shape.kernel_size), channels_(shape.channels), scheme_(scheme_of(taps_)) {
     planes_.push_back({numbers, 0, false, 0, 0, ~0u});
     std::vector<Shares> taps;
     for (int64_t tap = 0; tap < taps_; ++tap) taps.push_back({1, {{tap, 1}}});
@@ -67,8 +65,9 @@ WinogradPlan::WinogradPlan(const ConvolutionShape& shape)
 WinogradPlan::~WinogradPlan() = default;
 
 // In multiply-adds of a window, as measured (AMD family 26, AVX-512; C 24 to 128, F 16 to 128, k 2
-// to 7): a number of a plane takes as long to make as 10 of them, a part of a filter's sums to begin
-// and to add up as 16. By vectors of AVX2, whose multiply-adds are slower, it pays a little earlier.
+// to 7): a number of a plane takes as long to make as 10 of them, a part of a filter's sums to
+// begin and to add up as 16. By vectors of AVX2, whose multiply-adds are slower, it pays a little
+// earlier.
 bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     if (shape.stride != 1 || shape.dilation != 1 || shape.kernel_size < 2) return false;
     constexpr int64_t least = 16;

@@ -47,7 +47,7 @@ namespace seqkernels {
 class WinogradPlan {
  public:
     // What is multiplied: the input's positions, plane 0, and what is made of them: position i of a
-    // plane is position i + shift of another, `from`, and that one's position i, added or taken off.
+    // plane is position i + shift of another, `from`, plus or less that one's position i.
     struct Plane {
         int from;
         int64_t shift;

@@ -1,12 +1,13 @@
 // Neighbouring windows of a convolution multiplied together, as winograd_plan.h says, by vectors of
 // float32: what convolution_windows.h offers one by one.
 //
-// What windows give depends on no others than those that they are multiplied with, which are
-// counted from a sample's first: a sample's bits depend neither on its batch-mates nor on how work
-// is cut. An even and an odd window that hold the same numbers may differ in their last bits.
+// Windows depend on no others than those that they are multiplied with, counted from a sample's
+// first: a sample's bits depend neither on its batch-mates nor on how work is cut. Two windows that
+// hold the same numbers at other places among the two or four may differ in their last bits, unless
+// sums need no rounding, or all their neighbours are the same.
 //
-// Errors: sums of a third as many terms, some half as large again. Measured to float64, normal
-// numbers, C 64 to 512, k 2 to 7: 0.5 to 0.8 times those of the same sums one by one.
+// Errors, root mean square to float64, C 64 to 512, k 2 to 8, against windows one by one: normal
+// numbers 0.75 to 1.04 times as large, positive ones 0.25 to 0.72: of more and shorter sums.
 //
 // Of infinities differences would make NaN, and of large numbers sums overflow that do not one by
 // one: samples with numbers of 2^50 and more are left out, all if weights are as large, or all of a
@@ -14,15 +15,23 @@
 // the work.
 //
 // Given to it: the packed weights, F C for each term; for each thread the planes of a stretch, as
-// they are multiplied, and some channels of a panel of weights.
+// they are multiplied, some channels of a panel of weights, and of a single stretch the parts.
 //
-// Cost next to the multiply-adds: of each number of a stretch as many loads, additions and stores
-// as there are planes; of the sums of each window and filter a dozen of each. Bytes: the planes,
-// from L2. Limit: the multiply-add rate.
+// Cost next to the multiply-adds (winograd_plan.h): two loads, an addition and a store for each
+// number of a plane; five of each for a window, filter and three parts; for a weight one of each
+// for two to three terms that it is in. Bytes: the planes, from L2; a panel of weights for every
+// tile of windows, from L2 too. Limit: the multiply-add rate.
 //
-// Measured, times faster than one by one, two threads (AMD family 26, AVX-512; AVX2):
-//   50 sentences of 56 words, C 300, F 100: k 3 1.26; 1.24, k 4 1.30, k 5 1.32; 1.37
-//   N 64, L 512, C 128, F 128, k 3 1.26; 1.33. N 16, L 1014, C 70, F 256, k 7 1.40; 1.50
+// Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
+//   50 sentences of 56 words, C 300, F 100: k 3 1.21 to 1.30; 1.35, k 4 1.29; 1.37, k 5 1.34; 1.45
+//   one such sentence: k 3 1.06; 1.06, k 5 1.29; 1.04. 50 of 20 words: k 3 1.02 to 1.16; 1.17
+//   N 64, L 512, C 128, F 128: k 2 1.10; 1.18, k 3 1.30; 1.41
+//   N 16, L 1014, C 70, F 256, k 7 1.34; 1.47. N 32, L 512, C 300, F 256, k 3 1.45; 1.55
+// (one sentence with its weights packed first: k 3 1.00, k 5 1.22; planes of C numbers in place of
+// whole cache lines: 50 sentences k 5 1.23)
+//
+// Tried without gain: three taps by twos of windows (N 64, L 512, C 128 8 % slower); fetching what
+// follows a stretch in memory while tiles are multiplied.
 #pragma once
 
 #include <cstdint>
@@ -102,9 +111,10 @@ class WinogradWindows {
         needs.together = together_;
         return stretch_rule<Product>(shape_, call_.lengths, needs, threads);
     }
-    // 50 sentences of 20 words, 100 filters of 4 taps, take 7 % more time, of 26 words 24 % less.
+    // One sentence of 14 words takes a quarter more time so, 50 of reviews' lengths, 20 on average,
+    // 3 to 14 % less (from 16 windows on: 5 % more to 5 % less).
     static bool pays_for(int64_t windows, int64_t) {
-        constexpr int64_t least_windows = 24;
+        constexpr int64_t least_windows = 8;
         return windows >= least_windows;
     }
 
@@ -119,9 +129,17 @@ class WinogradWindows {
         plane_ = checked_product({positions, plan_.pitch()});
     }
 
+    // Whether there is so little to multiply that weights, once packed, would not be read again.
+    bool packs_meanwhile() const {
+        return stretches_->count() == 1 && computed_rows() <= most_rows_meanwhile;
+    }
+
     int64_t packed_elements() const { return layout_.elements(); }
     int64_t pack_scratch_elements() const {
-        return checked_product({packed_channels, plan_.taps(), Product::vectors, Vector::width});
+        constexpr int64_t line = Product::vectors * Vector::width;
+        const int64_t weights = checked_product({packed_channels, plan_.taps() + 1, line});
+        if (!packs_meanwhile()) return weights;
+        return weights + plan_.filters() * plan_.parts() * computed_rows() / together_ * line;
     }
     int64_t left_elements() const { return checked_product({plan_.plane_count(), plane_}); }
     int64_t computed_rows() const { return computed(stretches_->most_rows()); }
@@ -132,8 +150,58 @@ class WinogradWindows {
         bool are_plain = true;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             with_constant<Product::vectors>(layout_.units_of(panel), [&](auto units) {
-                are_plain = pack_panel_of<units>(packed, panel, scratch) && are_plain;
+                constexpr int64_t line = units * Vector::width;
+                T* const target = packed + layout_.offset(panel);
+                const auto place = [=](int t, int64_t channel) {
+                    return target + (t * shape_.channels + channel) * line;
+                };
+                const auto done = [](int, Range) {};
+                are_plain = pack_panel_of<units>(panel, scratch, place, done) && are_plain;
             });
+        }
+        return are_plain;
+    }
+
+    // sums[r * vectors + v] = the convolution of all rows with one panel of filters, which is
+    // packed for it, some channels of a term at a time: the same bits. Returns whether its numbers
+    // can be multiplied.
+    bool convolve_while_packing(Vector* sums, const SampleRows<Left>& rows, Range segments,
+                                int64_t panel, T* scratch) const {
+        const int64_t vectors = layout_.units_of(panel), line = vectors * Vector::width;
+        const int64_t groups = computed(stretches_->rows(segments)) / together_;
+        T* const packed = scratch + packed_channels * plan_.taps() * line;
+        auto* const parts = reinterpret_cast<Vector*>(packed + packed_channels * line);
+        const int64_t count = groups * vectors, filter_sums = plan_.parts() * count;
+        for (int64_t i = 0; i < plan_.filters() * filter_sums; ++i) {
+            parts[i] = Vector::broadcast(0);
+        }
+        const Left* first_of[most_rows_meanwhile] = {};
+        for (int64_t m = 0; m < groups; ++m) {
+            first_of[m] = rows.at(position_of(segments, m * together_));
+        }
+        const auto multiply = [&](int t, Range channels) {
+            const WinogradPlan::Term& term = plan_.term(t);
+            const int64_t offset =
+                term.plane * plane_ + term.position * rows.stride + channels.begin;
+            Vector* const part = parts + term.filter * filter_sums + term.part * count;
+            seqkernels::for_each_tile(groups, Tile<Vector>::rows, [&](int64_t first, int tile) {
+                const Left* pointers[Tile<Vector>::rows] = {};
+                for (int m = 0; m < tile; ++m) pointers[m] = first_of[first + m] + offset;
+                multiply_accumulate(part + first * vectors, tile, vectors, pointers, 1, packed,
+                                    channels.count());
+            });
+        };
+        bool are_plain = true;
+        with_constant<Product::vectors>(vectors, [&](auto units) {
+            const auto place = [=](int, int64_t) { return packed; };
+            are_plain = pack_panel_of<units>(panel, scratch, place, multiply);
+        });
+        for (int64_t i = 0; i < count; ++i) {
+            Vector shared[2];
+            for (int filter = 0; filter < plan_.filters(); ++filter) {
+                write_windows(parts + filter * filter_sums + i, count, filter, shared,
+                              sums + i / vectors * together_ * vectors + i % vectors, vectors);
+            }
         }
         return are_plain;
     }
@@ -180,7 +248,7 @@ class WinogradWindows {
         for (int m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, row + m * together_));
         }
-        Vector parts[WinogradPlan::most_parts][most], shared[2][most];
+        Vector parts[WinogradPlan::most_parts][most], shared[most][2];
         for (int filter = 0, t = 0; filter < plan_.filters(); ++filter) {
             for (int part = 0; part < plan_.parts(); ++part) {
                 for (int64_t i = 0; i < count; ++i) parts[part][i] = Vector::broadcast(0);
@@ -195,25 +263,15 @@ class WinogradWindows {
                 weights += channels * vectors * Vector::width;
             }
             for (int64_t i = 0; i < count; ++i) {
-                // Of one vector of filters; a window's are `vectors` from the next one's.
-                Vector* const window = sums + i / vectors * together_ * vectors + i % vectors;
-                if (plan_.scheme() == WinogradPlan::Scheme::four_of_three_taps) {
-                    four_windows(parts, i, window, vectors);
-                } else if (plan_.scheme() == WinogradPlan::Scheme::two_windows) {
-                    two_windows(parts, i, window[0], window[vectors]);
-                } else if (filter == 0) {
-                    two_windows(parts, i, shared[0][i], shared[1][i]);
-                } else {
-                    Vector first, second;
-                    two_windows(parts, i, first, second);
-                    window[(filter - 1) * vectors] = shared[0][i] + first;
-                    window[(filter + 1) * vectors] = shared[1][i] + second;
-                }
+                write_windows(&parts[0][i], most, filter, shared[i],
+                              sums + i / vectors * together_ * vectors + i % vectors, vectors);
             }
         }
     }
 
  private:
+    static constexpr int64_t most_rows_meanwhile = 64;
+
     // Windows, those included that fill up the last ones together.
     int64_t computed(int64_t windows) const {
         return divide_rounding_up(windows, together_) * together_;
@@ -231,34 +289,45 @@ class WinogradWindows {
         return row + before * (shape_.reach() - 1);
     }
 
-    // What a filter's sums make of each group.
-    template <int most>
-    static void two_windows(const Vector (&parts)[WinogradPlan::most_parts][most], int64_t i,
-                            Vector& first, Vector& second) {
-        const Vector both = parts[WinogradPlan::both][i];
-        const Vector difference = parts[WinogradPlan::difference][i];
-        first = (both + difference) + parts[WinogradPlan::first][i];
-        second = (both - difference) + parts[WinogradPlan::second][i];
-    }
-    template <int most>
-    static void four_windows(const Vector (&parts)[WinogradPlan::most_parts][most], int64_t i,
-                             Vector* window, int64_t vectors) {
-        const auto part = [&](WinogradPlan::PartOfFour which) { return parts[which][i]; };
-        const Vector even = part(WinogradPlan::a) + part(WinogradPlan::b);
-        const Vector odd = part(WinogradPlan::a) - part(WinogradPlan::b);
-        const Vector of_even = part(WinogradPlan::c) + part(WinogradPlan::e);
-        const Vector of_odd = part(WinogradPlan::d) + part(WinogradPlan::e);
-        window[0] = (even + of_even) + part(WinogradPlan::first_of_four);
-        window[vectors] = odd + of_odd;
-        window[2 * vectors] = even - of_even;
-        window[3 * vectors] = (odd - of_odd) + part(WinogradPlan::last_of_four);
+    // What a filter's parts make of the windows of one group, for one vector of filters.
+    //   parts: `line` vectors from one to the next
+    //   shared: what the first of three filters leaves to the others
+    //   window: the first one's; `vectors` vectors from one to the next
+    void write_windows(const Vector* parts, int64_t line, int filter, Vector* shared,
+                       Vector* window, int64_t vectors) const {
+        using Plan = WinogradPlan;
+        const auto part = [=](int which) { return parts[which * line]; };
+        if (plan_.scheme() == Plan::Scheme::four_of_three_taps) {
+            const Vector even = part(Plan::a) + part(Plan::b), odd = part(Plan::a) - part(Plan::b);
+            const Vector of_even = part(Plan::c) + part(Plan::e);
+            const Vector of_odd = part(Plan::d) + part(Plan::e);
+            window[0] = (even + of_even) + part(Plan::first_of_four);
+            window[vectors] = odd + of_odd;
+            window[2 * vectors] = even - of_even;
+            window[3 * vectors] = (odd - of_odd) + part(Plan::last_of_four);
+            return;
+        }
+        const Vector first = (part(Plan::both) + part(Plan::difference)) + part(Plan::first);
+        const Vector second = (part(Plan::both) - part(Plan::difference)) + part(Plan::second);
+        if (plan_.scheme() == Plan::Scheme::two_windows) {
+            window[0] = first;
+            window[vectors] = second;
+        } else if (filter == 0) {
+            shared[0] = first;
+            shared[1] = second;
+        } else {
+            window[(filter - 1) * vectors] = shared[0] + first;
+            window[(filter + 1) * vectors] = shared[1] + second;
+        }
     }
 
     // Channels whose weights are packed at a time: whole lines of every tap are transposed.
     static constexpr int64_t packed_channels = 16;
 
-    template <int units>
-    bool pack_panel_of(Packed* packed, int64_t panel, T* scratch) const {
+    // Packs a panel of that many vectors, some channels of a term at place(term, first channel),
+    // and calls done(term, channels) when they are there.
+    template <int units, class PlaceOf, class Done>
+    bool pack_panel_of(int64_t panel, T* scratch, PlaceOf&& place, Done&& done) const {
         constexpr int64_t line = units * Vector::width;
         const int64_t taps = plan_.taps();
         typename Product::Magnitude magnitude;
@@ -277,9 +346,9 @@ class WinogradWindows {
                 }
             }
             for (int t = 0; t < plan_.term_count(); ++t) {
-                const int64_t depth = t * shape_.channels + channels.begin;
                 add_up<units>(plan_.term(t).shares, scratch, taps, channels.count(),
-                              packed + layout_.offset(panel) + depth * line);
+                              place(t, channels.begin));
+                done(t, channels);
             }
         }
         bool are_tiny = false;

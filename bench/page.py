@@ -28,8 +28,8 @@ are instructions for them, else float32's peak for 16-bit types, or what `torch.
 square matrices if that is more, as it is on CUDA. A row's rate counts the multiply-adds of its
 definition: what takes fewer may go beyond the peak. Bandwidth is of reading, on CUDA of copying,
 read and written bytes counted; a row is held against that of the nearest cache which has room for
-all that the row must read or write. "At high" is the ratio of float32 at precision "high" to peers at
-"highest".
+all that the row must read or write. "At high" is the ratio of float32 at precision "high" to peers
+at "highest".
 """
 
 COLUMNS = (

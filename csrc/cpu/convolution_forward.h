@@ -19,8 +19,8 @@
 // those of the rows between samples. Bytes: the input once; a panel of weights for every tile of
 // windows, from L1 while it fits, else from L2. Limit: the multiply-add rate.
 //
-// Tried without gain, in tiles: the maxima of a tile of rows while the next is multiplied (up to 4
-// % slower).
+// Tried without gain, in tiles: the maxima of a tile of rows while the next is multiplied (up to
+// 4 % slower).
 #pragma once
 
 #include <atomic>

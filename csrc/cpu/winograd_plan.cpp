@@ -70,8 +70,8 @@ WinogradPlan::~WinogradPlan() = default;
 // earlier.
 bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     if (shape.stride != 1 || shape.dilation != 1 || shape.kernel_size < 2) return false;
-    constexpr int64_t least = 16;
-    if (shape.channels < least || shape.filters < least) return false;
+    constexpr int64_t least = 16, most = 8192;  // of more channels planes take 25 MiB a thread
+    if (shape.channels < least || shape.channels > most || shape.filters < least) return false;
     const WinogradPlan plan(shape);
     const auto windows = static_cast<double>(plan.together());
     double made = 0;

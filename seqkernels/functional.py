@@ -77,8 +77,8 @@ def conv1d_max_pool(
         A sample too short for one window, or for one pooled position, yields exactly 0 there,
         whatever the activation, and receives no gradient. So do the pooled positions of a sample
         beyond those it would have had alone. Of equal maxima the first one receives the gradient;
-        NaN wins the maximum. (Two windows that hold the same numbers may be rounded differently
-        at their places, and the later one win: in float32 they are not multiplied one by one.)
+        NaN wins the maximum. (Windows that hold the same numbers may be rounded differently at
+        their places, and the later one win: in float32 neighbours may be multiplied together.)
 
     Raises:
         TypeError: an argument that is no tensor, no integer, or lengths of a floating-point dtype.

@@ -14,6 +14,7 @@ from convolutions import (
     LAYOUTS,
     WIDTHS,
     assert_right,
+    by_torch,
     converted,
     convolutions,
     laid_out,
@@ -23,6 +24,15 @@ from convolutions import (
 )
 from seqkernels import functional, reference
 from subprocesses import run_python
+
+# Sizes of convolutions whose windows are multiplied together, in fours and twos.
+TOGETHER = [
+    (6, 64, 70, 65, 3),
+    (6, 64, 70, 65, 5),
+    (6, 128, 70, 128, 2),
+    (6, 57, 70, 65, 7),
+    (6, 49, 70, 49, 8),
+]
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
@@ -101,10 +111,10 @@ def views_of_input(values: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("channels", [1, 6, 8])
+@pytest.mark.parametrize("channels, filters", [(1, 11), (6, 11), (8, 11), (57, 64)])
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 4}], ids=str)
-def test_strides_do_not_change_a_bit(kernels, dtype, pooling, channels):
-    arguments = converted(tensors((3, channels, 21, 11, 3)), dtype) | {"padding": 1} | pooling
+def test_strides_do_not_change_a_bit(kernels, dtype, pooling, channels, filters):
+    arguments = converted(tensors((3, channels, 21, filters, 3)), dtype) | {"padding": 1} | pooling
     expected = functional.conv1d_max_pool(**arguments)
     for name, view in views_of_input(arguments["input"]).items():
         assert torch.equal(view, arguments["input"])
@@ -224,10 +234,6 @@ def test_weights_of_extreme_scale(kernels, scale):
         assert_right(arguments | {"activation": activation}, torch.float32)
 
 
-# Sizes of convolutions whose windows are multiplied together, in fours and twos.
-TOGETHER = [(6, 64, 70, 65, 3), (6, 64, 70, 65, 5), (6, 96, 70, 96, 2)]
-
-
 @pytest.mark.parametrize("sizes", TOGETHER, ids=str)
 @pytest.mark.parametrize("special", [*SPECIALS, 2.0**60, -(2.0**100)])
 @pytest.mark.parametrize("keywords", [{"padding": 1}, {"pool_size": 3}], ids=str)
@@ -244,6 +250,38 @@ def test_numbers_that_cannot_be_multiplied_together(isa, sizes, special, keyword
     weight = tensors(sizes)
     weight["weight"][7, 5, 1] = special
     assert_right(weight | keywords, torch.float32)
+
+
+@pytest.mark.parametrize("sizes", TOGETHER, ids=str)
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e6, 1e9])
+@pytest.mark.parametrize("pooling", [{}, {"pool_size": 1}], ids=str)
+def test_windows_keep_their_digits_beside_large_numbers(isa, sizes, outlier, pooling):
+    """Those that do not read one are as right as without it."""
+    arguments = tensors(sizes) | pooling
+    arguments["input"][:, 3, 40] = outlier
+    arguments["weight"][:, 3] = -arguments["weight"][:, 3].abs()
+    single = converted(arguments, torch.float32)
+    exact = by_torch(**converted(arguments, torch.float64))
+    error = (functional.conv1d_max_pool(**single).double() - exact).abs()
+    torchs = (by_torch(**single).double() - exact).abs()
+    if pooling:
+        beyond = (torch.arange(exact.shape[2]) - 40).abs() >= sizes[-1]
+        error, torchs = error[..., beyond], torchs[..., beyond]
+    # As far as numbers 64 times as large may take one; without the outlier torch's is about 1e-6.
+    assert error.max() <= 64 * torchs.max()
+    if outlier > 1e3:
+        assert error.max() <= 8 * torchs.max()
+
+
+@pytest.mark.parametrize("sizes", TOGETHER, ids=str)
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-101, 2.0**-90, 2.0**45, 2.0**51])
+def test_filters_of_extreme_scale_among_others(isa, sizes, scale):
+    arguments = tensors(sizes) | {"bias": None}
+    arguments["weight"][5] *= scale
+    arguments["weight"] = arguments["weight"].float().double()
+    assert_right(arguments, torch.float32)
+    only = arguments | {"weight": arguments["weight"][5:6].expand(64, -1, -1)}
+    assert_right(only, torch.float32)
 
 
 @pytest.mark.parametrize("sizes", TOGETHER, ids=str)
@@ -288,9 +326,15 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
-@pytest.mark.parametrize("keywords", [{}, {"pool_size": 50, "pool_stride": 19}], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4), (2, 64, 501, 65, 5)], ids=str
+    "keywords",
+    [{}, {"pool_size": 50, "pool_stride": 19}, {"pool_size": 3, "pool_stride": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 64, 700, 130, 3), (7, 9, 60, 33, 4), (2, 64, 501, 65, 5), (1, 64, 60, 130, 5)],
+    ids=str,
 )
 def test_runs_and_threads_change_no_bit(
     kernels, dtype, sizes, channels_last, keywords, set_threads
@@ -339,14 +383,15 @@ def test_nan_that_no_window_reads_changes_no_bit_at_any_thread_count(
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
-def test_what_an_earlier_call_left_in_scratch_does_not_matter(isa, dtype, channels_last):
+@pytest.mark.parametrize("channels", [5, 65])
+def test_what_an_earlier_call_left_in_scratch_does_not_matter(isa, dtype, channels_last, channels):
     """Of an odd number of depths a pair of them reaches beyond the last window."""
-    arguments = laid_out(converted(tensors((3, 5, 41, 33, 3)), dtype), channels_last)
+    arguments = laid_out(converted(tensors((3, channels, 41, 64, 3)), dtype), channels_last)
     arguments |= {"padding": 1}
     seqkernels.cpu.release_scratch()
     expected = functional.conv1d_max_pool(**arguments)
     for longer in (0, 1, 8, 64):
-        sizes = (3, 5, 41 + longer, 33, 3)
+        sizes = (3, channels, 41 + longer, 64, 3)
         nothing = laid_out(converted(tensors(sizes), dtype), channels_last)["input"] * torch.nan
         functional.conv1d_max_pool(**arguments | {"input": nothing})
         assert torch.equal(functional.conv1d_max_pool(**arguments), expected)

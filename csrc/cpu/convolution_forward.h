@@ -12,7 +12,8 @@
 // Scratch, owned by the call: what the windows need (convolution_windows.h, winograd_windows.h);
 // the stretches of the batch (window_stretches.h); the maxima of samples that are cut, 2 F for each
 // part; two marks for each sample where windows are not multiplied by vectors one by one; and for
-// each thread, with windowed pooling, the convolution of one stretch for one panel of filters.
+// each thread, with windowed pooling or weights that are packed meanwhile, the convolution of one
+// stretch for one panel of filters.
 //
 // Cost: 2 N W F k C FLOPs, W being the windows of a sample, or as many less as windows together
 // save; where pools overlap, up to a third more, for the windows that two stretches share; in tiles
@@ -73,9 +74,7 @@ class ConvolutionForwardKernel {
         stretches_ = &stretches;
         windows_.take(stretches);
         bool is_done = true;
-        if (windows_.packs_meanwhile()) {
-            is_done = compute_while_packing(threads);
-        } else if (stretches.count() > 0) {
+        if (stretches.count() > 0) {
             is_done = compute(threads);
         } else {
             pooled_.clear_missing({0, shape_.batch});
@@ -105,6 +104,9 @@ class ConvolutionForwardKernel {
 
     // Returns whether these weights can be multiplied here.
     bool compute(int threads) {
+        if constexpr (Windows::can_pack_meanwhile) {
+            if (windows_.packs_meanwhile()) return compute_while_packing(threads);
+        }
         // Stretches are shared out one by one; where they are few, so are the panels of each, those
         // of a single one evenly: every share makes its input ready once more. A thread begins with
         // the panels that it has packed, which its cache holds (a sentence of 100 words, 100

@@ -38,6 +38,7 @@ class ConvolutionWindows {
     using Packed = typename Product::Packed;
     static constexpr int most_rows = Product::rows;  // of a tile
     static constexpr bool joins_segments = Product::whole_tiles;
+    static constexpr bool can_pack_meanwhile = false;
 
     explicit ConvolutionWindows(const ConvolutionForward<T>& call)
         : call_(call),
@@ -84,8 +85,6 @@ class ConvolutionWindows {
         stretches_ = &stretches;
         plane_ = plane_numbers();
     }
-
-    static constexpr bool packs_meanwhile() { return false; }
 
     int64_t packed_elements() const { return Product::packed_elements(layout_); }
     int64_t pack_scratch_elements() const { return Product::pack_scratch_elements(layout_); }
@@ -144,10 +143,6 @@ class ConvolutionWindows {
         return {scratch - (Product::in_tiles ? 0 : start * depths_.pitch()),
                 depths_.pitch(),
                 {start, end}};
-    }
-
-    static bool convolve_while_packing(Vector*, const SampleRows<Left>&, Range, int64_t, T*) {
-        return false;
     }
 
     template <class Function>

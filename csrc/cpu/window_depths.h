@@ -36,7 +36,7 @@ class WindowDepths {
         return fills_taps_ ? checked_product({taps_, blocks_of_tap_, tile_depth})
                            : taps_ * channels_;
     }
-    bool has_gaps() const { return count() != taps_ * channels_; }
+    [[gnu::always_inline]] bool has_gaps() const { return count() != taps_ * channels_; }
     // Whether nothing is read beyond a window.
     [[gnu::always_inline]] bool are_whole() const { return !has_gaps() && beyond() == 0; }
     // The depth of a number.

@@ -24,8 +24,14 @@ struct WindowSegment {
     int64_t part;  // counted over all parts of samples that are cut; -1 where it is a whole sample
 };
 
+// Rows of a stretch at least: below, reading the weights again would cost more.
+constexpr int64_t least_stretch_rows = 96;
+// Pools whose windows a stretch has room for at least: where they overlap, the windows that two
+// stretches share are computed twice; few, against those of so many.
+constexpr int64_t pools_of_stretch = 4;
+
 struct StretchRule {
-    int64_t most_rows;    // of a stretch: whole units, and no pool's windows are more
+    int64_t most_rows;    // of a stretch: whole units; more only to fill up pool_unit
     int64_t unit;         // rows that cost as much as one
     int64_t together;     // rows that are multiplied together: a segment begins with the first
     int64_t pool_unit;    // pools whose first window is one that a segment may begin with
@@ -35,10 +41,10 @@ struct StretchRule {
 
 // What the product that a stretch is for needs of it.
 struct StretchNeeds {
-    int64_t pitch;     // numbers from a position to the next
-    int64_t unit;      // rows that cost as much as one
-    int64_t together;  // windows that are multiplied together, 1, 2 or 4
-    int64_t rows_apart;
+    int64_t pitch;       // numbers from a position to the next
+    int64_t unit;        // rows that cost as much as one
+    int64_t together;    // windows that are multiplied together, 1, 2 or 4
+    int64_t rows_apart;  // between a sample's last window and the next sample's first
     bool is_read_in_place;
 };
 
@@ -49,7 +55,6 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
                                 const StretchNeeds& needs, int threads) {
     using T = typename Product::T;
     constexpr int64_t element_bytes = sizeof(T);
-    constexpr int64_t least = 96;  // below, reading the weights again would cost more
     constexpr int64_t stretch_bytes = Product::cache_bytes / 8;
     constexpr int64_t panel_bytes = Product::vectors * Product::Vector::width * element_bytes;
     const int64_t pitch = larger(1, needs.pitch);
@@ -68,19 +73,18 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
     }
     constexpr int64_t stretches_of_thread = 4;
     const int64_t even = divide_rounding_up(rows, threads * stretches_of_thread);
-    rule.most_rows = larger(least, smaller(fitting, even));
+    rule.most_rows = larger(least_stretch_rows, smaller(fitting, even));
     if (shape.pool_size > 0) {
-        // The convolution is kept; and where pools overlap, the windows that two stretches share
-        // are computed twice: few, against four pools' windows.
-        rule.most_rows =
-            larger(smaller(rule.most_rows, stretch_bytes / panel_bytes),
-                   smaller(larger(1, shape.windows(shape.length)), 4 * shape.pool_size));
+        // The convolution is kept.
+        rule.most_rows = larger(
+            smaller(rule.most_rows, stretch_bytes / panel_bytes),
+            smaller(larger(1, shape.windows(shape.length)), pools_of_stretch * shape.pool_size));
     }
     rule.most_rows = divide_rounding_up(rule.most_rows, rule.unit) * rule.unit;
     // To share a stretch, samples that are read in place are copied; and between windows far apart
     // there would be more positions than in them.
     rule.least_alone = shape.stride > shape.reach() ? 1
-                       : needs.is_read_in_place     ? least
+                       : needs.is_read_in_place     ? least_stretch_rows
                                                     : rule.most_rows + 1;
     return rule;
 }

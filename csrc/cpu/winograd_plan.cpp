@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../core/checked.h"
+#include "window_stretches.h"
 
 namespace seqkernels {
 namespace {
@@ -70,9 +71,19 @@ WinogradPlan::~WinogradPlan() = default;
 // earlier.
 bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     if (shape.stride != 1 || shape.dilation != 1 || shape.kernel_size < 2) return false;
-    constexpr int64_t least = 16, most = 8192;  // of more channels planes take 25 MiB a thread
+    // Where windows lie between pools, which of them are multiplied, and so which numbers decide
+    // how, would depend on how a sample is cut.
+    if (shape.pool_stride > shape.pool_size) return false;
+    constexpr int64_t least = 16, most = 8192;
     if (shape.channels < least || shape.channels > most || shape.filters < least) return false;
     const WinogradPlan plan(shape);
+    // The planes of a thread, of a stretch as long as pools need.
+    constexpr int64_t most_bytes = int64_t{32} << 20;
+    const int64_t bytes_of_row = plan.plane_count() * plan.pitch() * int64_t{sizeof(float)};
+    if (larger(least_stretch_rows, pools_of_stretch * shape.pool_size) >
+        most_bytes / bytes_of_row) {
+        return false;
+    }
     const auto windows = static_cast<double>(plan.together());
     double made = 0;
     for (int p = 1; p < plan.plane_count(); ++p) {
@@ -84,7 +95,9 @@ bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     const auto filters = static_cast<double>(shape.filters);
     const double saved = static_cast<double>(shape.kernel_size) - plan.term_count() / windows;
     const double parts = plan.filters() * plan.parts() / windows;
-    return saved * channels * filters > 10 * made * channels + 16 * parts * filters;
+    // With less to gain, a small batch loses by its larger packed weights.
+    constexpr double least_gain = 1.3;
+    return saved * channels * filters > least_gain * (10 * made * channels + 16 * parts * filters);
 }
 
 WinogradPlan::Scheme WinogradPlan::scheme() const { return scheme_; }
@@ -98,6 +111,14 @@ const WinogradPlan::Plane& WinogradPlan::plane(int index) const {
 int WinogradPlan::term_count() const { return static_cast<int>(terms_.size()); }
 const WinogradPlan::Term& WinogradPlan::term(int index) const {
     return terms_[static_cast<std::size_t>(index)];
+}
+bool WinogradPlan::has_single_terms() const {
+    for (int i = 0; i < term_count(); ++i) {
+        for (int j = 0; j < i; ++j) {
+            if (term(i).filter == term(j).filter && term(i).part == term(j).part) return false;
+        }
+    }
+    return true;
 }
 int64_t WinogradPlan::taps() const { return taps_; }
 int64_t WinogradPlan::channels() const { return channels_; }

@@ -22,12 +22,11 @@
 //   window 0 = (a + b) + (c + e) + (x0 - x4) g0        window 1 = (a - b) + (d + e)
 //   window 2 = (a + b) - (c + e)                       window 3 = (a - b) - (d + e) + (x5 - x1) g2
 //
-// Four windows of four taps and more: those at even and at odd positions are two in turn, F(2, 2)
-// with filters in place of taps. With g' the even taps, g" the odd ones, x' the numbers at odd
-// positions behind the first window's:
+// Four windows of four taps and more: F(2, 2) once more, with filters in place of taps. With g' the
+// taps 0, 2, .., g" the taps 1, 3, .., x' the numbers at odd positions behind the first window's:
 //   windows 0 and 2 = (g' + g") of x' - g' of (x1 - x0, x3 - x2, ..)
 //   windows 1 and 3 = (g' + g") of x' + g" of (x2 - x1, x4 - x3, ..)
-// and each of these three filters of half as many taps does its two windows as above.
+// and each of these three filters, of half as many taps, gives two windows as above.
 //
 // Multiply-adds a window and channel:
 //   taps            2    3     4     5     6    7
@@ -54,7 +53,7 @@ class WinogradPlan {
         bool is_sum;
         int64_t reach;    // positions of the input, behind its own, that go into one
         int64_t lag;      // positions that `from` is ahead by when one is made
-        unsigned wanted;  // bit r: positions r, r + windows, .. behind a first window are read
+        unsigned wanted;  // bit r: positions r, r + together, .. behind a first window are read
     };
     static constexpr int most_planes = 8;
 
@@ -87,8 +86,8 @@ class WinogradPlan {
     ~WinogradPlan();
 
     // Whether convolutions of a shape are faster so than one by one: what is saved is more than
-    // what is added. Sizes of a sample alone decide, so that its bits do not depend on its
-    // batch-mates.
+    // what is added. Neither the batch nor the length decides, so that a sample's bits do not
+    // depend on its batch-mates.
     static bool pays_for(const ConvolutionShape& shape);
 
     enum class Scheme { two_windows, four_of_three_taps, four_by_filters };
@@ -101,11 +100,14 @@ class WinogradPlan {
     const Plane& plane(int index) const;
     int term_count() const;
     const Term& term(int index) const;  // filter after filter
+    // Whether each part is the sum of one term.
+    bool has_single_terms() const;
     int64_t taps() const;
     int64_t channels() const;
     // Depths of a packed panel: the channels of term after term.
     int64_t depth() const;
-    // Numbers from a position to the next in a plane: whole cache lines, zeros behind the channels.
+    // Numbers from a position to the next in a plane: whole cache lines. Behind the channels up to
+    // a vector's worth of zeros.
     int64_t pitch() const;
 
  private:

@@ -9,13 +9,19 @@
 // Errors, root mean square to float64, C 64 to 512, k 2 to 8, against windows one by one: normal
 // numbers 0.75 to 1.04 times as large, positive ones 0.25 to 0.72: of more and shorter sums.
 //
+// An error is in proportion to the largest numbers of all windows together, up to three positions
+// beyond a window's own: samples where such are more than 64 times as large as the largest number
+// of another position, if that is not all zeros, are left out (k 3, windows of normal numbers
+// beside one of 100 are 7 times as far off as torch's; beside one of 10^4 they would be 700 times).
+//
 // Of infinities differences would make NaN, and of large numbers sums overflow that do not one by
 // one: samples with numbers of 2^50 and more are left out, all if weights are as large, or all of a
 // filter below 2^-100; and samples of so few windows that making weights and input ready is most of
 // the work.
 //
 // Given to it: the packed weights, F C for each term; for each thread the planes of a stretch, as
-// they are multiplied, some channels of a panel of weights, and of a single stretch the parts.
+// they are multiplied, and a vector for each position; some channels of a panel of weights, and of
+// a single stretch the parts.
 //
 // Cost next to the multiply-adds (winograd_plan.h): two loads, an addition and a store for each
 // number of a plane; five of each for a window, filter and three parts; for a weight one of each
@@ -42,10 +48,11 @@
 #include "product.h"
 #include "window_stretches.h"
 #include "winograd_plan.h"
+#include "winograd_planes.h"
 
 namespace seqkernels {
 
-// What is to be known of the product.
+// What copies and judges the input, and what stretch_rule is to know.
 template <class VectorType>
 struct WinogradProduct {
     using Vector = VectorType;
@@ -53,7 +60,6 @@ struct WinogradProduct {
     using Left = T;
     static constexpr int vectors = Tile<Vector>::vectors;
     static constexpr int left_planes = 1;  // as they are copied
-    static constexpr bool whole_tiles = false;
     static constexpr bool is_partial = true;
     static constexpr int64_t cache_bytes = 1 << 20;
 
@@ -94,6 +100,7 @@ class WinogradWindows {
     static constexpr int most_together = 4;
     static constexpr int most_rows = most_together * Tile<Vector>::rows;
     static constexpr bool joins_segments = true;
+    static constexpr bool can_pack_meanwhile = true;
 
     explicit WinogradWindows(const ConvolutionForward<T>& call)
         : call_(call),
@@ -111,9 +118,10 @@ class WinogradWindows {
         needs.together = together_;
         return stretch_rule<Product>(shape_, call_.lengths, needs, threads);
     }
-    // One sentence of 14 words takes a quarter more time so, 50 of reviews' lengths, 20 on average,
-    // 3 to 14 % less (from 16 windows on: 5 % more to 5 % less).
-    static bool pays_for(int64_t windows, int64_t) {
+    // A trade: fewer than 16 windows are slower so alone (a sentence of 14 words by a quarter), but
+    // 50 sentences of reviews' lengths, 20 words on average, are 3 to 14 % faster (with fewer than
+    // 16 windows left out, 5 % slower to 5 % faster). Rows apart are of tiles.
+    static bool pays_for(int64_t windows, int64_t /* rows_apart */) {
         constexpr int64_t least_windows = 8;
         return windows >= least_windows;
     }
@@ -129,9 +137,11 @@ class WinogradWindows {
         plane_ = checked_product({positions, plan_.pitch()});
     }
 
-    // Whether there is so little to multiply that weights, once packed, would not be read again.
+    // Whether there is so little to multiply that weights, once packed, would hardly be read again.
+    // Parts of several terms would be added up in another order, to other bits.
     bool packs_meanwhile() const {
-        return stretches_->count() == 1 && computed_rows() <= most_rows_meanwhile;
+        return stretches_->count() == 1 && computed_rows() <= most_rows_meanwhile &&
+               plan_.has_single_terms();
     }
 
     int64_t packed_elements() const { return layout_.elements(); }
@@ -141,7 +151,11 @@ class WinogradWindows {
         if (!packs_meanwhile()) return weights;
         return weights + plan_.filters() * plan_.parts() * computed_rows() / together_ * line;
     }
-    int64_t left_elements() const { return checked_product({plan_.plane_count(), plane_}); }
+    // The planes, and a vector for each position.
+    int64_t left_elements() const {
+        return checked_product({plan_.plane_count(), plane_}) +
+               plane_ / plan_.pitch() * Vector::width;
+    }
     int64_t computed_rows() const { return computed(stretches_->most_rows()); }
 
     // Some channels of all taps at a time, which stay in L1. Returns whether all numbers can be
@@ -175,7 +189,7 @@ class WinogradWindows {
         for (int64_t i = 0; i < plan_.filters() * filter_sums; ++i) {
             parts[i] = Vector::broadcast(0);
         }
-        const Left* first_of[most_rows_meanwhile] = {};
+        const Left* first_of[most_rows_meanwhile / 2] = {};
         for (int64_t m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, m * together_));
         }
@@ -218,9 +232,11 @@ class WinogradWindows {
             typename Product::Magnitude magnitude;
             copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0,
                                             numbers, plane_, magnitude);
-            judge_up_to_next<Vector>(call_, segment, positions.end, magnitude);
-            if (!magnitude.is_plain()) leave_out(left_out, segment.sample);
-            make_planes(numbers, positions.count());
+            auto* const largest = reinterpret_cast<Vector*>(scratch + plan_.plane_count() * plane_);
+            if (!magnitude.is_plain() || !planes_of(positions).are_alike(numbers, largest)) {
+                leave_out(left_out, segment.sample);
+            }
+            planes_of(positions).make(numbers);
             first += positions.count();
         }
         return {scratch, plan_.pitch(), {0, first}};
@@ -271,6 +287,10 @@ class WinogradWindows {
 
  private:
     static constexpr int64_t most_rows_meanwhile = 64;
+
+    WinogradPlanes<Vector> planes_of(Range positions) const {
+        return {plan_, positions.count(), plane_};
+    }
 
     // Windows, those included that fill up the last ones together.
     int64_t computed(int64_t windows) const {
@@ -407,35 +427,6 @@ class WinogradWindows {
                 }
             }
         });
-    }
-
-    // Position after position, each plane's as soon as what it is made from is there.
-    void make_planes(Left* numbers, int64_t positions) const {
-        const int64_t pitch = plan_.pitch();
-        WinogradPlan::Plane planes[WinogradPlan::most_planes];
-        const int count = plan_.plane_count();
-        for (int p = 1; p < count; ++p) planes[p] = plan_.plane(p);
-        for (int64_t now = 0; now < positions; ++now) {
-            for (int p = 1; p < count; ++p) {
-                const WinogradPlan::Plane& plane = planes[p];
-                const int64_t position = now - plane.lag;
-                if (position < 0 || position >= positions - plane.reach) continue;
-                if ((plane.wanted >> position % together_ & 1) == 0) continue;
-                const T* from = numbers + plane.from * plane_ + position * pitch;
-                const T* later = from + plane.shift * pitch;
-                T* target = numbers + p * plane_ + position * pitch;
-                const auto make = [&](auto&& made_of) {
-                    for (int64_t c = 0; c < pitch; c += Vector::width) {
-                        made_of(Vector::load(later + c), Vector::load(from + c)).store(target + c);
-                    }
-                };
-                if (plane.is_sum) {
-                    make([](Vector a, Vector b) { return a + b; });
-                } else {
-                    make([](Vector a, Vector b) { return a - b; });
-                }
-            }
-        }
     }
 
     const ConvolutionForward<T>& call_;

@@ -50,9 +50,9 @@ inline std::vector<Case> cases() {
         {shape_of(1, 900, 40, 9, 2, 1, 0, 1, 50, 1, A::relu), false, false},
         {shape_of(3, 75, 200, 40, 3, 1, 1, 1, 0, 0, A::relu), false, true},
         // windows multiplied together
-        {shape_of(2, 50, 96, 97, 2, 1, 0, 1, 0, 0, A::relu), false, false},
-        {shape_of(3, 70, 48, 49, 4, 1, 2, 1, 3, 3, A::relu), true, true},
-        {shape_of(1, 150, 49, 33, 5, 1, 1, 1, 5, 2, A::identity), false, false},
+        {shape_of(2, 50, 128, 129, 2, 1, 0, 1, 0, 0, A::relu), false, false},
+        {shape_of(3, 70, 64, 65, 4, 1, 2, 1, 3, 3, A::relu), true, true},
+        {shape_of(1, 150, 57, 65, 5, 1, 1, 1, 5, 2, A::identity), false, false},
         {shape_of(1, 99, 40, 64, 8, 1, 0, 1, 0, 0, A::identity), true, false},
     };
 }

@@ -29,12 +29,13 @@
 // tile of windows, from L2 too. Limit: the multiply-add rate.
 //
 // Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
-//   50 sentences of 56 words, C 300, F 100: k 3 1.21 to 1.30; 1.35, k 4 1.29; 1.37, k 5 1.34; 1.45
-//   one such sentence: k 3 1.06; 1.06, k 5 1.29; 1.04. 50 of 20 words: k 3 1.02 to 1.16; 1.17
-//   N 64, L 512, C 128, F 128: k 2 1.10; 1.18, k 3 1.30; 1.41
-//   N 16, L 1014, C 70, F 256, k 7 1.34; 1.47. N 32, L 512, C 300, F 256, k 3 1.45; 1.55
-// (one sentence with its weights packed first: k 3 1.00, k 5 1.22; planes of C numbers in place of
-// whole cache lines: 50 sentences k 5 1.23)
+//   50 sentences of 56 words, C 300, F 100: k 3 1.24; 1.38, k 4 1.28; 1.43, k 5 1.33; 1.47
+//   50 of 20 words, k 3: 1.17; 1.28. One of 56 words: k 3 0.90; 0.89, k 5 0.97; 0.93 (quiet caches;
+//   beside other work up to 1.12 and 1.29; with its weights packed first a tenth slower)
+//   N 64, L 512, C 128, F 128: k 2 1.08; 1.13, k 3 1.33; 1.45
+//   N 16, L 1014, C 70, F 256, k 7 1.37; 1.40. N 32, L 512, C 300, F 256, k 3 1.44; 1.53
+// (planes of C numbers in place of whole cache lines: 50 sentences, k 5, 7 % slower; judging
+// whether positions are alike takes 1 to 2 %)
 //
 // Tried without gain: three taps by twos of windows (N 64, L 512, C 128 8 % slower); fetching what
 // follows a stretch in memory while tiles are multiplied.

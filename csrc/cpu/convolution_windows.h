@@ -213,6 +213,7 @@ class ConvolutionWindows {
     }
     // Positions from a window to the next, where there is one.
     int64_t window_stride() const { return stretches_->most_rows() <= 1 ? 0 : shape_.stride; }
+
     // The positions that a segment's windows read, with zeros where they reach beyond the sample.
     void copy(const WindowSegment& segment, Left* target, uint8_t* left_out) const {
         const Range positions{window_start(shape_, segment.windows.begin),

@@ -1,7 +1,5 @@
 #include "winograd_plan.h"
 
-#include <algorithm>
-
 #include "../core/checked.h"
 #include "window_stretches.h"
 
@@ -74,8 +72,8 @@ bool WinogradPlan::pays_for(const ConvolutionShape& shape) {
     // Where windows lie between pools, which of them are multiplied, and so which numbers decide
     // how, would depend on how a sample is cut.
     if (shape.pool_stride > shape.pool_size) return false;
-    constexpr int64_t least = 16, most = 8192;
-    if (shape.channels < least || shape.channels > most || shape.filters < least) return false;
+    constexpr int64_t least = 16;
+    if (shape.channels < least || shape.filters < least) return false;
     const WinogradPlan plan(shape);
     // The planes of a thread, of a stretch as long as pools need.
     constexpr int64_t most_bytes = int64_t{32} << 20;

@@ -30,8 +30,8 @@
 //
 // Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
 //   50 sentences of 56 words, C 300, F 100: k 3 1.24; 1.38, k 4 1.28; 1.43, k 5 1.33; 1.47
-//   50 of 20 words, k 3: 1.17; 1.28. One of 56 words: k 3 0.90; 0.89, k 5 0.97; 0.93 (quiet caches;
-//   beside other work up to 1.12 and 1.29; with its weights packed first a tenth slower)
+//   50 of 20 words, k 3: 1.17; 1.28. One of 56 words: k 3 0.90; 0.89, k 5 0.97; 0.93 (in other
+//   runs up to 1.12 and 1.29; with its weights packed first a tenth slower)
 //   N 64, L 512, C 128, F 128: k 2 1.08; 1.13, k 3 1.33; 1.45
 //   N 16, L 1014, C 70, F 256, k 7 1.37; 1.40. N 32, L 512, C 300, F 256, k 3 1.44; 1.53
 // (planes of C numbers in place of whole cache lines: 50 sentences, k 5, 7 % slower; judging
@@ -43,7 +43,6 @@
 
 #include <cstdint>
 
-#include "../core/scratch.h"
 #include "convolution_input.h"
 #include "kernels.h"
 #include "product.h"
@@ -120,8 +119,8 @@ class WinogradWindows {
         return stretch_rule<Product>(shape_, call_.lengths, needs, threads);
     }
     // A trade: fewer than 16 windows are slower so alone (a sentence of 14 words by a quarter), but
-    // 50 sentences of reviews' lengths, 20 words on average, are 3 to 14 % faster (with fewer than
-    // 16 windows left out, 5 % slower to 5 % faster). Rows apart are of tiles.
+    // 50 sentences of reviews' lengths, 20 words on average, take 1 to 14 % less time (with fewer
+    // than 16 windows left out, 5 % more to 5 % less). Rows apart are of tiles.
     static bool pays_for(int64_t windows, int64_t /* rows_apart */) {
         constexpr int64_t least_windows = 8;
         return windows >= least_windows;
@@ -190,7 +189,7 @@ class WinogradWindows {
         for (int64_t i = 0; i < plan_.filters() * filter_sums; ++i) {
             parts[i] = Vector::broadcast(0);
         }
-        const Left* first_of[most_rows_meanwhile / 2] = {};
+        const Left* first_of[most_groups_meanwhile] = {};
         for (int64_t m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, m * together_));
         }
@@ -288,6 +287,7 @@ class WinogradWindows {
 
  private:
     static constexpr int64_t most_rows_meanwhile = 64;
+    static constexpr int64_t most_groups_meanwhile = most_rows_meanwhile / 2;  // of two windows
 
     WinogradPlanes<Vector> planes_of(Range positions) const {
         return {plan_, positions.count(), plane_};

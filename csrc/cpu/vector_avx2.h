@@ -141,6 +141,10 @@ struct Avx2Vector<float> {
     friend Avx2Vector absolute(Avx2Vector a) {
         return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.value)};
     }
+    friend Avx2Vector larger_magnitude(Avx2Vector a, Avx2Vector b) {
+        return {_mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(absolute(a).value),
+                                                     _mm256_castps_si256(absolute(b).value)))};
+    }
     friend Avx2Vector copy_sign(Avx2Vector magnitude, Avx2Vector sign) {
         const __m256 bit = _mm256_set1_ps(-0.0f);
         return {

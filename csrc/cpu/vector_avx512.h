@@ -177,6 +177,10 @@ struct Avx512Vector<float> {
         return {_mm512_mask_blend_ps(mask, no.value, yes.value)};
     }
     friend Avx512Vector absolute(Avx512Vector a) { return {_mm512_abs_ps(a.value)}; }
+    friend Avx512Vector larger_magnitude(Avx512Vector a, Avx512Vector b) {
+        return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(absolute(a).value),
+                                                     _mm512_castps_si512(absolute(b).value)))};
+    }
     friend Avx512Vector copy_sign(Avx512Vector magnitude, Avx512Vector sign) {
         const __m512 bit = _mm512_set1_ps(-0.0f);
         return {

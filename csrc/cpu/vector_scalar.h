@@ -100,6 +100,11 @@ struct ScalarVector {
         return mask ? yes : no;
     }
     friend ScalarVector absolute(ScalarVector a) { return {std::fabs(a.value)}; }
+    // Of float32 alone: |a| or |b|, whichever is larger; NaN is larger than all numbers.
+    friend ScalarVector larger_magnitude(ScalarVector a, ScalarVector b) {
+        const ScalarVector of_a = absolute(a), of_b = absolute(b);
+        return of_a.value > of_b.value || has_nan(of_a) ? of_a : of_b;
+    }
     friend ScalarVector copy_sign(ScalarVector magnitude, ScalarVector sign) {
         return {std::copysign(magnitude.value, sign.value)};
     }

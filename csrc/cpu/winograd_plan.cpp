@@ -118,6 +118,7 @@ bool WinogradPlan::has_single_terms() const {
     }
     return true;
 }
+bool WinogradPlan::reads_numbers() const { return scheme_ != Scheme::four_of_three_taps; }
 int64_t WinogradPlan::taps() const { return taps_; }
 int64_t WinogradPlan::channels() const { return channels_; }
 int64_t WinogradPlan::depth() const { return checked_product({term_count(), channels_}); }

@@ -102,6 +102,8 @@ class WinogradPlan {
     const Term& term(int index) const;  // filter after filter
     // Whether each part is the sum of one term.
     bool has_single_terms() const;
+    // Whether plane 0 is multiplied too, or others are made from it.
+    bool reads_numbers() const;
     int64_t taps() const;
     int64_t channels() const;
     // Depths of a packed panel: the channels of term after term.

@@ -8,9 +8,23 @@
 #include <limits>
 
 #include "../core/range.h"
+#include "product.h"
 #include "winograd_plan.h"
 
 namespace seqkernels {
+
+template <class Vector>
+inline bool has_any(typename Vector::Mask mask) {
+    const auto not_a_number = std::numeric_limits<typename Vector::Element>::quiet_NaN();
+    return has_nan(select(mask, Vector::broadcast(not_a_number), Vector::broadcast(0)));
+}
+
+// Whether magnitudes are below 2^50, of which sums and differences are finite.
+template <class Vector>
+inline bool are_plain(Vector magnitudes) {
+    const Vector least = Vector::broadcast(static_cast<typename Vector::Element>(0x1p50));
+    return !has_nan(magnitudes) && !has_any<Vector>(at_most(least, magnitudes));
+}
 
 template <class Vector>
 class WinogradPlanes {
@@ -27,15 +41,19 @@ class WinogradPlanes {
           pitch_(plan.pitch()),
           together_(plan.together()) {}
 
-    // Whether no group of windows reads a position whose largest number is more than 64 times that
-    // of another which is not all zeros: windows would lose digits beside numbers that they do not
-    // read. largest: scratch, a vector for each position.
-    bool are_alike(const T* numbers, Vector* largest) const {
+    // Whether all numbers are plain, and no group of windows reads a position whose largest number
+    // is more than 64 times that of another which is not all zeros: windows would lose digits
+    // beside numbers that they do not read.
+    //   row(i): the channels of position i
+    //   largest: scratch, a vector for each position
+    template <class RowOf>
+    bool are_alike(const RowOf& row, Vector* largest) const {
         Vector of_all = Vector::broadcast(0);
         for (int64_t position = 0; position < positions_; ++position) {
-            largest[position] = largest_of(numbers + position * pitch_);
-            of_all = maximum(largest[position], of_all);
+            largest[position] = largest_of(row(position));
+            of_all = larger_magnitude(largest[position], of_all);
         }
+        if (!are_plain(of_all)) return false;
         if (!has_small({0, positions_}, largest, largest_lane(of_all))) return true;
         const int64_t reach = together_ + plan_.taps() - 1;
         for (int64_t group = 0; group + reach <= positions_; group += together_) {
@@ -48,8 +66,20 @@ class WinogradPlanes {
         return true;
     }
 
+    // The planes that are read, from rows as above. numbers: plane 0, which holds the rows, unless
+    // none but the others are read; the others follow.
+    template <class RowOf>
+    void make(const RowOf& row, T* numbers) const {
+        if (plan_.reads_numbers()) {
+            make_from_plane(numbers);
+        } else {
+            make_four_of_three_taps(row, numbers);
+        }
+    }
+
+ private:
     // Position after position, each plane's as soon as what it is made from is there.
-    void make(T* numbers) const {
+    void make_from_plane(T* numbers) const {
         WinogradPlan::Plane planes[WinogradPlan::most_planes];
         const int count = plan_.plane_count();
         for (int p = 1; p < count; ++p) planes[p] = plan_.plane(p);
@@ -58,7 +88,7 @@ class WinogradPlanes {
                 const WinogradPlan::Plane& plane = planes[p];
                 const int64_t position = now - plane.lag;
                 if (position < 0 || position >= positions_ - plane.reach) continue;
-                if ((plane.wanted >> position % together_ & 1) == 0) continue;
+                if ((plane.wanted >> (position & (together_ - 1)) & 1) == 0) continue;
                 const T* from = numbers + plane.from * plane_numbers_ + position * pitch_;
                 const T* later = from + plane.shift * pitch_;
                 T* target = numbers + p * plane_numbers_ + position * pitch_;
@@ -76,23 +106,56 @@ class WinogradPlanes {
         }
     }
 
- private:
+    // Group after group, each number once, without those that others are made from.
+    template <class RowOf>
+    void make_four_of_three_taps(const RowOf& row, T* numbers) const {
+        using Plan = WinogradPlan;
+        const int64_t reach = together_ + plan_.taps() - 1;
+        for (int64_t group = 0; group + reach <= positions_; group += together_) {
+            const auto target_of = [&](int part) {
+                const Plan::Term& term = plan_.term(part);  // each part has one
+                return numbers + term.plane * plane_numbers_ + (group + term.position) * pitch_;
+            };
+            T *const a = target_of(Plan::a), *const b = target_of(Plan::b),
+                     *const c = target_of(Plan::c), *const d = target_of(Plan::d),
+                     *const e = target_of(Plan::e), *const first = target_of(Plan::first_of_four),
+                     *const last = target_of(Plan::last_of_four);
+            const T *const row0 = row(group), *const row1 = row(group + 1),
+                           *const row2 = row(group + 2), *const row3 = row(group + 3),
+                           *const row4 = row(group + 4), *const row5 = row(group + 5);
+            const auto make = [=](int64_t i, int64_t count) __attribute__((always_inline)) {
+                const auto load = [=](const T* from) {
+                    return load_up_to<Vector>(from + i, count);
+                };
+                const Vector x1 = load(row1), x2 = load(row2), x3 = load(row3), x4 = load(row4);
+                const Vector odd_sum = x3 + x1, even_sum = x4 + x2;
+                const Vector odd_difference = x3 - x1, even_difference = x4 - x2;
+                (even_sum + odd_sum).store(a + i);
+                (even_sum - odd_sum).store(b + i);
+                (even_difference + odd_difference).store(c + i);
+                (even_difference - odd_difference).store(d + i);
+                odd_difference.store(e + i);
+                (x4 - load(row0)).store(first + i);
+                (load(row5) - x1).store(last + i);
+            };
+            const int64_t whole = channels_ / Vector::width * Vector::width;
+            for (int64_t i = 0; i < whole; i += Vector::width) make(i, Vector::width);
+            if (whole < channels_) make(whole, channels_ - whole);
+        }
+    }
+
     // Whether a position's numbers are all below a 64th of `most`, and not all zeros.
     static bool has_small(Range positions, const Vector* largest, T most) {
         const Vector least = Vector::broadcast(most * static_cast<T>(0x1p-6));
         const Vector zero = Vector::broadcast(0);
         for (int64_t position = positions.begin; position < positions.end; ++position) {
             const Vector of_position = largest[position];
-            if (!has_any(at_most(least, of_position)) && has_any(exceeds(of_position, zero))) {
+            if (!has_any<Vector>(at_most(least, of_position)) &&
+                has_any<Vector>(exceeds(of_position, zero))) {
                 return true;
             }
         }
         return false;
-    }
-
-    static bool has_any(typename Vector::Mask mask) {
-        const T not_a_number = std::numeric_limits<T>::quiet_NaN();
-        return has_nan(select(mask, Vector::broadcast(not_a_number), Vector::broadcast(0)));
     }
 
     // The magnitudes of a position's numbers, the largest of each lane.
@@ -104,13 +167,15 @@ class WinogradPlanes {
         for (; c + at_once * Vector::width <= channels_; c += at_once * Vector::width) {
             for (int i = 0; i < at_once; ++i) {
                 const Vector some = Vector::load(numbers + c + i * Vector::width);
-                largest[i] = maximum(absolute(some), largest[i]);
+                largest[i] = larger_magnitude(some, largest[i]);
             }
         }
         for (; c < channels_; c += Vector::width) {
-            largest[0] = maximum(absolute(Vector::load(numbers + c)), largest[0]);
+            largest[0] =
+                larger_magnitude(load_up_to<Vector>(numbers + c, channels_ - c), largest[0]);
         }
-        return maximum(maximum(largest[0], largest[1]), maximum(largest[2], largest[3]));
+        return larger_magnitude(larger_magnitude(largest[0], largest[1]),
+                                larger_magnitude(largest[2], largest[3]));
     }
 
     static T largest_lane(Vector vector) {

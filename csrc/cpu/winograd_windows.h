@@ -65,26 +65,14 @@ struct WinogradProduct {
 
     struct Session {};
 
-    // Numbers of 2^50 and more, Inf and NaN leave NaN in a lane.
-    class Magnitude {
-     public:
-        void take(Vector numbers) {
-            const Vector infinite_if_large = numbers * Vector::broadcast(static_cast<T>(0x1p78));
-            marks_ = multiply_add(infinite_if_large, Vector::broadcast(0), marks_);
-        }
-        bool is_plain() const { return !has_nan(marks_); }
-
-     private:
-        Vector marks_ = Vector::broadcast(0);
-    };
+    // Numbers are judged when they are there.
+    struct Magnitude {};
 
     template <class Number>
     static void store_left(const Number* numbers, int64_t count, int64_t room, Left* target,
-                           int64_t, Magnitude& magnitude) {
+                           int64_t, Magnitude&) {
         for (int64_t i = 0; i < count; i += Vector::width) {
-            const Vector some = load_up_to<Vector>(numbers + i, count - i);
-            magnitude.take(some);
-            store_up_to(some, target + i, room - i);
+            store_up_to(load_up_to<Vector>(numbers + i, count - i), target + i, room - i);
         }
     }
 };
@@ -107,7 +95,11 @@ class WinogradWindows {
           shape_(call.shape),
           plan_(shape_),
           layout_{shape_.filters, plan_.depth(), Product::vectors, 1},
-          together_(plan_.together()) {}
+          together_(plan_.together()),
+          direct_(!plan_.reads_numbers() && is_read_in_place<T>(shape_, call.input)),
+          zeros_(direct_ ? shape_.channels : 0) {
+        for (int64_t c = 0; direct_ && c < shape_.channels; ++c) zeros_.data()[c] = 0;
+    }
 
     const PanelLayout<Vector>& layout() const { return layout_; }
 
@@ -229,14 +221,28 @@ class WinogradWindows {
             const int64_t rows = computed(segment.windows.count());
             const Range positions{start, start + rows + shape_.reach() - 1};
             Left* const numbers = scratch + first * plan_.pitch();
-            typename Product::Magnitude magnitude;
-            copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0,
-                                            numbers, plane_, magnitude);
-            auto* const largest = reinterpret_cast<Vector*>(scratch + plan_.plane_count() * plane_);
-            if (!magnitude.is_plain() || !planes_of(positions).are_alike(numbers, largest)) {
-                leave_out(left_out, segment.sample);
+            const auto make = [&](const auto& row) {
+                const WinogradPlanes<Vector> planes(plan_, positions.count(), plane_);
+                auto* const largest =
+                    reinterpret_cast<Vector*>(scratch + plan_.plane_count() * plane_);
+                if (!planes.are_alike(row, largest)) leave_out(left_out, segment.sample);
+                planes.make(row, numbers);
+            };
+            if (direct_) {
+                const int64_t length = sample_length(shape_, call_.lengths, segment.sample);
+                const T* const sample = static_cast<const T*>(call_.input.numbers.data) +
+                                        segment.sample * call_.input.stride_batch;
+                make([&](int64_t place) {
+                    const int64_t position = start + place;
+                    const bool is_real = position >= 0 && position < length;
+                    return is_real ? sample + position * call_.input.stride_length : zeros_.data();
+                });
+            } else {
+                typename Product::Magnitude magnitude;
+                copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0,
+                                                numbers, plane_, magnitude);
+                make([&](int64_t place) { return numbers + place * plan_.pitch(); });
             }
-            planes_of(positions).make(numbers);
             first += positions.count();
         }
         return {scratch, plan_.pitch(), {0, first}};
@@ -288,10 +294,6 @@ class WinogradWindows {
  private:
     static constexpr int64_t most_rows_meanwhile = 64;
     static constexpr int64_t most_groups_meanwhile = most_rows_meanwhile / 2;  // of two windows
-
-    WinogradPlanes<Vector> planes_of(Range positions) const {
-        return {plan_, positions.count(), plane_};
-    }
 
     // Windows, those included that fill up the last ones together.
     int64_t computed(int64_t windows) const {
@@ -351,7 +353,6 @@ class WinogradWindows {
     bool pack_panel_of(int64_t panel, T* scratch, PlaceOf&& place, Done&& done) const {
         constexpr int64_t line = units * Vector::width;
         const int64_t taps = plan_.taps();
-        typename Product::Magnitude magnitude;
         Vector largest[units];
         for (Vector& of_unit : largest) of_unit = Vector::broadcast(0);
         for (int64_t begin = 0; begin < shape_.channels; begin += packed_channels) {
@@ -360,10 +361,8 @@ class WinogradWindows {
             const int64_t rows = channels.count() * taps;
             for (int64_t row = 0; row < rows; ++row) {
                 for (int unit = 0; unit < units; ++unit) {
-                    const Vector weights =
-                        Vector::load(scratch + row * line + unit * Vector::width);
-                    magnitude.take(weights);
-                    largest[unit] = maximum(absolute(weights), largest[unit]);
+                    largest[unit] = larger_magnitude(
+                        Vector::load(scratch + row * line + unit * Vector::width), largest[unit]);
                 }
             }
             for (int t = 0; t < plan_.term_count(); ++t) {
@@ -372,9 +371,11 @@ class WinogradWindows {
                 done(t, channels);
             }
         }
-        bool are_tiny = false;
-        for (const Vector& of_unit : largest) are_tiny = are_tiny || has_tiny(of_unit);
-        return magnitude.is_plain() && !are_tiny;
+        bool can_be_multiplied = true;
+        for (const Vector& of_unit : largest) {
+            can_be_multiplied = can_be_multiplied && are_plain(of_unit) && !has_tiny(of_unit);
+        }
+        return can_be_multiplied;
     }
 
     // Whether a filter has nothing but such small weights that a quarter of one could lose digits.
@@ -435,6 +436,8 @@ class WinogradWindows {
     const WinogradPlan plan_;
     const PanelLayout<Vector> layout_;
     const int64_t together_;
+    const bool direct_;       // planes are made from the input where it lies
+    const Scratch<T> zeros_;  // C, read in place of padding
     const WindowStretches* stretches_ = nullptr;
     int64_t plane_ = 0;  // numbers of one
 };

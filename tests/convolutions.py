@@ -73,6 +73,7 @@ CASES = {
     "together, 7 taps": ((2, 33, 80, 70, 7), {"pool_size": 4, "pool_stride": 3}),
     "together, 8 taps": ((1, 40, 300, 40, 8), {"padding": 9, "activation": "relu"}),
     "together, 11 taps": ((2, 40, 39, 33, 11), {}),
+    "together, 4 filters beyond vectors": ((2, 130, 35, 36, 5), {"padding": 1}),
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }
 LAYOUTS = [False, True]  # channels_last

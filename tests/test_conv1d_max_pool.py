@@ -32,6 +32,9 @@ TOGETHER = [
     (6, 128, 70, 128, 2),
     (6, 57, 70, 65, 7),
     (6, 49, 70, 49, 8),
+    # Four filters or fewer beyond whole vectors, which are multiplied apart from those.
+    (6, 129, 70, 36, 3),
+    (6, 128, 70, 66, 7),
 ]
 
 
@@ -247,9 +250,10 @@ def test_numbers_that_cannot_be_multiplied_together(isa, sizes, special, keyword
         output = functional.conv1d_max_pool(**converted(arguments, torch.float32))
         spoilt = arguments["input"].ne(tensors(sizes)["input"]).any(2).any(1)
         assert torch.equal(output[~spoilt], plain[~spoilt])
-    weight = tensors(sizes)
-    weight["weight"][7, 5, 1] = special
-    assert_right(weight | keywords, torch.float32)
+    for filter in (7, -1):
+        weight = tensors(sizes)
+        weight["weight"][filter, 5, 1] = special
+        assert_right(weight | keywords, torch.float32)
 
 
 @pytest.mark.parametrize("sizes", TOGETHER, ids=str)
@@ -275,12 +279,13 @@ def test_windows_keep_their_digits_beside_large_numbers(isa, sizes, outlier, poo
 
 @pytest.mark.parametrize("sizes", TOGETHER, ids=str)
 @pytest.mark.parametrize("scale", [2.0**-140, 2.0**-101, 2.0**-90, 2.0**45, 2.0**51])
-def test_filters_of_extreme_scale_among_others(isa, sizes, scale):
+@pytest.mark.parametrize("filter", [5, -1])
+def test_filters_of_extreme_scale_among_others(isa, sizes, scale, filter):
     arguments = tensors(sizes) | {"bias": None}
-    arguments["weight"][5] *= scale
+    arguments["weight"][filter] *= scale
     arguments["weight"] = arguments["weight"].float().double()
     assert_right(arguments, torch.float32)
-    only = arguments | {"weight": arguments["weight"][5:6].expand(64, -1, -1)}
+    only = arguments | {"weight": arguments["weight"][[filter]].expand(64, -1, -1)}
     assert_right(only, torch.float32)
 
 

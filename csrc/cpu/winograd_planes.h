@@ -26,6 +26,22 @@ inline bool are_plain(Vector magnitudes) {
     return !has_nan(magnitudes) && !has_any<Vector>(at_most(least, magnitudes));
 }
 
+// Whether a filter, given its largest weight, has nothing but such small ones that a quarter of one
+// could lose digits.
+template <class T>
+inline bool is_tiny(T largest) {
+    return largest > 0 && largest < static_cast<T>(0x1p-100);
+}
+
+template <class Vector>
+inline typename Vector::Element largest_lane(Vector vector) {
+    typename Vector::Element lanes[Vector::width];
+    vector.store(lanes);
+    auto most = lanes[0];
+    for (const auto lane : lanes) most = lane > most ? lane : most;
+    return most;
+}
+
 template <class Vector>
 class WinogradPlanes {
     using T = typename Vector::Element;
@@ -176,14 +192,6 @@ class WinogradPlanes {
         }
         return larger_magnitude(larger_magnitude(largest[0], largest[1]),
                                 larger_magnitude(largest[2], largest[3]));
-    }
-
-    static T largest_lane(Vector vector) {
-        T lanes[Vector::width];
-        vector.store(lanes);
-        T most = lanes[0];
-        for (const T lane : lanes) most = lane > most ? lane : most;
-        return most;
     }
 
     const WinogradPlan& plan_;

@@ -74,6 +74,13 @@ CASES = {
     "together, 8 taps": ((1, 40, 300, 40, 8), {"padding": 9, "activation": "relu"}),
     "together, 11 taps": ((2, 40, 39, 33, 11), {}),
     "together, 4 filters beyond vectors": ((2, 130, 35, 36, 5), {"padding": 1}),
+    # So are those of small pools in the gradients.
+    "pools of 1, together": ((2, 64, 41, 65, 3), {"pool_size": 1, "activation": "sigmoid"}),
+    "pools of 2, 2 taps": ((2, 128, 33, 128, 2), {"pool_size": 2, "activation": "relu"}),
+    "pools of 2, 3 taps": ((3, 65, 70, 64, 3), {"pool_size": 2, "padding": 1}),
+    "pools of 2, 5 taps": ((2, 64, 147, 65, 5), {"pool_size": 2, "padding": "same"}),
+    "pools of 3, 2 apart": ((2, 64, 61, 66, 7), {"pool_size": 3, "pool_stride": 2, "padding": 6}),
+    "pools of 2, padding beyond kernel": ((2, 64, 30, 64, 3), {"pool_size": 2, "padding": 4}),
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }
 LAYOUTS = [False, True]  # channels_last

@@ -17,6 +17,7 @@ from convolutions import (
     LAYOUTS,
     WIDTHS,
     assert_right_gradients,
+    by_torch,
     converted,
     convolutions,
     gradients,
@@ -25,7 +26,7 @@ from convolutions import (
     quarters,
     tensors,
 )
-from seqkernels import functional
+from seqkernels import functional, reference
 
 POOLINGS = [{}, {"pool_size": 3, "pool_stride": 2}]
 
@@ -188,6 +189,153 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
         mine, beyond = together[sample : sample + 1].tensor_split([length], dim=time)
         assert torch.equal(mine, alone), f"sample {sample}"
         assert not beyond.any()
+
+
+# Convolutions whose gradients are made of neighbouring windows together, in fours and twos.
+TOGETHER = [
+    ((5, 64, 70, 65, 3), {"pool_size": 1}),
+    ((5, 65, 71, 64, 3), {"pool_size": 2, "padding": 1}),
+    ((5, 64, 70, 65, 5), {"pool_size": 3, "pool_stride": 2}),
+    ((5, 128, 70, 128, 2), {"pool_size": 1}),
+]
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+def test_lengths_of_windows_together(kernels, sizes, keywords, channels_last):
+    lengths = torch.tensor([70, 28, 0, 31, 5])
+    beyond = torch.arange(sizes[2]) >= lengths[:, None, None]
+    arguments = tensors(sizes) | keywords | {"lengths": lengths}
+    assert_right_gradients(laid_out(arguments, channels_last), torch.float32)
+    single = converted(laid_out(arguments, channels_last), torch.float32)
+    mask = beyond.transpose(1, 2) if channels_last else beyond
+    spoilt = single | {"input": single["input"].masked_fill(mask, torch.nan)}
+    found = gradients(functional.conv1d_max_pool, single)
+    assert all(map(torch.equal, found, gradients(functional.conv1d_max_pool, spoilt)))
+    assert not found[0][mask.expand_as(found[0])].any()
+    cotangent = quarters(*functional.conv1d_max_pool(**single).shape, seed=4)
+    for sample in range(sizes[0]):
+        only = slice(sample, sample + 1)
+        alone = single | {"input": single["input"][only], "lengths": lengths[only]}
+        own = gradients(functional.conv1d_max_pool, alone, cotangent[only])
+        assert torch.equal(own[0], found[0][only]), f"sample {sample}"
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+def test_windows_without_gradient_give_none(kernels, sizes, keywords):
+    arguments = converted(tensors(sizes) | keywords, torch.float32)
+    cotangent = torch.zeros_like(functional.conv1d_max_pool(**arguments))
+    cotangent[1, :, 11] = normal(sizes[3], seed=9)
+    cotangent[3, 7, 20] = 1
+    input, weight, _ = gradients(functional.conv1d_max_pool, arguments, cotangent)
+    exact = converted(arguments, torch.float64)
+    expected = gradients(functional.conv1d_max_pool, exact, cotangent)
+    assert torch.equal(input.eq(0).all(1), expected[0].eq(0).all(1))
+    torch.testing.assert_close(input.double(), expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(weight.double(), expected[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, 2.0**60, -(2.0**100)])
+def test_gradients_beside_numbers_that_cannot_be_multiplied_together(isa, sizes, keywords, special):
+    """They reach what their windows do, and no other number."""
+    plain = converted(tensors(sizes) | keywords, torch.float32)
+    output = functional.conv1d_max_pool(**plain)
+    cotangent = quarters(*output.shape, seed=4)
+    expected = gradients(functional.conv1d_max_pool, plain, cotangent)
+
+    spoilt = cotangent.clone()
+    spoilt[2, 7, 11] = special
+    input, weight, bias = gradients(functional.conv1d_max_pool, plain, spoilt)
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(input[others], expected[0][others])
+    reached = (input[2] - expected[0][2]).abs().nan_to_num(1e9).gt(1).any(0)
+    assert 1 <= reached.sum() <= sizes[-1]
+    untouched = torch.arange(sizes[3]) != 7
+    torch.testing.assert_close(weight[untouched], expected[1][untouched], rtol=0, atol=1e-4)
+    torch.testing.assert_close(bias[untouched], expected[2][untouched])
+
+    for name, place in (("input", (2, 3, 40)), ("weight", (7, 5, 1))):
+        arguments = dict(plain)
+        arguments[name] = arguments[name].clone()
+        arguments[name][place] = special
+        exact = converted(arguments, torch.float64)
+        found = gradients(functional.conv1d_max_pool, arguments, cotangent)
+        wanted = gradients(functional.conv1d_max_pool, exact, cotangent)
+        torchs = gradients(by_torch, arguments, cotangent)
+        for ours, others, right in zip(found[:2], torchs[:2], wanted[:2], strict=True):
+            small = right.abs() < 2.0**40
+            assert torch.equal(ours.abs() < 2.0**40, small)
+            errors = [(g[small] - right[small]).abs().max() for g in (ours, others)]
+            # Dense gradients, as torch's, are NaN where an infinity was not read too.
+            assert errors[0] <= (max(1e-4, 4 * errors[1]) if errors[1].isfinite() else 1e-4)
+
+
+def largest_errors(found, torchs, exact, where) -> list[Tensor]:
+    return [(gradient[where] - exact[where]).abs().max() for gradient in (found, torchs)]
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e9])
+def test_gradients_keep_their_digits_beside_large_inputs(isa, sizes, keywords, outlier):
+    """Those that no window with the number reaches are as right as without it."""
+    arguments = tensors(sizes) | keywords
+    arguments["input"][1, 3, 40] = outlier
+    arguments["weight"][:, 3] = -arguments["weight"][:, 3].abs()
+    single = converted(arguments, torch.float32)
+    found, torchs = (gradients(run, single) for run in (functional.conv1d_max_pool, by_torch))
+    exact = gradients(functional.conv1d_max_pool, converted(single, torch.float64))
+    for of_found, of_torch, right in zip(found[:2], torchs[:2], exact[:2], strict=True):
+        ours, others = largest_errors(of_found, of_torch, right, right.abs() < outlier / 10)
+        # As far as numbers 64 times as large may take one.
+        assert ours <= (64 if outlier < 1e3 else 4) * others
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e9])
+def test_gradients_keep_their_digits_beside_large_gradients(isa, sizes, keywords, outlier):
+    """Those of inputs do, where none of their windows has one."""
+    single = converted(tensors(sizes) | keywords, torch.float32)
+    cotangent = normal(*functional.conv1d_max_pool(**single).shape, seed=4).float()
+    cotangent[2, :, 11] *= outlier
+    exact = gradients(functional.conv1d_max_pool, converted(single, torch.float64), cotangent)
+    found = gradients(functional.conv1d_max_pool, single, cotangent)
+    torchs = gradients(by_torch, single, cotangent)
+    where = torch.ones_like(exact[0], dtype=torch.bool)
+    position = 11 * keywords.get("pool_stride", keywords["pool_size"])
+    where[2, :, (torch.arange(sizes[2]) - position).abs() <= 2 * sizes[-1]] = False
+    for index, of in enumerate((where, ...)):
+        ours, others = largest_errors(found[index], torchs[index], exact[index], of)
+        assert ours <= 4 * others
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+def test_gradients_of_what_needs_no_rounding_are_exact(kernels, sizes, keywords):
+    arguments = tensors(sizes, quarters) | keywords
+    exact = gradients(reference.conv1d_max_pool, arguments)
+    found = gradients(functional.conv1d_max_pool, converted(arguments, torch.float32))
+    assert all(torch.equal(a.double(), b) for a, b in zip(found, exact, strict=True))
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+def test_threads_and_strides_change_no_bit_of_windows_together(
+    kernels, set_threads, sizes, keywords
+):
+    batch, channels, length, filters, taps = sizes
+    arguments = tensors((3 * batch, channels, 5 * length, filters, taps)) | keywords
+    arguments = converted(arguments, torch.float32)
+    expected = None
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        found = gradients(functional.conv1d_max_pool, arguments)
+        expected = expected or found
+        assert all(map(torch.equal, found, expected)), f"{threads} threads"
+    input, weight = arguments["input"], arguments["weight"]
+    views = arguments | {
+        "input": input.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        "weight": weight.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+    }
+    assert all(map(torch.equal, gradients(functional.conv1d_max_pool, views), expected))
 
 
 @given(convolutions(), st.booleans(), st.integers(2, 5))

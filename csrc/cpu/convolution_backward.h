@@ -37,6 +37,8 @@
 #include "convolution_weight_gradient.h"
 #include "product.h"
 #include "winner_gradients.h"
+#include "winograd_input_gradient.h"
+#include "winograd_weight_gradient.h"
 
 namespace seqkernels {
 
@@ -48,6 +50,23 @@ using ByWinners =
     ConvolutionBackwardKernel<Vector, Number, ConvolutionInputGradient<Vector, Number>,
                               ConvolutionWeightGradient<Vector, Number>>;
 
+// A call of some of the samples; grad_weight and grad_bias are of them alone.
+template <class Number>
+inline ConvolutionBackward<Number> of_samples(const ConvolutionBackward<Number>& call,
+                                              Range samples) {
+    const ConvolutionShape& shape = call.shape;
+    const int64_t first = samples.begin;
+    ConvolutionBackward<Number> part = call;
+    part.shape.batch = samples.count();
+    part.input.numbers = call.input.numbers.from(first * call.input.stride_batch);
+    if (call.lengths != nullptr) part.lengths += first;
+    part.grad_output += first * call.grad_output_stride_batch;
+    part.output += first * call.output_stride_batch;
+    part.argmax += first * shape.pooled * shape.filters;
+    if (call.grad_input != nullptr) part.grad_input += first * shape.length * shape.channels;
+    return part;
+}
+
 template <class Vector, class Number, class InputGradient, class WeightGradient>
 class ConvolutionBackwardKernel {
     using T = typename Vector::Element;
@@ -57,6 +76,7 @@ class ConvolutionBackwardKernel {
         : call_(arguments), shape_(arguments.shape) {}
 
     void run(int threads) {
+        if (!call_.grad_input && !call_.grad_weight && !call_.grad_bias) return;
         const int64_t of_sample = checked_product({shape_.pooled, shape_.filters});
         const bool wants_bias = call_.grad_bias != nullptr;
         const Scratch<T> gradients(
@@ -86,7 +106,9 @@ class ConvolutionBackwardKernel {
             weight.run(thread, granted, barrier);
         });
         input.for_each_left_out([&](Range samples) {
-            const ConvolutionBackward<Number> part = input_gradient_of(samples);
+            ConvolutionBackward<Number> part = of_samples(call_, samples);
+            part.grad_weight = nullptr;
+            part.grad_bias = nullptr;
             ByWinners<Vector, Number>(part).run(threads);
         });
         if (weight.is_left_out()) {
@@ -98,22 +120,6 @@ class ConvolutionBackwardKernel {
     }
 
  private:
-    // The input's gradient of some samples.
-    ConvolutionBackward<Number> input_gradient_of(Range samples) const {
-        const int64_t first = samples.begin;
-        ConvolutionBackward<Number> part = call_;
-        part.shape.batch = samples.end - first;
-        part.input.numbers = call_.input.numbers.from(first * call_.input.stride_batch);
-        if (call_.lengths != nullptr) part.lengths += first;
-        part.grad_output += first * call_.grad_output_stride_batch;
-        part.output += first * call_.output_stride_batch;
-        part.argmax += first * shape_.pooled * shape_.filters;
-        part.grad_input += first * shape_.length * shape_.channels;
-        part.grad_weight = nullptr;
-        part.grad_bias = nullptr;
-        return part;
-    }
-
     // Sums of a sample's g.
     void sum_pools(const T* gradients, T* sums) const {
         for (int64_t f = 0; f < shape_.filters; ++f) sums[f] = 0;
@@ -137,13 +143,48 @@ class ConvolutionBackwardKernel {
     const ConvolutionShape& shape_;
 };
 
+// The gradients of small pools as dense products of windows together, where they are faster so than
+// winner by winner; returns the call that is left.
+template <class Vector>
+ConvolutionBackward<float> gradients_together(const ConvolutionBackward<float>& arguments,
+                                              int threads) {
+    using InputGradient = WinogradInputGradient<Vector>;
+    using WeightGradient = WinogradWeightGradient<Vector>;
+    ConvolutionBackward<float> left = arguments;
+    if (left.grad_input != nullptr && InputGradient::pays_for(arguments.shape) &&
+        InputGradient(arguments).run(threads)) {
+        left.grad_input = nullptr;
+    }
+    if (left.grad_weight == nullptr || !WeightGradient::pays_for(arguments.shape)) return left;
+    const WeightGradient weight(arguments, threads);
+    if (!weight.run(threads)) return left;
+    const ConvolutionShape& shape = arguments.shape;
+    const int64_t numbers = shape.filters * shape.channels * shape.kernel_size;
+    weight.for_each_left_out([&](Range samples) {
+        const Scratch<float> gradient(numbers);
+        ConvolutionBackward<float> part = of_samples(arguments, samples);
+        part.grad_input = nullptr;
+        part.grad_weight = gradient.data();
+        part.grad_bias = nullptr;
+        ByWinners<Vector, float>(part).run(threads);
+        for (int64_t i = 0; i < numbers; ++i) arguments.grad_weight[i] += gradient.data()[i];
+    });
+    left.grad_weight = nullptr;
+    return left;
+}
+
 template <class Vector, class Number = typename Vector::Element>
 void convolution_backward(const ConvolutionBackward<Number>& arguments, int threads) {
-    if (arguments.shape.pool_size > 0) return ByWinners<Vector, Number>(arguments).run(threads);
-    using OverTime =
-        ConvolutionBackwardKernel<Vector, Number, OverTimeInputGradient<Vector, Number>,
-                                  ConvolutionWeightGradient<Vector, Number>>;
-    OverTime(arguments).run(threads);
+    if (arguments.shape.pool_size == 0) {
+        using OverTime =
+            ConvolutionBackwardKernel<Vector, Number, OverTimeInputGradient<Vector, Number>,
+                                      ConvolutionWeightGradient<Vector, Number>>;
+        OverTime(arguments).run(threads);
+    } else if constexpr (std::is_same_v<Number, float>) {
+        ByWinners<Vector, Number>(gradients_together<Vector>(arguments, threads)).run(threads);
+    } else {
+        ByWinners<Vector, Number>(arguments).run(threads);
+    }
 }
 
 }  // namespace seqkernels

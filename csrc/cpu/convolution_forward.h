@@ -63,7 +63,13 @@ class ConvolutionForwardKernel {
           pooled_(arguments) {}
 
     void run(int threads) {
-        if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return;
+        if (!run_if_plain(threads)) by_vectors(nullptr, threads);
+    }
+
+    // The same, but returns false, with nothing of use computed, where there are weights that
+    // cannot be multiplied so.
+    bool run_if_plain(int threads) {
+        if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return true;
         const StretchRule rule = windows_.rule(threads);
         const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
         const Scratch<uint8_t> wanted(Product::is_partial ? shape_.batch : 0);
@@ -73,17 +79,17 @@ class ConvolutionForwardKernel {
                                         Product::is_partial ? wanted.data() : marks_);
         stretches_ = &stretches;
         windows_.take(stretches);
-        bool is_done = true;
-        if (stretches.count() > 0) {
-            is_done = compute(threads);
-        } else {
+        if (stretches.count() == 0) {
             pooled_.clear_missing({0, shape_.batch});
+        } else if (!compute(threads)) {
+            return false;
         }
         if constexpr (Product::is_partial) {
             bool some = false;
             for (int64_t n = 0; n < shape_.batch; ++n) some = some || left_out_[n] != 0;
-            if (some || !is_done) by_vectors(is_done ? left_out_ : nullptr, threads);
+            if (some) by_vectors(left_out_, threads);
         }
+        return true;
     }
 
  private:
@@ -117,7 +123,7 @@ class ConvolutionForwardKernel {
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
-        const bool keeps_convolution = shape_.pool_size > 0;
+        const bool keeps_convolution = shape_.pool_size > 1;
         const int64_t private_count = private_elements(keeps_convolution);
         const Scratch<T> privates(checked_product({private_count, threads}));
         const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
@@ -219,12 +225,15 @@ class ConvolutionForwardKernel {
             const Range of_rows{i, i + together};
             const auto rows = windows_.ready(of_rows, mine.input, left_out_);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                Vector sums[Windows::most_rows * panel_vectors];
+                const auto sums_of = [&](int64_t first, int tile) {
+                    windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
+                    return sums;
+                };
                 if (shape_.pool_size == 0) {
-                    Vector sums[Windows::most_rows * panel_vectors];
-                    max_over_time(of_rows, panel, [&](int64_t first, int tile) {
-                        windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
-                        return sums;
-                    });
+                    max_over_time(of_rows, panel, sums_of);
+                } else if (shape_.pool_size == 1) {
+                    each_window(of_rows, panel, sums_of);
                 } else {
                     convolve_into_memory(rows, of_rows, panel, mine.convolution);
                     pool_from_memory(of_rows, panel, mine.convolution);
@@ -276,6 +285,33 @@ class ConvolutionForwardKernel {
                 if (++current < segments.end) {
                     begin_maxima(stretches_->segment(current).windows.begin, best, winner);
                 }
+            }
+        });
+    }
+
+    // Pools of one window, for one panel.
+    template <class SumsOf>
+    void each_window(Range segments, int64_t panel, SumsOf&& sums_of) const {
+        const int64_t vectors = layout_.units_of(panel);
+        const int64_t first_row = stretches_->segment(segments.begin).row;
+        int64_t current = segments.begin;
+        windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
+            const Vector* sums = sums_of(first, tile);
+            for (; current < segments.end; ++current) {
+                const WindowSegment& segment = stretches_->segment(current);
+                const int64_t begins = segment.row - first_row;
+                const int64_t ends = begins + segment.windows.count();
+                const int64_t end = smaller(ends, first + tile);
+                for (int64_t row = larger(begins, first); row < end; ++row) {
+                    const int64_t window = segment.windows.begin + row - begins;
+                    const Vector winner = Vector::from_integer(window);
+                    for (int64_t v = 0; v < vectors; ++v) {
+                        const int64_t filter = layout_.first_column(panel) + v * Vector::width;
+                        pooled_.finish(segment.sample, window, filter,
+                                       sums[(row - first) * vectors + v], winner);
+                    }
+                }
+                if (ends > first + tile) break;
             }
         });
     }

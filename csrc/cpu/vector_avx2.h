@@ -104,6 +104,12 @@ struct Avx2Vector<float> {
     void store_integers(int32_t* target, int64_t count) const {
         _mm256_maskstore_epi32(target, first(count), _mm256_castps_si256(value));
     }
+    static Mask are_integer(const int32_t* integers, int64_t count, int32_t integer) {
+        const __m256i there = first(count);
+        const __m256i equal = _mm256_cmpeq_epi32(_mm256_maskload_epi32(integers, there),
+                                                 _mm256_set1_epi32(integer));
+        return _mm256_castsi256_ps(_mm256_and_si256(equal, there));
+    }
 
     friend Avx2Vector operator+(Avx2Vector a, Avx2Vector b) {
         return {_mm256_add_ps(a.value, b.value)};

@@ -142,6 +142,10 @@ struct Avx512Vector<float> {
     void store_integers(int32_t* target, int64_t count) const {
         _mm512_mask_storeu_epi32(target, first(count), _mm512_castps_si512(value));
     }
+    static Mask are_integer(const int32_t* integers, int64_t count, int32_t integer) {
+        const __m512i numbers = _mm512_maskz_loadu_epi32(first(count), integers);
+        return _mm512_mask_cmpeq_epi32_mask(first(count), numbers, _mm512_set1_epi32(integer));
+    }
 
     friend Avx512Vector operator+(Avx512Vector a, Avx512Vector b) {
         return {_mm512_add_ps(a.value, b.value)};

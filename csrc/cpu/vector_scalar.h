@@ -77,6 +77,10 @@ struct ScalarVector {
         std::memcpy(&integer, &value, sizeof integer);
         if (count > 0) *target = static_cast<int32_t>(integer);
     }
+    // Of vectors of float: which of the first `count` integers are this one.
+    static Mask are_integer(const int32_t* integers, int64_t count, int32_t integer) {
+        return count > 0 && *integers == integer;
+    }
 
     friend ScalarVector operator+(ScalarVector a, ScalarVector b) { return {a.value + b.value}; }
     friend ScalarVector operator-(ScalarVector a, ScalarVector b) { return {a.value - b.value}; }

@@ -21,15 +21,20 @@ class WinnerGradients {
 
     // Some filters of a sample, (P, filters) contiguous.
     void of_sample(int64_t n, Range filters, T* target) const {
+        of_pools(n, {0, shape_.pooled}, filters, target);
+    }
+
+    // The same of some pools, (pools, filters).
+    void of_pools(int64_t n, Range pools, Range filters, T* target) const {
         const Pooled grad_output{call_.grad_output + n * call_.grad_output_stride_batch,
                                  call_.grad_output_stride_pooled, call_.grad_output_stride_filter};
         const Pooled output{call_.output + n * call_.output_stride_batch,
                             call_.output_stride_pooled, call_.output_stride_filter};
         const bool are_rows = grad_output.stride_filter == 1 && output.stride_filter == 1;
-        if (!are_rows) gradients_in_turns(grad_output, output, filters, target);
+        if (!are_rows) gradients_in_turns(grad_output, output, pools, filters, target);
         const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
         const int64_t count = filters.end - filters.begin;
-        for (int64_t pool = 0; pool < shape_.pooled; ++pool, target += count) {
+        for (int64_t pool = pools.begin; pool < pools.end; ++pool, target += count) {
             if (are_rows) {
                 gradients_of_row(grad_output.row(pool) + filters.begin,
                                  output.row(pool) + filters.begin, count, target);
@@ -70,28 +75,30 @@ class WinnerGradients {
         if (whole < count) of_vector(whole, count - whole);
     }
 
-    // The same of all pools, whichever way they lie.
-    void gradients_in_turns(const Pooled& grad_output, const Pooled& output, Range filters,
-                            T* target) const {
-        for_each_pooled(grad_output, filters, [&](Vector gradient, int64_t place, int64_t count) {
-            store_up_to(gradient, target + place, count);
-        });
+    // The same of some pools, whichever way they lie.
+    void gradients_in_turns(const Pooled& grad_output, const Pooled& output, Range pools,
+                            Range filters, T* target) const {
+        for_each_pooled(grad_output, pools, filters,
+                        [&](Vector gradient, int64_t place, int64_t count) {
+                            store_up_to(gradient, target + place, count);
+                        });
         if (shape_.activation == Activation::identity) return;
-        for_each_pooled(output, filters, [&](Vector y, int64_t place, int64_t count) {
+        for_each_pooled(output, pools, filters, [&](Vector y, int64_t place, int64_t count) {
             const Vector gradient = load_up_to<Vector>(target + place, count);
             store_up_to(gradient_before(shape_.activation, gradient, y), target + place, count);
         });
     }
 
     // Calls function(vector, place, count) for a sample's pooled numbers, `place` being where in a
-    // contiguous (P, filters) they belong.
+    // contiguous (pools, filters) they belong.
     template <class Function>
-    void for_each_pooled(const Pooled& pooled, Range filters, Function&& function) const {
+    void for_each_pooled(const Pooled& pooled, Range pools, Range filters,
+                         Function&& function) const {
         ConvolutionShape rows = shape_;
         rows.channels = filters.end - filters.begin;
-        const Number* source = pooled.numbers + filters.begin * pooled.stride_filter;
+        const Number* source = pooled.row(pools.begin) + filters.begin * pooled.stride_filter;
         read_positions<Vector>(
-            rows, {source, 0, pooled.stride_pooled, pooled.stride_filter}, source, shape_.pooled,
+            rows, {source, 0, pooled.stride_pooled, pooled.stride_filter}, source, pools.count(),
             rows.channels,
             [&](const Number* run, int64_t offset, int64_t count, int64_t) {
                 for (int64_t i = 0; i < count; i += Vector::width) {

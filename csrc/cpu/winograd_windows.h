@@ -47,36 +47,12 @@
 #include "kernels.h"
 #include "product.h"
 #include "window_stretches.h"
+#include "winograd_input.h"
 #include "winograd_plan.h"
 #include "winograd_planes.h"
 #include "winograd_rest.h"
 
 namespace seqkernels {
-
-// What copies and judges the input, and what stretch_rule is to know.
-template <class VectorType>
-struct WinogradProduct {
-    using Vector = VectorType;
-    using T = typename Vector::Element;
-    using Left = T;
-    static constexpr int vectors = Tile<Vector>::vectors;
-    static constexpr int left_planes = 1;  // as they are copied
-    static constexpr bool is_partial = true;
-    static constexpr int64_t cache_bytes = 1 << 20;
-
-    struct Session {};
-
-    // Numbers are judged when they are there.
-    struct Magnitude {};
-
-    template <class Number>
-    static void store_left(const Number* numbers, int64_t count, int64_t room, Left* target,
-                           int64_t, Magnitude&) {
-        for (int64_t i = 0; i < count; i += Vector::width) {
-            store_up_to(load_up_to<Vector>(numbers + i, count - i), target + i, room - i);
-        }
-    }
-};
 
 template <class VectorType>
 class WinogradWindows {
@@ -99,10 +75,7 @@ class WinogradWindows {
           rest_(plan_, shape_.filters),
           whole_{shape_.filters - rest_.count(), plan_.depth(), Product::vectors, 1},
           together_(plan_.together()),
-          direct_(!plan_.reads_numbers() && is_read_in_place<T>(shape_, call.input)),
-          zeros_(direct_ ? shape_.channels : 0) {
-        for (int64_t c = 0; direct_ && c < shape_.channels; ++c) zeros_.data()[c] = 0;
-    }
+          input_(call, plan_) {}
 
     const PanelLayout<Vector>& layout() const { return layout_; }
 
@@ -245,28 +218,10 @@ class WinogradWindows {
             const int64_t start = window_start(shape_, segment.windows.begin);
             const int64_t rows = computed(segment.windows.count());
             const Range positions{start, start + rows + shape_.reach() - 1};
-            Left* const numbers = scratch + first * plan_.pitch();
-            const auto make = [&](const auto& row) {
-                const WinogradPlanes<Vector> planes(plan_, positions.count(), plane_);
-                auto* const largest =
-                    reinterpret_cast<Vector*>(scratch + plan_.plane_count() * plane_);
-                if (!planes.are_alike(row, largest)) leave_out(left_out, segment.sample);
-                planes.make(row, numbers);
-            };
-            if (direct_) {
-                const int64_t length = sample_length(shape_, call_.lengths, segment.sample);
-                const T* const sample = static_cast<const T*>(call_.input.numbers.data) +
-                                        segment.sample * call_.input.stride_batch;
-                make([&](int64_t place) {
-                    const int64_t position = start + place;
-                    const bool is_real = position >= 0 && position < length;
-                    return is_real ? sample + position * call_.input.stride_length : zeros_.data();
-                });
-            } else {
-                typename Product::Magnitude magnitude;
-                copy_positions<Vector, Product>(call_, segment.sample, positions, plan_.pitch(), 0,
-                                                numbers, plane_, magnitude);
-                make([&](int64_t place) { return numbers + place * plan_.pitch(); });
+            auto* const largest = reinterpret_cast<Vector*>(scratch + plan_.plane_count() * plane_);
+            if (!input_.make(segment.sample, positions, scratch + first * plan_.pitch(), plane_,
+                             largest)) {
+                leave_out(left_out, segment.sample);
             }
             first += positions.count();
         }
@@ -515,8 +470,7 @@ class WinogradWindows {
     const WinogradRest<Vector> rest_;
     const PanelLayout<Vector> whole_;  // of the filters before the rest
     const int64_t together_;
-    const bool direct_;       // planes are made from the input where it lies
-    const Scratch<T> zeros_;  // C, read in place of padding
+    const WinogradInput<Vector> input_;
     const WindowStretches* stretches_ = nullptr;
     int64_t plane_ = 0;  // numbers of one
 };

@@ -271,7 +271,7 @@ def test_gradients_beside_numbers_that_cannot_be_multiplied_together(isa, sizes,
             assert errors[0] <= (max(1e-4, 4 * errors[1]) if errors[1].isfinite() else 1e-4)
 
 
-def largest_errors(found, torchs, exact, where) -> list[Tensor]:
+def largest_errors(found, torchs, exact, where) -> list[torch.Tensor]:
     return [(gradient[where] - exact[where]).abs().max() for gradient in (found, torchs)]
 
 

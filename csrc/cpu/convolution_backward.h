@@ -10,20 +10,24 @@
 // of its pool counts as none.
 //
 // Shapes, strides and ownership: ConvolutionBackward in kernels.h. No output aliases an input.
-// Scratch, owned by the call: g, N P F, or where the weight's part makes it again P F for each
-// thread; its sums, N F; and that of the two parts: convolution_input_gradient.h (pools),
-// convolution_over_time_gradient.h (none) and convolution_weight_gradient.h; with tiles and
-// small pools tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h.
+// With small pools of windows that all have one, most windows win some filter: there dense products
+// are faster (winograd_input_gradient.h and winograd_weight_gradient.h; with tiles
+// tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h).
+//
+// Scratch, owned by the call: g, N P F; its sums, N F; and that of the two parts:
+// convolution_input_gradient.h (pools), convolution_over_time_gradient.h (none) and
+// convolution_weight_gradient.h; where the weight's part makes g again, P F for each thread.
 //
 // g, grad_input and the sums of g are shared out by samples, grad_weight by filters (in tiles by
 // channels too), so that no two threads write one address and every sum has one order: the same
 // bits on every run, without atomics. (One sample's grad_input is one thread's work.)
 //
 // Cost: 4 N P F k C FLOPs, 1 / pool_size of the dense gradients', and one load from L1 for each
-// multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time L2. What one core
-// has written takes another long to read, so a thread makes for itself what it can.
+// multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time L2 (AMD family 26,
+// AVX-512: a third to 0.45 of the multiply-add peak, aligned rows of L2 in any order 0.4). What one
+// core has written takes another long to read, so a thread makes for itself what it can.
 //
-// Tried without gain: with pools of 2, dense products by vectors, which load less for a
+// Tried without gain: with pools of 2, dense products of windows one by one, which load less for a
 // multiply-add but do twice as many (float32, AMD family 26, forward and backward: AVX-512, one
 // thread, 1 to 7 % slower; AVX2, two threads, 14 to 19 %).
 #pragma once

@@ -106,8 +106,8 @@ struct Avx2Vector<float> {
     }
     static Mask are_integer(const int32_t* integers, int64_t count, int32_t integer) {
         const __m256i there = first(count);
-        const __m256i equal = _mm256_cmpeq_epi32(_mm256_maskload_epi32(integers, there),
-                                                 _mm256_set1_epi32(integer));
+        const __m256i equal =
+            _mm256_cmpeq_epi32(_mm256_maskload_epi32(integers, there), _mm256_set1_epi32(integer));
         return _mm256_castsi256_ps(_mm256_and_si256(equal, there));
     }
 

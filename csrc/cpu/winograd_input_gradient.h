@@ -5,11 +5,13 @@
 //
 // itself a convolution, of the gradient g of every window, zero where a window won no pool, with
 // k - 1 zeros around it: neighbours are multiplied together (winograd_windows.h). For strides and
-// dilations of 1. It does some pool_stride times half the multiply-adds of
-// convolution_input_gradient.h, which visits winners alone, but nearly all at once.
+// dilations of 1. It does pool_stride times the multiply-adds of convolution_input_gradient.h,
+// which visits winners alone, less what windows together save, but many more a second.
 //
-// Positions that no window with a gradient covers get exact zeros. Where a weight cannot be
-// multiplied so, all is left to that.
+// Positions that no window with a gradient covers get exact zeros. Samples whose g cannot be
+// multiplied so go window by window; where a weight cannot, all is left to that. Errors, root mean
+// square to float64, against that: normal numbers 0.8 to 1.3 times as large, positive ones 0.5 to
+// 0.9 (C and F 64 to 300, k 2 to 7).
 //
 // Scratch, owned by the call: g of as many samples as 4 MiB hold, at least one; for each thread g
 // of a sample's pools; and that of the convolution.

@@ -1,7 +1,10 @@
 // The planes that windows multiplied together read (winograd_plan.h), of one segment of a sample.
 //
 // Cost: two loads, an addition and a store for each number of a plane, a load for each number of
-// the input. Limit: L1 and L2.
+// the input to judge it. Of three taps, for the same channel of a group, 6 loads, 10 additions and
+// 7 stores, which L2 takes one in four cycles of (C 300, AMD family 26); so convolutions take 5 %
+// less time than with planes made one by one from a copy of the input (N 50, L 20 and 56; N 64, L
+// 512). Limit: stores to L2.
 #pragma once
 
 #include <cstdint>

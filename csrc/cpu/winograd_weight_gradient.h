@@ -9,15 +9,17 @@
 //   P_t[f, c]            = sum over groups of windows of G_t[f] X_t[c]
 //   grad_weight[f, c, j] = sum over terms t of P_t[f, c] times the share of tap j in t
 // so a group of four windows of three taps takes 7 multiply-adds in place of 12. For strides and
-// dilations of 1. It does pool_stride times as many groups as convolution_weight_gradient.h visits
-// winners, but nearly all at once.
+// dilations of 1. It does pool_stride times the multiply-adds of convolution_weight_gradient.h,
+// which visits winners alone, less what windows together save, but many more a second.
 //
 // Blocks of groups are laid out by all threads, a segment of a sample each at a time; then each
 // adds what they give to its filters. Every sum is of blocks in their order: the same bits on every
 // run, with any number of threads.
 //
 // Samples whose numbers cannot be multiplied so (winograd_planes.h) are added winner by winner; all
-// are left to that where a gradient is not finite or very large.
+// are left to that where a gradient is not finite or 2^50 and more. Errors, root mean square to
+// float64, against that: normal numbers 0.3 to 0.9 times as large, positive ones 0.1 to 0.4 (C and
+// F 64 to 300, k 2 to 7); a filter's gradients share the error of its largest in the group.
 //
 // Scratch, owned by the call: P, F C for each term; G and X of a block; for each thread the planes
 // of a segment, its g and that of its pools; two marks for each sample.

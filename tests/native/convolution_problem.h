@@ -54,6 +54,9 @@ inline std::vector<Case> cases() {
         {shape_of(3, 70, 64, 65, 4, 1, 2, 1, 3, 3, A::relu), true, true},
         {shape_of(1, 150, 57, 65, 5, 1, 1, 1, 5, 2, A::identity), false, false},
         {shape_of(1, 99, 40, 64, 8, 1, 0, 1, 0, 0, A::identity), true, false},
+        {shape_of(2, 31, 130, 68, 3, 1, 2, 1, 1, 1, A::tanh), true, true},
+        {shape_of(3, 150, 65, 66, 3, 1, 1, 1, 2, 2, A::relu), true, false},
+        {shape_of(2, 40, 128, 128, 2, 1, 0, 1, 1, 1, A::identity), false, true},
     };
 }
 

@@ -289,6 +289,20 @@ def test_filters_of_extreme_scale_among_others(isa, sizes, scale, filter):
     assert_right(only, torch.float32)
 
 
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("sizes", TOGETHER, ids=str)
+def test_what_memory_held_before_changes_no_bit(isa, sizes, channels_last):
+    batch, channels, length, filters, taps = sizes
+    arguments = laid_out(converted(tensors(sizes), torch.float32), channels_last)
+    expected = functional.conv1d_max_pool(**arguments)
+    for more in (0, 8, 16):
+        spoilt = tensors((batch, (channels + more) // 16 * 16, length, filters, taps))
+        spoilt["input"].fill_(torch.nan)
+        spoilt = laid_out(converted(spoilt, torch.float32), channels_last)
+        assert functional.conv1d_max_pool(**spoilt).isnan().all()
+        assert torch.equal(functional.conv1d_max_pool(**arguments), expected)
+
+
 @pytest.mark.parametrize("sizes", TOGETHER, ids=str)
 @pytest.mark.parametrize("pooling", [{}, {"pool_size": 4, "pool_stride": 3}], ids=str)
 def test_what_needs_no_rounding_is_exact(kernels, sizes, pooling):

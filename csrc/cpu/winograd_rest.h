@@ -62,8 +62,10 @@ class WinogradRest {
         constexpr int most_rows = unpacked_tile_rows<Vector>;
         constexpr int vectors = Vector::width / summed_lanes<Vector>;
         const int64_t pitch = plan_.pitch();
+        // Planes hold zeros up to a whole vector.
+        const int64_t depth = divide_rounding_up(plan_.channels(), Vector::width) * Vector::width;
         const Matrix weights{packed + t * count_ * pitch, pitch, 1};
-        const Term<T> terms[most_terms] = {{rows, weights, pitch}, {nullptr, weights, 0}};
+        const Term<T> terms[most_terms] = {{rows, weights, depth}, {nullptr, weights, 0}};
         for_each_tile(tile, most_rows, [&](int64_t first, int some) {
             Vector fours[most_rows * vectors];
             for (Vector& zero : fours) zero = Vector::broadcast(0);

@@ -92,7 +92,51 @@ class WinogradPlanes {
         if (plan_.reads_numbers()) {
             make_from_plane(numbers);
         } else {
-            make_four_of_three_taps(row, numbers);
+            const auto first_of = [&](int part) {
+                const WinogradPlan::Term& term = plan_.term(part);  // each part has one
+                return numbers + term.plane * plane_numbers_ + term.position * pitch_;
+            };
+            make_four_of_three_taps(row, first_of, [&](int64_t group, int64_t channel) {
+                return group * together_ * pitch_ + channel;
+            });
+        }
+    }
+
+    // The same of four windows of three taps, laid out otherwise: vectors of channels of a part's
+    // plane go to first_of(part) + place_of(group, channel).
+    template <class RowOf, class FirstOf, class PlaceOf>
+    void make_four_of_three_taps(const RowOf& row, const FirstOf& first_of,
+                                 const PlaceOf& place_of) const {
+        using Plan = WinogradPlan;
+        T *const a = first_of(Plan::a), *const b = first_of(Plan::b), *const c = first_of(Plan::c),
+                 *const d = first_of(Plan::d), *const e = first_of(Plan::e),
+                 *const first = first_of(Plan::first_of_four),
+                 *const last = first_of(Plan::last_of_four);
+        const int64_t groups = (positions_ - plan_.taps() + 1) / together_;
+        for (int64_t group = 0; group < groups; ++group) {
+            const auto row_of = [&](int64_t i) { return row(group * together_ + i); };
+            const T *const row0 = row_of(0), *const row1 = row_of(1), *const row2 = row_of(2),
+                           *const row3 = row_of(3), *const row4 = row_of(4),
+                           *const row5 = row_of(5);
+            const auto make = [=](int64_t i, int64_t count) __attribute__((always_inline)) {
+                const auto load = [=](const T* from) {
+                    return load_up_to<Vector>(from + i, count);
+                };
+                const int64_t place = place_of(group, i);
+                const Vector x1 = load(row1), x2 = load(row2), x3 = load(row3), x4 = load(row4);
+                const Vector odd_sum = x3 + x1, even_sum = x4 + x2;
+                const Vector odd_difference = x3 - x1, even_difference = x4 - x2;
+                (even_sum + odd_sum).store(a + place);
+                (even_sum - odd_sum).store(b + place);
+                (even_difference + odd_difference).store(c + place);
+                (even_difference - odd_difference).store(d + place);
+                odd_difference.store(e + place);
+                (x4 - load(row0)).store(first + place);
+                (load(row5) - x1).store(last + place);
+            };
+            const int64_t whole = channels_ / Vector::width * Vector::width;
+            for (int64_t i = 0; i < whole; i += Vector::width) make(i, Vector::width);
+            if (whole < channels_) make(whole, channels_ - whole);
         }
     }
 
@@ -122,44 +166,6 @@ class WinogradPlanes {
                     make([](Vector a, Vector b) { return a - b; });
                 }
             }
-        }
-    }
-
-    // Group after group, each number once, without those that others are made from.
-    template <class RowOf>
-    void make_four_of_three_taps(const RowOf& row, T* numbers) const {
-        using Plan = WinogradPlan;
-        const int64_t reach = together_ + plan_.taps() - 1;
-        for (int64_t group = 0; group + reach <= positions_; group += together_) {
-            const auto target_of = [&](int part) {
-                const Plan::Term& term = plan_.term(part);  // each part has one
-                return numbers + term.plane * plane_numbers_ + (group + term.position) * pitch_;
-            };
-            T *const a = target_of(Plan::a), *const b = target_of(Plan::b),
-                     *const c = target_of(Plan::c), *const d = target_of(Plan::d),
-                     *const e = target_of(Plan::e), *const first = target_of(Plan::first_of_four),
-                     *const last = target_of(Plan::last_of_four);
-            const T *const row0 = row(group), *const row1 = row(group + 1),
-                           *const row2 = row(group + 2), *const row3 = row(group + 3),
-                           *const row4 = row(group + 4), *const row5 = row(group + 5);
-            const auto make = [=](int64_t i, int64_t count) __attribute__((always_inline)) {
-                const auto load = [=](const T* from) {
-                    return load_up_to<Vector>(from + i, count);
-                };
-                const Vector x1 = load(row1), x2 = load(row2), x3 = load(row3), x4 = load(row4);
-                const Vector odd_sum = x3 + x1, even_sum = x4 + x2;
-                const Vector odd_difference = x3 - x1, even_difference = x4 - x2;
-                (even_sum + odd_sum).store(a + i);
-                (even_sum - odd_sum).store(b + i);
-                (even_difference + odd_difference).store(c + i);
-                (even_difference - odd_difference).store(d + i);
-                odd_difference.store(e + i);
-                (x4 - load(row0)).store(first + i);
-                (load(row5) - x1).store(last + i);
-            };
-            const int64_t whole = channels_ / Vector::width * Vector::width;
-            for (int64_t i = 0; i < whole; i += Vector::width) make(i, Vector::width);
-            if (whole < channels_) make(whole, channels_ - whole);
         }
     }
 

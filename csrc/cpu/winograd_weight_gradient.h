@@ -217,9 +217,7 @@ class WinogradWeightGradient {
 
     // Returns whether its gradients can be multiplied.
     bool lay_out(const Segment& segment, const Private& mine) const {
-        const Range positions = positions_of(segment.windows);
-        input_.make(segment.sample, positions, mine.planes, plane_, mine.largest);
-        for (int t = 0; t < plan_.term_count(); ++t) lay_out_term(segment, t, mine.planes);
+        lay_out_input(segment, mine);
         const int64_t filters = shape_.filters;
         const int64_t behind = segment.groups * together_ - segment.windows.count();
         gradients_.of_windows(segment.sample, segment.windows, mine.gradients, filters, mine.pools);
@@ -239,6 +237,24 @@ class WinogradWeightGradient {
             }
         }
         return are_plain(largest);
+    }
+
+    void lay_out_input(const Segment& segment, const Private& mine) const {
+        const Range positions = positions_of(segment.windows);
+        if (plan_.reads_numbers()) {
+            input_.make(segment.sample, positions, mine.planes, plane_, mine.largest);
+            for (int t = 0; t < plan_.term_count(); ++t) lay_out_term(segment, t, mine.planes);
+            return;
+        }
+        const auto first_of = [&](int t) { return right_.data() + t * layout_.elements(); };
+        constexpr int64_t panel_columns = Tile<Vector>::vectors * Vector::width;
+        input_.make_four_of_three_taps(
+            segment.sample, positions, mine.planes, first_of, [&](int64_t group, int64_t channel) {
+                const int64_t panel = channel / panel_columns;
+                return layout_.offset(panel) +
+                       (segment.place + group) * layout_.units_of(panel) * Vector::width +
+                       channel % panel_columns;
+            });
     }
 
     void lay_out_term(const Segment& segment, int t, const T* planes) const {

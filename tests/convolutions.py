@@ -54,6 +54,7 @@ CASES = {
     "pools of 1": ((3, 4, 9, 9, 3), {"pool_size": 1, "activation": "sigmoid"}),
     "overlapping pools": ((2, 5, 19, 8, 3), {"pool_size": 5, "pool_stride": 2}),
     "pools with gaps": ((2, 5, 29, 17, 3), {"pool_size": 2, "pool_stride": 7, "padding": 1}),
+    "pools of 1 with gaps": ((3, 33, 40, 40, 3), {"pool_size": 1, "pool_stride": 2}),
     "one pool of all": ((2, 5, 11, 17, 3), {"pool_size": 9, "activation": "relu"}),
     "pools, stride, dilation": (
         (2, 3, 41, 7, 3),

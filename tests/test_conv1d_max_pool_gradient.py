@@ -193,8 +193,8 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
 
 # Convolutions whose gradients are made of neighbouring windows together, in fours and twos.
 TOGETHER = [
-    ((5, 64, 70, 65, 3), {"pool_size": 1}),
-    ((5, 65, 71, 64, 3), {"pool_size": 2, "padding": 1}),
+    ((9, 64, 70, 65, 3), {"pool_size": 1}),
+    ((9, 65, 71, 64, 3), {"pool_size": 2, "padding": 1}),
     ((5, 64, 70, 65, 5), {"pool_size": 3, "pool_stride": 2}),
     ((5, 128, 70, 128, 2), {"pool_size": 1}),
 ]
@@ -203,7 +203,7 @@ TOGETHER = [
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
 def test_lengths_of_windows_together(kernels, sizes, keywords, channels_last):
-    lengths = torch.tensor([70, 28, 0, 31, 5])
+    lengths = torch.tensor([70, 28, 0, 31, 5, 69, 2, 70, 16])[: sizes[0]]
     beyond = torch.arange(sizes[2]) >= lengths[:, None, None]
     arguments = tensors(sizes) | keywords | {"lengths": lengths}
     assert_right_gradients(laid_out(arguments, channels_last), torch.float32)
@@ -247,7 +247,7 @@ def test_gradients_beside_numbers_that_cannot_be_multiplied_together(isa, sizes,
     spoilt = cotangent.clone()
     spoilt[2, 7, 11] = special
     input, weight, bias = gradients(functional.conv1d_max_pool, plain, spoilt)
-    others = [0, 1, 3, 4]
+    others = torch.arange(sizes[0]) != 2
     torch.testing.assert_close(input[others], expected[0][others])
     reached = (input[2] - expected[0][2]).abs().nan_to_num(1e9).gt(1).any(0)
     assert 1 <= reached.sum() <= sizes[-1]
@@ -304,9 +304,29 @@ def test_gradients_keep_their_digits_beside_large_gradients(isa, sizes, keywords
     where = torch.ones_like(exact[0], dtype=torch.bool)
     position = 11 * keywords.get("pool_stride", keywords["pool_size"])
     where[2, :, (torch.arange(sizes[2]) - position).abs() <= 2 * sizes[-1]] = False
-    for index, of in enumerate((where, ...)):
-        ours, others = largest_errors(found[index], torchs[index], exact[index], of)
-        assert ours <= 4 * others
+    ours, others = largest_errors(found[0], torchs[0], exact[0], where)
+    assert ours <= 4 * others
+
+
+@pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
+@pytest.mark.parametrize("special", [torch.nan, -torch.inf, 2.0**60])
+def test_short_samples_and_weights_that_cannot_be_multiplied_together(
+    kernels, sizes, keywords, special
+):
+    arguments = converted(tensors(sizes) | keywords, torch.float32)
+    arguments["weight"][7, 5, 1] = special
+    for lengths in ([0, 1, 2], [7, 0, 5], [3, 70, 8]):
+        few = arguments | {"input": arguments["input"][:3], "lengths": torch.tensor(lengths)}
+        cotangent = quarters(*functional.conv1d_max_pool(**few).shape, seed=4)
+        found = gradients(functional.conv1d_max_pool, few, cotangent)[0]
+        for sample, length in enumerate(lengths):
+            only = slice(sample, sample + 1)
+            alone = few | {"input": few["input"][only], "lengths": few["lengths"][only]}
+            own = gradients(functional.conv1d_max_pool, alone, cotangent[only])[0]
+            assert torch.equal(own.nan_to_num(9e9), found[only].nan_to_num(9e9))
+            assert not found[sample, :, length:].any()
+            if length + 2 * keywords.get("padding", 0) < sizes[-1]:
+                assert not found[sample].any()
 
 
 @pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)

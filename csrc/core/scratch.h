@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "range.h"
 
@@ -41,7 +42,11 @@ class Scratch {
     [[gnu::always_inline]] explicit Scratch(int64_t count)
         : bytes_(scratch_bytes(count, sizeof(T))),
           data_(static_cast<T*>(bytes_ <= small_scratch_bytes ? static_cast<void*>(small_)
-                                                              : take_scratch(bytes_))) {}
+                                                              : take_scratch(bytes_))) {
+#if defined(__SANITIZE_ADDRESS__)
+        std::memset(static_cast<void*>(data_), 0xFF, static_cast<std::size_t>(bytes_));  // NaN
+#endif
+    }
     [[gnu::always_inline]] ~Scratch() {
         if (bytes_ > small_scratch_bytes) return_scratch(data_, bytes_);
     }

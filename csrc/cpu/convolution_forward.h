@@ -63,12 +63,16 @@ class ConvolutionForwardKernel {
           pooled_(arguments) {}
 
     void run(int threads) {
-        if (!run_if_plain(threads)) by_vectors(nullptr, threads);
+        if (!compute_samples(threads, false)) by_vectors(nullptr, threads);
     }
 
     // The same, but returns false, with nothing of use computed, where there are weights that
-    // cannot be multiplied so.
-    bool run_if_plain(int threads) {
+    // cannot be multiplied so, whether or not a sample can.
+    bool run_if_plain(int threads) { return compute_samples(threads, true); }
+
+ private:
+    // judges: whether weights that no sample is multiplied with are judged too.
+    bool compute_samples(int threads, bool judges) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return true;
         const StretchRule rule = windows_.rule(threads);
         const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
@@ -79,10 +83,12 @@ class ConvolutionForwardKernel {
                                         Product::is_partial ? wanted.data() : marks_);
         stretches_ = &stretches;
         windows_.take(stretches);
-        if (stretches.count() == 0) {
-            pooled_.clear_missing({0, shape_.batch});
-        } else if (!compute(threads)) {
+        if (stretches.count() > 0) {
+            if (!compute(threads)) return false;
+        } else if (judges && !are_weights_plain(threads)) {
             return false;
+        } else {
+            pooled_.clear_missing({0, shape_.batch});
         }
         if constexpr (Product::is_partial) {
             bool some = false;
@@ -92,7 +98,18 @@ class ConvolutionForwardKernel {
         return true;
     }
 
- private:
+    bool are_weights_plain(int threads) const {
+        const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
+        const Scratch<T> panels(checked_product({panel_elements(), threads}));
+        std::atomic<bool> are_plain{true};
+        run_parallel(threads, [&](int thread, int granted) {
+            const Range mine = part_of(layout_.panels(), 1, thread, granted);
+            T* const scratch = panels.data() + thread * panel_elements();
+            if (!windows_.pack(packed.data(), mine, scratch)) are_plain = false;
+        });
+        return are_plain;
+    }
+
     // Marks the samples that are computed here and those that are left to vectors.
     void choose_samples(int64_t rows_apart, uint8_t* wanted) const {
         for (int64_t n = 0; n < shape_.batch; ++n) {
@@ -123,7 +140,7 @@ class ConvolutionForwardKernel {
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
-        const bool keeps_convolution = shape_.pool_size > 1;
+        const bool keeps_convolution = shape_.pool_size > 0 && !is_each_window();
         const int64_t private_count = private_elements(keeps_convolution);
         const Scratch<T> privates(checked_product({private_count, threads}));
         const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
@@ -185,6 +202,9 @@ class ConvolutionForwardKernel {
         return are_plain;
     }
 
+    // Whether every window is a pool.
+    bool is_each_window() const { return shape_.pool_size == 1 && shape_.pool_stride == 1; }
+
     // A thread's own scratch.
     struct Private {
         Vector* convolution;  // of a stretch, for one panel
@@ -232,7 +252,7 @@ class ConvolutionForwardKernel {
                 };
                 if (shape_.pool_size == 0) {
                     max_over_time(of_rows, panel, sums_of);
-                } else if (shape_.pool_size == 1) {
+                } else if (is_each_window()) {
                     each_window(of_rows, panel, sums_of);
                 } else {
                     convolve_into_memory(rows, of_rows, panel, mine.convolution);

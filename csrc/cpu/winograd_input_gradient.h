@@ -50,8 +50,9 @@ class WinogradInputGradient {
     static bool pays_for(const ConvolutionShape& shape) {
         constexpr int64_t largest_pool_stride = Vector::width > 1 ? 2 : 1;
         const int64_t most_padding = larger(shape.padding_left, shape.padding_right);
-        return shape.pool_stride <= largest_pool_stride && most_padding < shape.kernel_size &&
-               shape.windows(shape.length) > 0 && WinogradPlan::pays_for(shape_of_gradient(shape));
+        return shape.pool_stride <= largest_pool_stride && shape.pool_size <= largest_dense_pool &&
+               most_padding < shape.kernel_size && shape.windows(shape.length) > 0 &&
+               WinogradPlan::pays_for(shape_of_gradient(shape));
     }
 
     // Returns whether the weights can be multiplied so; if not, nothing of use is computed.

@@ -92,28 +92,29 @@ class WinogradPlanes {
         if (plan_.reads_numbers()) {
             make_from_plane(numbers);
         } else {
-            const auto first_of = [&](int part) {
+            const auto first_of = [&](int part, int64_t group) {
                 const WinogradPlan::Term& term = plan_.term(part);  // each part has one
-                return numbers + term.plane * plane_numbers_ + term.position * pitch_;
+                return numbers + term.plane * plane_numbers_ +
+                       (group * together_ + term.position) * pitch_;
             };
-            make_four_of_three_taps(row, first_of, [&](int64_t group, int64_t channel) {
-                return group * together_ * pitch_ + channel;
-            });
+            const auto place_of = [](int64_t, int64_t channel) { return channel; };
+            make_four_of_three_taps(row, first_of, place_of);
         }
     }
 
     // The same of four windows of three taps, laid out otherwise: vectors of channels of a part's
-    // plane go to first_of(part) + place_of(group, channel).
+    // plane go to first_of(part, group) + place_of(group, channel).
     template <class RowOf, class FirstOf, class PlaceOf>
     void make_four_of_three_taps(const RowOf& row, const FirstOf& first_of,
                                  const PlaceOf& place_of) const {
         using Plan = WinogradPlan;
-        T *const a = first_of(Plan::a), *const b = first_of(Plan::b), *const c = first_of(Plan::c),
-                 *const d = first_of(Plan::d), *const e = first_of(Plan::e),
-                 *const first = first_of(Plan::first_of_four),
-                 *const last = first_of(Plan::last_of_four);
         const int64_t groups = (positions_ - plan_.taps() + 1) / together_;
         for (int64_t group = 0; group < groups; ++group) {
+            const auto target_of = [&](int part) { return first_of(part, group); };
+            T *const a = target_of(Plan::a), *const b = target_of(Plan::b),
+                     *const c = target_of(Plan::c), *const d = target_of(Plan::d),
+                     *const e = target_of(Plan::e), *const first = target_of(Plan::first_of_four),
+                     *const last = target_of(Plan::last_of_four);
             const auto row_of = [&](int64_t i) { return row(group * together_ + i); };
             const T *const row0 = row_of(0), *const row1 = row_of(1), *const row2 = row_of(2),
                            *const row3 = row_of(3), *const row4 = row_of(4),

@@ -49,6 +49,7 @@ inline std::vector<Case> cases() {
         {shape_of(1, 300, 2, 9, 3, 1, 0, 1, 200, 1, A::identity), true, false},
         {shape_of(1, 900, 40, 9, 2, 1, 0, 1, 50, 1, A::relu), false, false},
         {shape_of(3, 75, 200, 40, 3, 1, 1, 1, 0, 0, A::relu), false, true},
+        {shape_of(2, 31, 20, 18, 3, 1, 1, 1, 1, 3, A::relu), true, false},
         // windows multiplied together
         {shape_of(2, 50, 128, 129, 2, 1, 0, 1, 0, 0, A::relu), false, false},
         {shape_of(3, 70, 64, 65, 4, 1, 2, 1, 3, 3, A::relu), true, true},

@@ -7,7 +7,9 @@
 // a filter's numbers, tap after tap.
 //
 // Cost: the multiply-adds of four filters, and some 15 operations to sum the lanes of four sums.
-// Limit: the multiply-add rate. Tried without gain: up to eight filters (AVX-512, C 64 to 300).
+// Limit: the multiply-add rate. Measured (AMD family 26, two threads, AVX-512; AVX2): 50 sentences
+// of 56 words, C 300, F 100 4 % less time; 5 %. N 16, L 128, F 34 and 36, k 5 6 and 8 %; 10 and 12.
+// Tried without gain: up to eight filters (AVX-512), or C 64.
 #pragma once
 
 #include <cstdint>

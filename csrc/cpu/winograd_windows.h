@@ -19,6 +19,8 @@
 // filter below 2^-100; and samples of so few windows that making weights and input ready is most of
 // the work.
 //
+// Four filters or fewer beyond whole vectors are multiplied otherwise: winograd_rest.h.
+//
 // Given to it: the packed weights, F C for each term; for each thread the planes of a stretch, as
 // they are multiplied, and a vector for each position; some channels of a panel of weights, and of
 // a single stretch the parts.

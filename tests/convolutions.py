@@ -74,7 +74,6 @@ CASES = {
     "together, 7 taps": ((2, 33, 80, 70, 7), {"pool_size": 4, "pool_stride": 3}),
     "together, 8 taps": ((1, 40, 300, 40, 8), {"padding": 9, "activation": "relu"}),
     "together, 11 taps": ((2, 40, 39, 33, 11), {}),
-    "together, 4 filters beyond vectors": ((2, 130, 35, 36, 5), {"padding": 1}),
     # So are those of small pools in the gradients.
     "pools of 1, together": ((2, 64, 41, 65, 3), {"pool_size": 1, "activation": "sigmoid"}),
     "pools of 2, 2 taps": ((2, 128, 33, 128, 2), {"pool_size": 2, "activation": "relu"}),

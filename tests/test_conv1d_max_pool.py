@@ -32,7 +32,6 @@ TOGETHER = [
     (6, 128, 70, 128, 2),
     (6, 57, 70, 65, 7),
     (6, 49, 70, 49, 8),
-    # Four filters or fewer beyond whole vectors, which are multiplied apart from those.
     (6, 129, 70, 36, 3),
     (6, 128, 70, 66, 7),
 ]

@@ -311,7 +311,7 @@ def test_gradients_keep_their_digits_beside_large_gradients(isa, sizes, keywords
 @pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
 @pytest.mark.parametrize("special", [torch.nan, -torch.inf, 2.0**60])
 def test_short_samples_and_weights_that_cannot_be_multiplied_together(
-    kernels, sizes, keywords, special
+    isa, sizes, keywords, special
 ):
     arguments = converted(tensors(sizes) | keywords, torch.float32)
     arguments["weight"][7, 5, 1] = special

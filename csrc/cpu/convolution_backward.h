@@ -149,31 +149,21 @@ class ConvolutionBackwardKernel {
 
 // The gradients of small pools as dense products of windows together, where they are faster so than
 // winner by winner; returns the call that is left.
-template <class Vector>
-ConvolutionBackward<float> gradients_together(const ConvolutionBackward<float>& arguments,
-                                              int threads) {
-    using InputGradient = WinogradInputGradient<Vector>;
-    using WeightGradient = WinogradWeightGradient<Vector>;
-    ConvolutionBackward<float> left = arguments;
-    if (left.grad_input != nullptr && InputGradient::pays_for(arguments.shape) &&
+template <class Vector, class Number>
+ConvolutionBackward<Number> gradients_together(const ConvolutionBackward<Number>& arguments,
+                                               int threads) {
+    using InputGradient = WinogradInputGradient<Vector, Number>;
+    using WeightGradient = WinogradWeightGradient<Vector, Number>;
+    const ConvolutionShape& shape = arguments.shape;
+    ConvolutionBackward<Number> left = arguments;
+    if (left.grad_input != nullptr && InputGradient::pays_for(shape) &&
         InputGradient(arguments).run(threads)) {
         left.grad_input = nullptr;
     }
-    if (left.grad_weight == nullptr || !WeightGradient::pays_for(arguments.shape)) return left;
-    const WeightGradient weight(arguments, threads);
-    if (!weight.run(threads)) return left;
-    const ConvolutionShape& shape = arguments.shape;
-    const int64_t numbers = shape.filters * shape.channels * shape.kernel_size;
-    weight.for_each_left_out([&](Range samples) {
-        const Scratch<float> gradient(numbers);
-        ConvolutionBackward<float> part = of_samples(arguments, samples);
-        part.grad_input = nullptr;
-        part.grad_weight = gradient.data();
-        part.grad_bias = nullptr;
-        ByWinners<Vector, float>(part).run(threads);
-        for (int64_t i = 0; i < numbers; ++i) arguments.grad_weight[i] += gradient.data()[i];
-    });
-    left.grad_weight = nullptr;
+    if (left.grad_weight != nullptr && WeightGradient::pays_for(shape) &&
+        WeightGradient(arguments, threads).run(threads)) {
+        left.grad_weight = nullptr;
+    }
     return left;
 }
 
@@ -184,8 +174,9 @@ void convolution_backward(const ConvolutionBackward<Number>& arguments, int thre
             ConvolutionBackwardKernel<Vector, Number, OverTimeInputGradient<Vector, Number>,
                                       ConvolutionWeightGradient<Vector, Number>>;
         OverTime(arguments).run(threads);
-    } else if constexpr (std::is_same_v<Number, float>) {
-        ByWinners<Vector, Number>(gradients_together<Vector>(arguments, threads)).run(threads);
+    } else if constexpr (std::is_same_v<typename Vector::Element, float>) {
+        const ConvolutionBackward<Number> left = gradients_together<Vector>(arguments, threads);
+        ByWinners<Vector, Number>(left).run(threads);
     } else {
         ByWinners<Vector, Number>(arguments).run(threads);
     }

@@ -16,6 +16,7 @@
 // Cost: 2 N F k C FLOPs. Limit: L2, from which a filter's weights come once a sample.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -47,11 +48,28 @@ class OverTimeInputGradient {
     // A thread's part of the weights: before any call of run.
     void prepare(int thread, int threads) const {
         if (!wanted()) return;
+        const ConvolutionWeight& weight = call_.weight;
         const Range filters = part_of(shape_.filters, 1, thread, threads);
-        for (int64_t f = filters.begin; f < filters.end; ++f) {
-            filter_by_taps<Vector>(call_.weight, f, shape_.kernel_size, shape_.channels,
-                                   weight_.data() + f * filter_numbers(), pitch_);
-        }
+        const int64_t taps = shape_.kernel_size, channels = shape_.channels;
+        with_numbers<T>(weight.numbers, [&](const auto* numbers) {
+            for (int64_t f = filters.begin; f < filters.end; ++f) {
+                T* target = weight_.data() + f * filter_numbers();
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    std::fill(target + tap * pitch_ + channels, target + (tap + 1) * pitch_, T(0));
+                }
+                const auto* filter = numbers + f * weight.stride_filter;
+                if (weight.stride_tap == 1 && weight.stride_channel == taps) {
+                    by_taps<Vector>(filter, taps, channels, target, pitch_);
+                    continue;
+                }
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    const auto* from = filter + tap * weight.stride_tap;
+                    for (int64_t c = 0; c < channels; ++c) {
+                        target[tap * pitch_ + c] = widen(from[c * weight.stride_channel]);
+                    }
+                }
+            }
+        });
     }
 
     // Samples that are left to others: none.

@@ -4,11 +4,9 @@
 // Cost: a load and a store for each number, of several at once where the taps are few.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels.h"
 #include "product.h"
 
 namespace seqkernels {
@@ -31,30 +29,6 @@ inline void by_taps(const Number* source, int64_t taps, int64_t channels,
         for (int64_t channel = 0; channel < channels; ++channel) {
             for (int64_t tap = 0; tap < count; ++tap) {
                 target[tap * stride_tap + channel] = widen(source[channel * count + tap]);
-            }
-        }
-    });
-}
-
-// A filter's numbers tap after tap, `pitch` numbers from one to the next, zeros behind the
-// channels.
-template <class Vector>
-inline void filter_by_taps(const ConvolutionWeight& weight, int64_t filter, int64_t taps,
-                           int64_t channels, typename Vector::Element* target, int64_t pitch) {
-    using T = typename Vector::Element;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-        std::fill(target + tap * pitch + channels, target + (tap + 1) * pitch, T(0));
-    }
-    with_numbers<T>(weight.numbers, [&](const auto* numbers) {
-        const auto* first = numbers + filter * weight.stride_filter;
-        if (weight.stride_tap == 1 && weight.stride_channel == taps) {
-            by_taps<Vector>(first, taps, channels, target, pitch);
-            return;
-        }
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            const auto* from = first + tap * weight.stride_tap;
-            for (int64_t c = 0; c < channels; ++c) {
-                target[tap * pitch + c] = widen(from[c * weight.stride_channel]);
             }
         }
     });

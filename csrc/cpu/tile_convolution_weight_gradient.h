@@ -41,7 +41,6 @@
 #include "../core/scratch.h"
 #include "convolution_input.h"
 #include "tap_order.h"
-#include "tile_gradient_parts.h"
 #include "tile_planes.h"
 #include "tile_product.h"
 #include "winner_gradients.h"
@@ -53,10 +52,10 @@ class TileConvolutionWeightGradient {
     using Product = TileProduct<Unit, planes>;
     using Vector = typename Product::Vector;
     using T = typename Product::T;
-    using Grid = TileGradientGrid;
     static constexpr int64_t rows = TileConfiguration::rows;
     static constexpr int64_t depth = TileConfiguration::depth;
-    static constexpr int64_t tiles_at_once = 4;  // so that a line is read at once
+    static constexpr int64_t sums_numbers = rows * rows;  // of a tile of sums
+    static constexpr int64_t tiles_at_once = 4;           // so that a line is read at once
 
  public:
     TileConvolutionWeightGradient(const ConvolutionBackward<Number>& arguments, const T*,
@@ -146,24 +145,49 @@ class TileConvolutionWeightGradient {
                                        block_bytes / larger(1, position_bytes)));
     }
 
+    // Threads share out the gradient, filters by channels in pairs of tiles: each lays out for
+    // itself what it multiplies, since to fetch it from another core takes longer.
+    struct Grid {
+        int64_t filters;
+        int64_t channels;
+    };
+    static int64_t pairs_of(int64_t tiles, int64_t parts) {
+        return divide_rounding_up(divide_rounding_up(tiles, 2), parts);
+    }
+    // The one with the least work, in cycles a stretch of 32 positions.
+    Grid grid_for(int64_t threads) const {
+        constexpr int64_t products = planes * (planes + 1) / 2;
+        Grid best{1, 1};
+        int64_t least = -1;
+        for (int64_t parts = 1; parts <= smaller(threads, pairs_of(filter_tiles_, 1)); ++parts) {
+            const Grid grid{parts,
+                            smaller(threads / parts, larger(1, pairs_of(channel_tiles_, 1)))};
+            const int64_t filters = pairs_of(filter_tiles_, grid.filters);
+            const int64_t channels = pairs_of(channel_tiles_, grid.channels);
+            const int64_t work = filters * channels * shape_.kernel_size * products * 64 +
+                                 planes * (600 * filters + 400 * channels);
+            if (least < 0 || work < least) {
+                least = work;
+                best = grid;
+            }
+        }
+        return best;
+    }
     // Scratch of a thread: rows and pairs; sums, scales and g of a sample.
     int64_t row_numbers(const Grid& grid) const {
-        return checked_product({Grid::pairs_of(filter_tiles_, grid.filters), 2, row_tile()});
+        return checked_product({pairs_of(filter_tiles_, grid.filters), 2, row_tile()});
     }
     int64_t plane_numbers(const Grid& grid) const {
-        return row_numbers(grid) + checked_product({Grid::pairs_of(channel_tiles_, grid.channels),
-                                                    2, planes, pairs_plane()});
+        return row_numbers(grid) +
+               checked_product({pairs_of(channel_tiles_, grid.channels), 2, planes, pairs_plane()});
     }
     int64_t sums_of(const Grid& grid) const {
-        return checked_product({Grid::pairs_of(filter_tiles_, grid.filters),
-                                Grid::pairs_of(channel_tiles_, grid.channels), unit_numbers()});
+        return checked_product({pairs_of(filter_tiles_, grid.filters),
+                                pairs_of(channel_tiles_, grid.channels), unit_numbers()});
     }
     int64_t wide_numbers(const Grid& grid) const {
-        return sums_of(grid) + checked_product({Grid::pairs_of(filter_tiles_, grid.filters),
-                                                2 * rows, shape_.pooled + 1});
-    }
-    Grid grid_for(int64_t threads) const {
-        return Grid::of<planes>(filter_tiles_, channel_tiles_, shape_.kernel_size, threads);
+        return sums_of(grid) + checked_product({pairs_of(filter_tiles_, grid.filters), 2 * rows,
+                                                shape_.pooled + 1});
     }
     // Of all threads, however many are granted.
     int64_t most(int threads,
@@ -196,16 +220,14 @@ class TileConvolutionWeightGradient {
         part.pairs = part.rows + row_numbers(grid);
         part.sums = numbers_.data() + thread * wide_numbers(grid);
         part.scales = part.sums + sums_of(grid);
-        part.gradients = part.scales + Grid::pairs_of(filter_tiles_, grid.filters) * 2 * rows;
+        part.gradients = part.scales + pairs_of(filter_tiles_, grid.filters) * 2 * rows;
         part.numbers = {smaller(shape_.filters, part.filters.begin * rows),
                         smaller(shape_.filters, part.filters.end * rows)};
         return part;
     }
 
     // 32 filters by 32 channels, or what is left of either.
-    int64_t unit_numbers() const {
-        return checked_product({shape_.kernel_size, TilesOfSums::numbers});
-    }
+    int64_t unit_numbers() const { return checked_product({shape_.kernel_size, 4, sums_numbers}); }
 
     // A copy of the rows of a part's tile of filters, and the pairs of one of channels, from a
     // block's position on.
@@ -428,7 +450,7 @@ class TileConvolutionWeightGradient {
     T* sums_at(const Part& part, int64_t filter, int64_t channel, int64_t tap) const {
         const int64_t unit =
             filter / 2 * divide_rounding_up(part.channels.count(), 2) + channel / 2;
-        return part.sums + unit * unit_numbers() + tap * TilesOfSums::numbers;
+        return part.sums + unit * unit_numbers() + tap * 4 * sums_numbers;
     }
 
     void add_unit(const Part& part, int64_t filter, int64_t channel, int64_t block,
@@ -447,15 +469,59 @@ class TileConvolutionWeightGradient {
         });
     }
 
+    // What a unit is given: see AmxUnit::multiply.
+    struct Sums {
+        T* first;
+
+        static constexpr bool has_start() { return true; }
+        T* start(int r, int v) const { return target(r, v); }
+        T* target(int r, int v) const { return first + (2 * r + v) * sums_numbers; }
+        static constexpr int64_t start_line() { return target_line(); }
+        static constexpr int64_t target_line() { return rows * int64_t{sizeof(T)}; }
+    };
+    struct LeftTiles {
+        const Bfloat16* first[2];
+        int64_t plane;
+        int64_t line;
+        static constexpr bool follow_on = false;
+
+        const char* at(int r, int64_t block) const {
+            return reinterpret_cast<const char*>(first[r] + block * depth);
+        }
+    };
+    struct RightTiles {
+        const Bfloat16* first;
+        int64_t beside;
+        int64_t plane;
+        static constexpr int64_t block = depth * rows;
+    };
+
+    // Fetches the sums that come next, which have long been left for L2.
+    class FetchingSums {
+     public:
+        FetchingSums(const T* next, int64_t turns)
+            : next_(next), lines_(divide_rounding_up(4 * rows, turns)) {}
+        void operator()(int64_t turn) const {
+            const T* line = next_ + turn * lines_ * Vector::width;
+            for (int64_t i = 0; i < lines_; ++i, line += Vector::width) {
+                _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+            }
+        }
+
+     private:
+        const T* const next_;
+        const int64_t lines_;
+    };
+
     // Adds products of `blocks` times 32 positions to R x V tiles of sums.
     template <int R, int V>
     void add_tiles(T* sums, const Bfloat16* left, const Bfloat16* right, int64_t blocks) const {
         constexpr int64_t number_bytes = sizeof(Bfloat16);
         Unit::template multiply<planes, R, V, ReadOnce::neither>(
-            TilesOfSums{sums}, R * rows,
-            TilesOfRows{{left, left + row_tile()}, rows * row_ * number_bytes, row_ * number_bytes},
-            TilesOfPairs{right, planes * pairs_plane(), pairs_plane()}, blocks * depth, 0,
-            FetchingSums(sums + TilesOfSums::numbers, blocks));
+            Sums{sums}, R * rows,
+            LeftTiles{{left, left + row_tile()}, rows * row_ * number_bytes, row_ * number_bytes},
+            RightTiles{right, planes * pairs_plane(), pairs_plane()}, blocks * depth, 0,
+            FetchingSums(sums + 4 * sums_numbers, blocks));
     }
 
     // Sums from tiles to where they belong.
@@ -466,13 +532,13 @@ class TileConvolutionWeightGradient {
             const Vector inverse = Vector::broadcast(T(1) / part.scales[tile]);
             for (int64_t i = 0; i < part.channels.count(); ++i) {
                 const int64_t c = (part.channels.begin + i) * rows;
-                T* line = sums_at(part, tile, i, 0) +
-                          (tile % 2 * 2 + i % 2) * TilesOfSums::numbers_of_tile + f % rows * rows;
+                T* line = sums_at(part, tile, i, 0) + (tile % 2 * 2 + i % 2) * sums_numbers +
+                          f % rows * rows;
                 for (int64_t tap = 0; tap < taps; ++tap) {
-                    T* of_tap = line + tap * TilesOfSums::numbers;
+                    T* of_tap = line + tap * 4 * sums_numbers;
                     (Vector::load(of_tap) * inverse).store(of_tap);
                 }
-                by_channels<Vector>(line, TilesOfSums::numbers, taps,
+                by_channels<Vector>(line, 4 * sums_numbers, taps,
                                     smaller(rows, shape_.channels - c),
                                     call_.grad_weight + (f * shape_.channels + c) * taps);
             }

@@ -20,12 +20,12 @@ namespace seqkernels {
 // than winner by winner, of 32 up to 30 %).
 constexpr int64_t largest_dense_pool = 8;
 
-template <class Vector>
+template <class Vector, class Number>
 class WindowGradients {
     using T = typename Vector::Element;
 
  public:
-    explicit WindowGradients(const ConvolutionBackward<T>& call)
+    explicit WindowGradients(const ConvolutionBackward<Number>& call)
         : call_(call), shape_(call.shape), winners_(call) {}
 
     int64_t windows(int64_t n) const {
@@ -74,9 +74,9 @@ class WindowGradients {
         return {divide_rounding_up(before, shape_.pool_stride), smaller(shape_.pools(count), end)};
     }
 
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    const WinnerGradients<Vector, T> winners_;
+    const WinnerGradients<Vector, Number> winners_;
 };
 
 }  // namespace seqkernels

@@ -14,12 +14,13 @@
 // 0.9 (C and F 64 to 300, k 2 to 7).
 //
 // Scratch, owned by the call: g of as many samples as 4 MiB hold, at least one; for each thread g
-// of a sample's pools; and that of the convolution.
+// of a sample's pools; of 16-bit numbers their sums; and that of the convolution.
 // Cost: 2 N L F k C FLOPs, or as many less as windows together save. Limit: the multiply-add rate.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
@@ -29,18 +30,19 @@
 
 namespace seqkernels {
 
-template <class Vector>
+template <class Vector, class Number>
 class WinogradInputGradient {
     using T = typename Vector::Element;
 
  public:
-    explicit WinogradInputGradient(const ConvolutionBackward<T>& call)
+    explicit WinogradInputGradient(const ConvolutionBackward<Number>& call)
         : call_(call),
           shape_(call.shape),
           gradients_(call),
           windows_(shape_.windows(shape_.length)),
           samples_(samples_at_once(shape_)),
           numbers_(checked_product({samples_, windows_, shape_.filters})),
+          sums_(is_target ? 0 : checked_product({samples_, shape_.length, shape_.channels})),
           lengths_(samples_) {}
 
     // Whether it is faster so. Measured, times faster than winner by winner, two threads (AMD
@@ -72,13 +74,16 @@ class WinogradInputGradient {
             if (!convolve(samples, threads)) return false;
             run_parallel(threads, [&](int thread, int granted) {
                 const Range mine = part_of(samples.count(), 1, thread, granted);
-                for (int64_t i = mine.begin; i < mine.end; ++i) clear_uncovered(begin + i, i);
+                for (int64_t i = mine.begin; i < mine.end; ++i) finish(begin + i, i);
             });
         }
         return true;
     }
 
  private:
+    // Whether sums are made where they belong.
+    static constexpr bool is_target = std::is_same_v<T, Number>;
+
     // The convolution of g: from filters to channels.
     static ConvolutionShape shape_of_gradient(const ConvolutionShape& shape) {
         ConvolutionShape result = shape;
@@ -116,23 +121,37 @@ class WinogradInputGradient {
         call.output_stride_batch = shape_.length * shape_.channels;
         call.output_stride_pooled = shape_.channels;
         call.output_stride_filter = 1;
-        call.output = call_.grad_input + samples.begin * call.output_stride_batch;
+        call.output = sums_from(samples.begin);
         return ConvolutionForwardKernel<WinogradWindows<Vector>>(call).run_if_plain(threads);
     }
 
-    // Zeros where neighbours left a trace.
-    void clear_uncovered(int64_t n, int64_t i) const {
+    // Where the sums of samples from the n'th on are made.
+    T* sums_from([[maybe_unused]] int64_t n) const {
+        if constexpr (is_target) {
+            return call_.grad_input + n * shape_.length * shape_.channels;
+        } else {
+            return sums_.data();
+        }
+    }
+
+    // Zeros where neighbours left a trace, in the type wanted.
+    void finish(int64_t n, int64_t i) const {
         const int64_t channels = shape_.channels, taps = shape_.kernel_size;
         const int64_t length = sample_length(shape_, call_.lengths, n);
-        T* target = call_.grad_input + n * shape_.length * channels;
+        const int64_t numbers = shape_.length * channels;
+        T* const sums = sums_from(n - i) + i * numbers;
         int64_t next = 0, last = -taps;  // the windows before `next` with a gradient: the last one
-        for (int64_t position = 0; position < length; ++position, target += channels) {
+        for (int64_t position = 0; position < length; ++position) {
             for (; next < lengths_.data()[i] && next <= position + shape_.padding_left; ++next) {
                 if (has_gradient(gradients_of(i) + next * shape_.filters)) last = next;
             }
             if (last + taps <= position + shape_.padding_left) {
-                std::memset(target, 0, static_cast<std::size_t>(channels) * sizeof(T));
+                std::memset(sums + position * channels, 0,
+                            static_cast<std::size_t>(channels) * sizeof(T));
             }
+        }
+        if constexpr (!is_target) {
+            convert_numbers<Vector>(sums, call_.grad_input + n * numbers, numbers);
         }
     }
 
@@ -145,12 +164,13 @@ class WinogradInputGradient {
         return has_nan(largest) || has_any<Vector>(exceeds(largest, Vector::broadcast(0)));
     }
 
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
-    const WindowGradients<Vector> gradients_;
+    const WindowGradients<Vector, Number> gradients_;
     const int64_t windows_;
     const int64_t samples_;
     const Scratch<T> numbers_;  // g, (samples, windows, F)
+    const Scratch<T> sums_;     // (samples, L, C) where numbers are of 16 bits
     const Scratch<int64_t> lengths_;
 };
 

@@ -29,13 +29,6 @@ inline bool are_plain(Vector magnitudes) {
     return !has_nan(magnitudes) && !has_any<Vector>(at_most(least, magnitudes));
 }
 
-// Whether a filter, given its largest weight, has nothing but such small ones that a quarter of one
-// could lose digits.
-template <class T>
-inline bool is_tiny(T largest) {
-    return largest > 0 && largest < static_cast<T>(0x1p-100);
-}
-
 template <class Vector>
 inline typename Vector::Element largest_lane(Vector vector) {
     typename Vector::Element lanes[Vector::width];

@@ -16,8 +16,8 @@
 // adds what they give to its filters. Every sum is of blocks in their order: the same bits on every
 // run, with any number of threads.
 //
-// Samples whose numbers cannot be multiplied so (winograd_planes.h) are added winner by winner; all
-// are left to that where more than an eighth are, or a gradient is not finite or 2^50 and more.
+// Where a sample's numbers cannot be multiplied so (winograd_planes.h), or a gradient is not finite
+// or 2^50 and more, all is left to that.
 //
 // Errors, root mean square to float64, against that: normal numbers 0.3 to 0.9 times as large,
 // positive ones 0.1 to 0.4 (C and F 64 to 300, k 2 to 7). An error is in proportion to the largest
@@ -27,7 +27,7 @@
 // sum of 12 is off by 8e-4 in place of 2e-6.
 //
 // Scratch, owned by the call: P, F C for each term; G and X of a block; for each thread the planes
-// of a segment, its g and that of its pools; two marks for each sample.
+// of a segment, its g and that of its pools.
 // Cost: 2 N W F k C FLOPs, or as many less as windows together save; three loads and a store for
 // each number laid out. Limit: the multiply-add rate.
 #pragma once
@@ -47,13 +47,13 @@
 
 namespace seqkernels {
 
-template <class Vector>
+template <class Vector, class Number>
 class WinogradWeightGradient {
     using T = typename Vector::Element;
     static constexpr int tile_rows = Tile<Vector>::rows;
 
  public:
-    WinogradWeightGradient(const ConvolutionBackward<T>& call, int threads)
+    WinogradWeightGradient(const ConvolutionBackward<Number>& call, int threads)
         : call_(call),
           shape_(call.shape),
           plan_(shape_),
@@ -64,7 +64,6 @@ class WinogradWeightGradient {
           layout_{shape_.channels, block_groups, Tile<Vector>::vectors, 1},
           filter_pitch_(odd_lines(shape_.filters)),
           plane_(checked_product({segment_groups * together_ + plan_.taps() - 1, plan_.pitch()})),
-          left_out_(shape_.batch),
           sums_(checked_product({plan_.term_count(), shape_.filters, plan_.pitch()})),
           right_(checked_product({plan_.term_count(), layout_.elements()})),
           left_(checked_product({parts(), block_groups, filter_pitch_})),
@@ -75,27 +74,25 @@ class WinogradWeightGradient {
     //   pools of 1: 2.2; 1.8. Of 2: 1.11 to 1.28 (C 70, F 64, k 7: 0.94); 0.96 to 1.03 (0.87).
     //   Of 3 (k 3): 0.92; 0.74
     static bool pays_for(const ConvolutionShape& shape) {
-        constexpr int64_t largest_pool_stride = Vector::width == 16 ? 2 : 1;
+        constexpr int64_t largest_pool_stride = Vector::width > 1 ? 2 : 1;
         return shape.pool_stride <= largest_pool_stride && shape.pool_size <= largest_dense_pool &&
                shape.windows(shape.length) > 0 && WinogradPlan::pays_for(shape);
     }
 
-    // Returns whether the gradients, and most samples, can be multiplied so; if not, nothing of use
-    // is computed.
+    // Returns whether all numbers can be multiplied so; if not, nothing of use is computed.
     bool run(int threads) const {
         std::atomic<bool> are_plain{true};
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             const Private mine = private_of(thread);
             const Range samples = part_of(shape_.batch, 1, thread, granted);
-            for (int64_t n = samples.begin; n < samples.end; ++n) judge(n, mine);
+            for (int64_t n = samples.begin; n < samples.end && are_plain; ++n) {
+                if (!can_be_multiplied(n, mine)) are_plain = false;
+            }
             const Range filters = part_of(shape_.filters, tile_rows, thread, granted);
             clear_sums(filters);
             barrier.wait(granted);
-            if (are_many_left_out()) {
-                are_plain = false;
-                return;
-            }
+            if (!are_plain) return;
             for (Place next{}; next.sample < shape_.batch;) {
                 next = for_each_segment(next, [&](const Segment& segment) {
                     if (segment.index % granted != thread) return;
@@ -111,12 +108,6 @@ class WinogradWeightGradient {
             write(filters, mine);
         });
         return are_plain;
-    }
-
-    // Calls function(samples) for those that are left to others, after it has run.
-    template <class Function>
-    void for_each_left_out(Function&& function) const {
-        for_each_marked(left_out_.data(), shape_.batch, false, function);
     }
 
  private:
@@ -149,7 +140,7 @@ class WinogradWeightGradient {
         T* pools;
     };
 
-    static ConvolutionForward<T> input_of(const ConvolutionBackward<T>& call) {
+    static ConvolutionForward<T> input_of(const ConvolutionBackward<Number>& call) {
         ConvolutionForward<T> result{};
         result.shape = call.shape;
         result.input = call.input;
@@ -192,22 +183,13 @@ class WinogradWeightGradient {
         return {start, start + groups * together_ + plan_.taps() - 1};
     }
 
-    // Marks a sample that cannot be multiplied so.
-    void judge(int64_t n, const Private& mine) const {
+    bool can_be_multiplied(int64_t n, const Private& mine) const {
         const int64_t count = gradients_.windows(n);
-        bool can_be_multiplied = true;
-        for (int64_t begin = 0; begin < count && can_be_multiplied; begin += segment_windows()) {
+        for (int64_t begin = 0; begin < count; begin += segment_windows()) {
             const Range windows{begin, smaller(count, begin + segment_windows())};
-            can_be_multiplied = input_.judge(n, positions_of(windows), mine.planes, mine.largest);
+            if (!input_.judge(n, positions_of(windows), mine.planes, mine.largest)) return false;
         }
-        left_out_.data()[n] = !can_be_multiplied;
-    }
-
-    // Whether they would take longer one after the other than all samples at once.
-    bool are_many_left_out() const {
-        int64_t count = 0;
-        for (int64_t n = 0; n < shape_.batch; ++n) count += left_out_.data()[n];
-        return 8 * count > shape_.batch;
+        return true;
     }
 
     // Calls function(segment) for those of the block that begins there; returns where it ends, with
@@ -217,7 +199,7 @@ class WinogradWeightGradient {
         int64_t index = 0;
         while (place.sample < shape_.batch) {
             const int64_t count = gradients_.windows(place.sample);
-            if (left_out_.data()[place.sample] != 0 || place.window >= count) {
+            if (place.window >= count) {
                 ++place.sample;
                 place.window = 0;
                 continue;
@@ -397,17 +379,16 @@ class WinogradWeightGradient {
         }
     }
 
-    const ConvolutionBackward<T>& call_;
+    const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
     const WinogradPlan plan_;
     const int64_t together_;
-    const WindowGradients<Vector> gradients_;
+    const WindowGradients<Vector, Number> gradients_;
     const ConvolutionForward<T> forward_;
     const WinogradInput<Vector> input_;
     const PanelLayout<Vector> layout_;  // of X: columns: channels; depth: groups of a block
     const int64_t filter_pitch_;        // of G
     const int64_t plane_;
-    const Scratch<uint8_t> left_out_;
     const Scratch<T> sums_;
     const Scratch<T> right_;
     const Scratch<T> left_;

@@ -19,8 +19,6 @@
 // filter below 2^-100; and samples of so few windows that making weights and input ready is most of
 // the work.
 //
-// Four filters or fewer beyond whole vectors are multiplied otherwise: winograd_rest.h.
-//
 // Given to it: the packed weights, F C for each term; for each thread the planes of a stretch, as
 // they are multiplied, and a vector for each position; some channels of a panel of weights, and of
 // a single stretch the parts.
@@ -54,7 +52,6 @@
 #include "winograd_input.h"
 #include "winograd_plan.h"
 #include "winograd_planes.h"
-#include "winograd_rest.h"
 
 namespace seqkernels {
 
@@ -76,8 +73,6 @@ class WinogradWindows {
           shape_(call.shape),
           plan_(shape_),
           layout_{shape_.filters, plan_.depth(), Product::vectors, 1},
-          rest_(plan_, shape_.filters),
-          whole_{shape_.filters - rest_.count(), plan_.depth(), Product::vectors, 1},
           together_(plan_.together()),
           input_(call, plan_) {}
 
@@ -118,9 +113,10 @@ class WinogradWindows {
 
     int64_t packed_elements() const { return layout_.elements(); }
     int64_t pack_scratch_elements() const {
-        if (!packs_meanwhile()) return weight_scratch_elements();
-        const int64_t parts = plan_.filters() * plan_.parts() * Product::vectors * Vector::width;
-        return weight_scratch_elements() + parts * computed_rows() / together_;
+        constexpr int64_t line = Product::vectors * Vector::width;
+        const int64_t weights = checked_product({packed_channels, plan_.taps() + 1, line});
+        if (!packs_meanwhile()) return weights;
+        return weights + plan_.filters() * plan_.parts() * computed_rows() / together_ * line;
     }
     // The planes, and a vector for each position.
     int64_t left_elements() const {
@@ -134,22 +130,15 @@ class WinogradWindows {
     bool pack(Packed* packed, Range panels, T* scratch) const {
         bool are_plain = true;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            T* const target = packed + layout_.offset(panel);
-            const int64_t whole = whole_units(panel);
-            if (whole > 0) {
-                with_constant<Product::vectors>(whole, [&](auto units) {
-                    constexpr int64_t line = units * Vector::width;
-                    const auto place = [=](int t, int64_t channel) {
-                        return target + (t * shape_.channels + channel) * line;
-                    };
-                    const auto done = [](int, Range) {};
-                    are_plain = pack_panel_of<units>(panel, scratch, place, done) && are_plain;
-                });
-            }
-            if (has_rest(panel)) {
-                are_plain =
-                    rest_.pack(call_.weight, target + whole_elements(panel), scratch) && are_plain;
-            }
+            with_constant<Product::vectors>(layout_.units_of(panel), [&](auto units) {
+                constexpr int64_t line = units * Vector::width;
+                T* const target = packed + layout_.offset(panel);
+                const auto place = [=](int t, int64_t channel) {
+                    return target + (t * shape_.channels + channel) * line;
+                };
+                const auto done = [](int, Range) {};
+                are_plain = pack_panel_of<units>(panel, scratch, place, done) && are_plain;
+            });
         }
         return are_plain;
     }
@@ -159,58 +148,42 @@ class WinogradWindows {
     // can be multiplied.
     bool convolve_while_packing(Vector* sums, const SampleRows<Left>& rows, Range segments,
                                 int64_t panel, T* scratch) const {
-        const int64_t vectors = layout_.units_of(panel), whole = whole_units(panel);
+        const int64_t vectors = layout_.units_of(panel), line = vectors * Vector::width;
         const int64_t groups = computed(stretches_->rows(segments)) / together_;
+        T* const packed = scratch + packed_channels * plan_.taps() * line;
+        auto* const parts = reinterpret_cast<Vector*>(packed + packed_channels * line);
+        const int64_t count = groups * vectors, filter_sums = plan_.parts() * count;
+        for (int64_t i = 0; i < plan_.filters() * filter_sums; ++i) {
+            parts[i] = Vector::broadcast(0);
+        }
         const Left* first_of[most_groups_meanwhile] = {};
         for (int64_t m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, m * together_));
         }
-        const auto for_each_tile_of = [&](int t, int64_t channel, auto&& multiply) {
+        const auto multiply = [&](int t, Range channels) {
             const WinogradPlan::Term& term = plan_.term(t);
-            const int64_t offset = term.plane * plane_ + term.position * rows.stride + channel;
+            const int64_t offset =
+                term.plane * plane_ + term.position * rows.stride + channels.begin;
+            Vector* const part = parts + term.filter * filter_sums + term.part * count;
             seqkernels::for_each_tile(groups, Tile<Vector>::rows, [&](int64_t first, int tile) {
                 const Left* pointers[Tile<Vector>::rows] = {};
                 for (int m = 0; m < tile; ++m) pointers[m] = first_of[first + m] + offset;
-                multiply(first, tile, pointers);
+                multiply_accumulate(part + first * vectors, tile, vectors, pointers, 1, packed,
+                                    channels.count());
             });
         };
-        auto* const parts = reinterpret_cast<Vector*>(scratch + weight_scratch_elements());
-        const auto part_at = [&](int t, int64_t count) {
-            const WinogradPlan::Term& term = plan_.term(t);
-            return parts + (term.filter * plan_.parts() + term.part) * count;
-        };
-        const auto begin_parts = [&](int64_t count) {
-            const int64_t all = plan_.filters() * plan_.parts() * count;
-            for (int64_t i = 0; i < all; ++i) parts[i] = Vector::broadcast(0);
-        };
         bool are_plain = true;
-        if (has_rest(panel)) {
-            T* const packed = scratch + rest_.scratch_elements();
-            are_plain = rest_.pack(call_.weight, packed, scratch);
-            begin_parts(groups);
-            for (int t = 0; t < plan_.term_count(); ++t) {
-                for_each_tile_of(t, 0, [&](int64_t first, int tile, const Left* const* pointers) {
-                    rest_.multiply(part_at(t, groups) + first, tile, pointers, packed, t);
-                });
-            }
-            write_all_windows(parts, groups, 1, sums + whole, vectors);
-        }
-        if (whole == 0) return are_plain;
-        const int64_t count = groups * whole;
-        T* const packed = scratch + packed_channels * plan_.taps() * whole * Vector::width;
-        begin_parts(count);
-        const auto multiply = [&](int t, Range channels) {
-            for_each_tile_of(t, channels.begin,
-                             [&](int64_t first, int tile, const Left* const* pointers) {
-                                 multiply_accumulate(part_at(t, count) + first * whole, tile, whole,
-                                                     pointers, 1, packed, channels.count());
-                             });
-        };
-        with_constant<Product::vectors>(whole, [&](auto units) {
+        with_constant<Product::vectors>(vectors, [&](auto units) {
             const auto place = [=](int, int64_t) { return packed; };
-            are_plain = pack_panel_of<units>(panel, scratch, place, multiply) && are_plain;
+            are_plain = pack_panel_of<units>(panel, scratch, place, multiply);
         });
-        write_all_windows(parts, count, whole, sums, vectors);
+        for (int64_t i = 0; i < count; ++i) {
+            Vector shared[2];
+            for (int filter = 0; filter < plan_.filters(); ++filter) {
+                write_windows(parts + filter * filter_sums + i, count, filter, shared,
+                              sums + i / vectors * together_ * vectors + i % vectors, vectors);
+            }
+        }
         return are_plain;
     }
 
@@ -245,93 +218,39 @@ class WinogradWindows {
     // that are multiplied with them are written too.
     void convolve(Vector* sums, int tile, const SampleRows<Left>& rows, Range segments, int64_t row,
                   const Packed* packed, int64_t panel) const {
-        const int64_t vectors = layout_.units_of(panel), whole = whole_units(panel);
+        constexpr int most = most_sums<Vector>;
+        const int64_t vectors = layout_.units_of(panel), channels = shape_.channels;
         const int groups = static_cast<int>(divide_rounding_up(tile, together_));
-        const Packed* const weights = packed + layout_.offset(panel);
+        const int64_t count = groups * vectors;
+        const Packed* weights = packed + layout_.offset(panel);
         const Left* first_of[Tile<Vector>::rows] = {};
         for (int m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, row + m * together_));
         }
-        const auto pointers_of = [&](int t, const Left** pointers) {
-            const WinogradPlan::Term& term = plan_.term(t);
-            const int64_t offset = term.plane * plane_ + term.position * rows.stride;
-            for (int m = 0; m < groups; ++m) pointers[m] = first_of[m] + offset;
-        };
-        if (whole > 0) {
-            const int64_t of_term = shape_.channels * whole * Vector::width;
-            convolve_vectors(sums, groups, whole, vectors, [&](Vector* part, int t) {
+        Vector parts[WinogradPlan::most_parts][most], shared[most][2];
+        for (int filter = 0, t = 0; filter < plan_.filters(); ++filter) {
+            for (int part = 0; part < plan_.parts(); ++part) {
+                for (int64_t i = 0; i < count; ++i) parts[part][i] = Vector::broadcast(0);
+            }
+            for (; t < plan_.term_count() && plan_.term(t).filter == filter; ++t) {
+                const WinogradPlan::Term& term = plan_.term(t);
+                const int64_t offset = term.plane * plane_ + term.position * rows.stride;
                 const Left* pointers[Tile<Vector>::rows] = {};
-                pointers_of(t, pointers);
-                multiply_accumulate(part, groups, whole, pointers, 1, weights + t * of_term,
-                                    shape_.channels);
-            });
-        }
-        if (has_rest(panel)) {
-            const Packed* const rest = weights + whole_elements(panel);
-            convolve_vectors(sums + whole, groups, 1, vectors, [&](Vector* part, int t) {
-                const Left* pointers[Tile<Vector>::rows] = {};
-                pointers_of(t, pointers);
-                rest_.multiply(part, groups, pointers, rest, t);
-            });
+                for (int m = 0; m < groups; ++m) pointers[m] = first_of[m] + offset;
+                multiply_accumulate(parts[term.part], groups, vectors, pointers, 1, weights,
+                                    channels);
+                weights += channels * vectors * Vector::width;
+            }
+            for (int64_t i = 0; i < count; ++i) {
+                write_windows(&parts[0][i], most, filter, shared[i],
+                              sums + i / vectors * together_ * vectors + i % vectors, vectors);
+            }
         }
     }
 
  private:
     static constexpr int64_t most_rows_meanwhile = 64;
     static constexpr int64_t most_groups_meanwhile = most_rows_meanwhile / 2;  // of two windows
-
-    // Room for weights while they are packed and, if they are multiplied meanwhile, then.
-    int64_t weight_scratch_elements() const {
-        constexpr int64_t line = Product::vectors * Vector::width;
-        const int64_t of_rest =
-            rest_.scratch_elements() + (packs_meanwhile() ? rest_.packed_elements() : 0);
-        const int64_t elements =
-            larger(checked_product({packed_channels, plan_.taps() + 1, line}), of_rest);
-        return divide_rounding_up(elements, Vector::width) * Vector::width;
-    }
-
-    // Whether the last vector of a panel is the rest; the vectors before it, and their weights.
-    bool has_rest(int64_t panel) const {
-        return rest_.count() > 0 && panel == layout_.panels() - 1;
-    }
-    int64_t whole_units(int64_t panel) const { return layout_.units_of(panel) - has_rest(panel); }
-    int64_t whole_elements(int64_t panel) const {
-        return whole_units(panel) * Vector::width * plan_.depth();
-    }
-
-    // The windows of some groups for `count` of a panel's vectors.
-    //   multiply(part, t): adds the products of term t, groups * count vectors
-    template <class Multiply>
-    void convolve_vectors(Vector* sums, int groups, int64_t count, int64_t vectors,
-                          Multiply&& multiply) const {
-        constexpr int most = most_sums<Vector>;
-        const int64_t all = groups * count;
-        Vector parts[WinogradPlan::most_parts][most], shared[most][2];
-        for (int filter = 0, t = 0; filter < plan_.filters(); ++filter) {
-            for (int part = 0; part < plan_.parts(); ++part) {
-                for (int64_t i = 0; i < all; ++i) parts[part][i] = Vector::broadcast(0);
-            }
-            for (; t < plan_.term_count() && plan_.term(t).filter == filter; ++t) {
-                multiply(parts[plan_.term(t).part], t);
-            }
-            for (int64_t i = 0; i < all; ++i) {
-                write_windows(&parts[0][i], most, filter, shared[i],
-                              sums + i / count * together_ * vectors + i % count, vectors);
-            }
-        }
-    }
-
-    // The same of parts that are all there, filter after filter, `all` vectors each.
-    void write_all_windows(const Vector* parts, int64_t all, int64_t count, Vector* sums,
-                           int64_t vectors) const {
-        for (int64_t i = 0; i < all; ++i) {
-            Vector shared[2];
-            for (int filter = 0; filter < plan_.filters(); ++filter) {
-                write_windows(parts + filter * plan_.parts() * all + i, all, filter, shared,
-                              sums + i / count * together_ * vectors + i % count, vectors);
-            }
-        }
-    }
 
     // Windows, those included that fill up the last ones together.
     int64_t computed(int64_t windows) const {
@@ -416,11 +335,13 @@ class WinogradWindows {
         return can_be_multiplied;
     }
 
+    // Whether a filter has nothing but such small weights that a quarter of one could lose digits.
     static bool has_tiny(Vector largest) {
+        constexpr T least = static_cast<T>(0x1p-100);
         T of_filter[Vector::width];
         largest.store(of_filter);
         bool result = false;
-        for (const T magnitude : of_filter) result = result || is_tiny(magnitude);
+        for (const T magnitude : of_filter) result = result || (magnitude > 0 && magnitude < least);
         return result;
     }
 
@@ -430,13 +351,13 @@ class WinogradWindows {
         const int64_t taps = plan_.taps();
         const Stored first = weight.numbers.from(channels.begin * weight.stride_channel);
         if (weight.stride_tap == 1 && weight.stride_channel == taps) {
-            pack_panel(target, whole_, panel, channels.count() * taps,
+            pack_panel(target, layout_, panel, channels.count() * taps,
                        {first, weight.stride_filter, 1});
             return;
         }
         for (int64_t tap = 0; tap < taps; ++tap) {
             pack_panel(
-                target, whole_, panel, channels.count(),
+                target, layout_, panel, channels.count(),
                 {first.from(tap * weight.stride_tap), weight.stride_filter, weight.stride_channel},
                 [=](int64_t channel) { return channel * taps + tap; });
         }
@@ -471,8 +392,6 @@ class WinogradWindows {
     const ConvolutionShape& shape_;
     const WinogradPlan plan_;
     const PanelLayout<Vector> layout_;
-    const WinogradRest<Vector> rest_;
-    const PanelLayout<Vector> whole_;  // of the filters before the rest
     const int64_t together_;
     const WinogradInput<Vector> input_;
     const WindowStretches* stretches_ = nullptr;

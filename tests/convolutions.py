@@ -80,6 +80,7 @@ CASES = {
     "pools of 2, 3 taps": ((3, 65, 70, 64, 3), {"pool_size": 2, "padding": 1}),
     "pools of 2, 5 taps": ((2, 64, 147, 65, 5), {"pool_size": 2, "padding": "same"}),
     "pools of 3, 2 apart": ((2, 64, 61, 66, 7), {"pool_size": 3, "pool_stride": 2, "padding": 6}),
+    "pools of 2, 1 apart": ((2, 64, 45, 66, 3), {"pool_size": 2, "pool_stride": 1, "padding": 1}),
     "pools of 2, padding beyond kernel": ((2, 64, 30, 64, 3), {"pool_size": 2, "padding": 4}),
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }

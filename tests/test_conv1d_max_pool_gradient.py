@@ -197,6 +197,8 @@ TOGETHER = [
     ((9, 65, 71, 64, 3), {"pool_size": 2, "padding": 1}),
     ((5, 64, 70, 65, 5), {"pool_size": 3, "pool_stride": 2}),
     ((5, 128, 70, 128, 2), {"pool_size": 1}),
+    ((5, 65, 70, 64, 5), {"pool_size": 1, "padding": 2}),
+    ((5, 40, 70, 66, 7), {"pool_size": 1}),
 ]
 
 

@@ -71,11 +71,10 @@ class WinogradWeightGradient {
 
     // Whether it is faster so. Measured, times faster than winner by winner, two threads (AMD
     // family 26, AVX-512; AVX2), k 3 to 7, C 64 to 300, F 64 to 256:
-    //   pools of 1: 2.2; 1.8. Of 2: 1.11 to 1.28 (C 70, F 64, k 7: 0.94); 0.96 to 1.03 (0.87).
-    //   Of 3 (k 3): 0.92; 0.74
+    //   pools of 1: 2.2; 1.8. Of 2: 1.11 to 1.28 (C 70, F 64, k 7: 0.94); 0.96 to 1.03 (0.87), and
+    //   the same for both, so that bits are. Of 3 (k 3): 0.92; 0.74
     static bool pays_for(const ConvolutionShape& shape) {
-        constexpr int64_t largest_pool_stride = Vector::width > 1 ? 2 : 1;
-        return shape.pool_stride <= largest_pool_stride && shape.pool_size <= largest_dense_pool &&
+        return shape.pool_stride == 1 && shape.pool_size <= largest_dense_pool &&
                shape.windows(shape.length) > 0 && WinogradPlan::pays_for(shape);
     }
 

@@ -29,8 +29,8 @@
 // tile of windows, from L2 too. Limit: the multiply-add rate.
 //
 // Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
-//   50 sentences of 56 words, C 300, F 100: k 3 1.39; 1.53, k 4 1.35; 1.47, k 5 1.45; 1.58
-//   50 of 20 words, k 3: 1.27; 1.42. One of 56 words: k 3 0.98; 0.98, k 5 1.00; 1.00 (in other
+//   50 sentences of 56 words, C 300, F 100: k 3 1.33; 1.47, k 4 1.30; 1.41, k 5 1.39; 1.52
+//   50 of 20 words, k 3: 1.22; 1.37. One of 56 words: k 3 0.98; 0.98, k 5 1.00; 1.00 (in other
 //   runs up to 1.12 and 1.29; with its weights packed first a tenth slower); of 20 0.88; 0.81
 //   N 64, L 512, C 128, F 128: k 2 1.06; 1.15, k 3 1.37; 1.49
 //   N 16, L 1014, C 70, F 256, k 7 1.36; 1.43. N 32, L 512, C 300, F 256, k 3 1.47; 1.56
@@ -39,8 +39,9 @@
 //
 // Tried without gain: three taps by twos of windows (N 64, L 512, C 128 8 % slower); fetching what
 // follows a stretch in memory while tiles are multiplied, or the panel (2 % slower to 3 % faster).
-// Sums begun anew every 128 or 64 channels have errors 0.5 to 0.9 times as large, for 4 and 9 % of
-// time.
+// The last 4 filters of 100 channel by channel, not as a vector of zeros: 4 % faster, but other
+// bits with other vectors. Sums begun anew every 128 or 64 channels have errors 0.5 to 0.9 times as
+// large, for 4 and 9 % of time.
 #pragma once
 
 #include <cstdint>

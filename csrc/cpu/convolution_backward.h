@@ -54,23 +54,6 @@ using ByWinners =
     ConvolutionBackwardKernel<Vector, Number, ConvolutionInputGradient<Vector, Number>,
                               ConvolutionWeightGradient<Vector, Number>>;
 
-// A call of some of the samples; grad_weight and grad_bias are of them alone.
-template <class Number>
-inline ConvolutionBackward<Number> of_samples(const ConvolutionBackward<Number>& call,
-                                              Range samples) {
-    const ConvolutionShape& shape = call.shape;
-    const int64_t first = samples.begin;
-    ConvolutionBackward<Number> part = call;
-    part.shape.batch = samples.count();
-    part.input.numbers = call.input.numbers.from(first * call.input.stride_batch);
-    if (call.lengths != nullptr) part.lengths += first;
-    part.grad_output += first * call.grad_output_stride_batch;
-    part.output += first * call.output_stride_batch;
-    part.argmax += first * shape.pooled * shape.filters;
-    if (call.grad_input != nullptr) part.grad_input += first * shape.length * shape.channels;
-    return part;
-}
-
 template <class Vector, class Number, class InputGradient, class WeightGradient>
 class ConvolutionBackwardKernel {
     using T = typename Vector::Element;
@@ -110,9 +93,7 @@ class ConvolutionBackwardKernel {
             weight.run(thread, granted, barrier);
         });
         input.for_each_left_out([&](Range samples) {
-            ConvolutionBackward<Number> part = of_samples(call_, samples);
-            part.grad_weight = nullptr;
-            part.grad_bias = nullptr;
+            const ConvolutionBackward<Number> part = input_gradient_of(samples);
             ByWinners<Vector, Number>(part).run(threads);
         });
         if (weight.is_left_out()) {
@@ -124,6 +105,22 @@ class ConvolutionBackwardKernel {
     }
 
  private:
+    // The input's gradient of some samples.
+    ConvolutionBackward<Number> input_gradient_of(Range samples) const {
+        const int64_t first = samples.begin;
+        ConvolutionBackward<Number> part = call_;
+        part.shape.batch = samples.end - first;
+        part.input.numbers = call_.input.numbers.from(first * call_.input.stride_batch);
+        if (call_.lengths != nullptr) part.lengths += first;
+        part.grad_output += first * call_.grad_output_stride_batch;
+        part.output += first * call_.output_stride_batch;
+        part.argmax += first * shape_.pooled * shape_.filters;
+        part.grad_input += first * shape_.length * shape_.channels;
+        part.grad_weight = nullptr;
+        part.grad_bias = nullptr;
+        return part;
+    }
+
     // Sums of a sample's g.
     void sum_pools(const T* gradients, T* sums) const {
         for (int64_t f = 0; f < shape_.filters; ++f) sums[f] = 0;

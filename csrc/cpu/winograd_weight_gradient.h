@@ -28,8 +28,8 @@
 //
 // Scratch, owned by the call: P, F C for each term; G and X of a block; for each thread the planes
 // of a segment, its g and that of its pools.
-// Cost: 2 N W F k C FLOPs, or as many less as windows together save; three loads and a store for
-// each number laid out. Limit: the multiply-add rate.
+// Cost: 2 N W F k C FLOPs, or as many less as windows together save; the planes of X and the parts
+// of G, written once. Limit: the multiply-add rate.
 #pragma once
 
 #include <atomic>

@@ -29,8 +29,8 @@
 // tile of windows, from L2 too. Limit: the multiply-add rate.
 //
 // Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
-//   50 sentences of 56 words, C 300, F 100: k 3 1.33; 1.47, k 4 1.30; 1.41, k 5 1.39; 1.52
-//   50 of 20 words, k 3: 1.22; 1.37. One of 56 words: k 3 0.98; 0.98, k 5 1.00; 1.00 (in other
+//   50 sentences of 56 words, C 300, F 100: k 3 1.37; 1.44, k 4 1.29; 1.39, k 5 1.41; 1.49
+//   50 of 20 words, k 3: 1.23; 1.35. One of 56 words: k 3 0.98; 0.98, k 5 1.00; 1.00 (in other
 //   runs up to 1.12 and 1.29; with its weights packed first a tenth slower); of 20 0.88; 0.81
 //   N 64, L 512, C 128, F 128: k 2 1.06; 1.15, k 3 1.37; 1.49
 //   N 16, L 1014, C 70, F 256, k 7 1.36; 1.43. N 32, L 512, C 300, F 256, k 3 1.47; 1.56

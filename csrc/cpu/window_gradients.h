@@ -39,12 +39,10 @@ class WindowGradients {
         return checked_product({pools, shape_.filters});
     }
 
-    // Some windows of a sample: target[(w - windows.begin) * pitch + f].
-    void of_windows(int64_t n, Range own, T* target, int64_t pitch, T* scratch) const {
+    // Some windows of a sample, (windows, F) contiguous. scratch: as much as scratch_elements says.
+    void of_windows(int64_t n, Range own, T* target, T* scratch) const {
         const int64_t filters = shape_.filters, count = windows(n);
-        for (int64_t i = 0; i < own.count(); ++i) {
-            std::memset(target + i * pitch, 0, static_cast<std::size_t>(filters) * sizeof(T));
-        }
+        std::memset(target, 0, static_cast<std::size_t>(own.count() * filters) * sizeof(T));
         const Range pools = pools_of(own, count);
         if (pools.count() <= 0) return;
         winners_.of_pools(n, pools, {0, filters}, scratch);
@@ -58,7 +56,7 @@ class WindowGradients {
                 for (int64_t window = here.begin; window < here.end; ++window) {
                     const auto wins =
                         Vector::are_integer(argmax + f, there, static_cast<int32_t>(window));
-                    T* const place = target + (window - own.begin) * pitch + f;
+                    T* const place = target + (window - own.begin) * filters + f;
                     const Vector part = select(wins, gradient, Vector::broadcast(0));
                     store_up_to(load_up_to<Vector>(place, there) + part, place, there);
                 }

@@ -66,23 +66,17 @@ class WinogradInput {
         });
     }
 
-    // The planes of four windows of three taps, laid out as WinogradPlanes says, if they can be
-    // multiplied together. numbers: room for plane 0.
+    // The same of four windows of three taps, laid out as WinogradPlanes says. numbers: room for
+    // plane 0.
     template <class FirstOf, class PlaceOf>
-    void make_four_of_three_taps(int64_t sample, Range positions, T* numbers,
+    bool make_four_of_three_taps(int64_t sample, Range positions, T* numbers, Vector* largest,
                                  const FirstOf& first_of, const PlaceOf& place_of) const {
         const WinogradPlanes<Vector> planes(plan_, positions.count(), 0);
-        with_rows(sample, positions, numbers, 0, [&](const auto& row) {
+        return with_rows(sample, positions, numbers, 0, [&](const auto& row) {
+            const bool are_alike = planes.are_alike(row, largest);
             planes.make_four_of_three_taps(row, first_of, place_of);
-            return true;
+            return are_alike;
         });
-    }
-
-    // Only whether they can be multiplied together. numbers: room for plane 0.
-    bool judge(int64_t sample, Range positions, T* numbers, Vector* largest) const {
-        const WinogradPlanes<Vector> planes(plan_, positions.count(), 0);
-        return with_rows(sample, positions, numbers, 0,
-                         [&](const auto& row) { return planes.are_alike(row, largest); });
     }
 
  private:

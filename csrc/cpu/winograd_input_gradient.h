@@ -68,7 +68,7 @@ class WinogradInputGradient {
                 for (int64_t i = mine.begin; i < mine.end; ++i) {
                     lengths_.data()[i] = gradients_.windows(begin + i);
                     gradients_.of_windows(begin + i, {0, lengths_.data()[i]}, gradients_of(i),
-                                          shape_.filters, pools.data() + thread * pool_elements);
+                                          pools.data() + thread * pool_elements);
                 }
             });
             if (!convolve(samples, threads)) return false;
@@ -87,7 +87,6 @@ class WinogradInputGradient {
     // The convolution of g: from filters to channels.
     static ConvolutionShape shape_of_gradient(const ConvolutionShape& shape) {
         ConvolutionShape result = shape;
-        result.batch = samples_at_once(shape);
         result.length = shape.windows(shape.length);
         result.channels = shape.filters;
         result.filters = shape.channels;

@@ -84,14 +84,8 @@ class WinogradWeightGradient {
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             const Private mine = private_of(thread);
-            const Range samples = part_of(shape_.batch, 1, thread, granted);
-            for (int64_t n = samples.begin; n < samples.end && are_plain; ++n) {
-                if (!can_be_multiplied(n, mine)) are_plain = false;
-            }
             const Range filters = part_of(shape_.filters, tile_rows, thread, granted);
             clear_sums(filters);
-            barrier.wait(granted);
-            if (!are_plain) return;
             for (Place next{}; next.sample < shape_.batch;) {
                 next = for_each_segment(next, [&](const Segment& segment) {
                     if (segment.index % granted != thread) return;
@@ -182,15 +176,6 @@ class WinogradWeightGradient {
         return {start, start + groups * together_ + plan_.taps() - 1};
     }
 
-    bool can_be_multiplied(int64_t n, const Private& mine) const {
-        const int64_t count = gradients_.windows(n);
-        for (int64_t begin = 0; begin < count; begin += segment_windows()) {
-            const Range windows{begin, smaller(count, begin + segment_windows())};
-            if (!input_.judge(n, positions_of(windows), mine.planes, mine.largest)) return false;
-        }
-        return true;
-    }
-
     // Calls function(segment) for those of the block that begins there; returns where it ends, with
     // the groups that it has.
     template <class Function>
@@ -213,12 +198,15 @@ class WinogradWeightGradient {
         return place;
     }
 
-    // Returns whether its gradients can be multiplied.
+    // Returns whether its numbers can be multiplied.
     bool lay_out(const Segment& segment, const Private& mine) const {
-        lay_out_input(segment, mine);
+        return lay_out_input(segment, mine) && lay_out_gradients(segment, mine);
+    }
+
+    bool lay_out_gradients(const Segment& segment, const Private& mine) const {
         const int64_t filters = shape_.filters;
         const int64_t behind = segment.groups * together_ - segment.windows.count();
-        gradients_.of_windows(segment.sample, segment.windows, mine.gradients, filters, mine.pools);
+        gradients_.of_windows(segment.sample, segment.windows, mine.gradients, mine.pools);
         std::memset(mine.gradients + segment.windows.count() * filters, 0,
                     static_cast<std::size_t>(behind * filters) * sizeof(T));
         Vector largest = Vector::broadcast(0);
@@ -237,24 +225,27 @@ class WinogradWeightGradient {
         return are_plain(largest);
     }
 
-    void lay_out_input(const Segment& segment, const Private& mine) const {
+    bool lay_out_input(const Segment& segment, const Private& mine) const {
         const Range positions = positions_of(segment.windows);
         if (plan_.reads_numbers()) {
-            input_.make(segment.sample, positions, mine.planes, plane_, mine.largest);
+            if (!input_.make(segment.sample, positions, mine.planes, plane_, mine.largest)) {
+                return false;
+            }
             for (int t = 0; t < plan_.term_count(); ++t) lay_out_term(segment, t, mine.planes);
-            return;
+            return true;
         }
         const auto first_of = [&](int t, int64_t) {
             return right_.data() + t * layout_.elements();
         };
         constexpr int64_t panel_columns = Tile<Vector>::vectors * Vector::width;
-        input_.make_four_of_three_taps(
-            segment.sample, positions, mine.planes, first_of, [&](int64_t group, int64_t channel) {
-                const int64_t panel = channel / panel_columns;
-                return layout_.offset(panel) +
-                       (segment.place + group) * layout_.units_of(panel) * Vector::width +
-                       channel % panel_columns;
-            });
+        const auto place_of = [&](int64_t group, int64_t channel) {
+            const int64_t panel = channel / panel_columns;
+            return layout_.offset(panel) +
+                   (segment.place + group) * layout_.units_of(panel) * Vector::width +
+                   channel % panel_columns;
+        };
+        return input_.make_four_of_three_taps(segment.sample, positions, mine.planes, mine.largest,
+                                              first_of, place_of);
     }
 
     void lay_out_term(const Segment& segment, int t, const T* planes) const {

@@ -38,8 +38,8 @@ def conv1d_max_pool(
 
 def lstm(
     input: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
@@ -48,14 +48,17 @@ def lstm(
     reverse: bool,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM over (T, N, I); returns output (T, N, H), h_n and c_n (N, H)."""
+    """An LSTM over (T, N, I); returns output (T, N, H), h_n and c_n (N, H).
+
+    Without h0 and c0 the states begin as zeros.
+    """
     tensors = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths)
     return _recurrence("lstm", reverse, recompute, *tensors)
 
 
 def rnn(
     input: Tensor,
-    h0: Tensor,
+    h0: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
@@ -64,15 +67,15 @@ def rnn(
     reverse: bool,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H)."""
+    """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H). Without h0, from zeros."""
     cell = f"rnn_{nonlinearity}"
     return _recurrence(cell, reverse, False, input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)[:2]
 
 
 def lstm_cell(
     input: Tensor,
-    h: Tensor,
-    c: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
@@ -84,7 +87,7 @@ def lstm_cell(
 
 def rnn_cell(
     input: Tensor,
-    h: Tensor,
+    h: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
@@ -170,7 +173,8 @@ def _reference_recurrence(cell: str, reverse: bool, lengths):
     how = {"lengths": lengths, "reverse": reverse}
 
     def lstm(input, hidden, cell_state, *weights):
-        output, (h_n, c_n) = reference.lstm(input, (hidden, cell_state), *weights, **how)
+        states = None if hidden is None else (hidden, cell_state)
+        output, (h_n, c_n) = reference.lstm(input, states, *weights, **how)
         return output, h_n, c_n
 
     def rnn(input, hidden, cell_state, *weights):
@@ -290,7 +294,7 @@ class _Recurrence(torch.autograd.Function):
                 gates,
                 cells,
                 *grads,
-                [needs[0], needs[3], needs[4], needs[5] or needs[6]],
+                [*needs[:5], needs[5] or needs[6]],
             )
             # Two tensors: who scales one in place must not scale the other.
             gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]

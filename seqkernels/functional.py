@@ -181,9 +181,9 @@ def lstm_cell(
         say_once("lstm_cell", input)
         return reference.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     if input.dim() == 2:
-        h, c = hx if hx is not None else _zeros(2, len(input), w_hh)
+        h, c = hx or (None, None)
         return autograd.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
-    h, c = _unsqueezed(hx) if hx is not None else _zeros(2, 1, w_hh)
+    h, c = _unsqueezed(hx) or (None, None)
     h, c = autograd.lstm_cell(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh)
     return h.squeeze(0), c.squeeze(0)
 
@@ -235,9 +235,9 @@ def rnn_cell(
         h = None if states is None else states[0]
         return reference.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity=nonlinearity)
     if input.dim() == 2:
-        (h,) = states if states is not None else _zeros(1, len(input), w_hh)
+        (h,) = states or (None,)
         return autograd.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
-    (h,) = _unsqueezed(states) if states is not None else _zeros(1, 1, w_hh)
+    (h,) = _unsqueezed(states) or (None,)
     h = autograd.rnn_cell(input.unsqueeze(0), h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
     return h.squeeze(0)
 
@@ -303,10 +303,10 @@ def lstm(
         return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
     how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths, input), reverse, recompute)
     if input.dim() == 3:
-        h, c = hx if hx is not None else _zeros(2, input.shape[1], w_hh)
+        h, c = hx or (None, None)
         output, h, c = autograd.lstm(input, h, c, *how)
         return output, (h, c)
-    h, c = _unsqueezed(hx) if hx is not None else _zeros(2, 1, w_hh)
+    h, c = _unsqueezed(hx) or (None, None)
     output, h, c = autograd.lstm(input.unsqueeze(1), h, c, *how)
     return output.squeeze(1), (h.squeeze(0), c.squeeze(0))
 
@@ -373,9 +373,9 @@ def rnn(
         )
     lengths = _batched_lengths(lengths, input)
     if input.dim() == 3:
-        (h,) = states if states is not None else _zeros(1, input.shape[1], w_hh)
+        (h,) = states or (None,)
         return autograd.rnn(input, h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity)
-    (h,) = _unsqueezed(states) if states is not None else _zeros(1, 1, w_hh)
+    (h,) = _unsqueezed(states) or (None,)
     output, h = autograd.rnn(
         input.unsqueeze(1), h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity
     )
@@ -405,13 +405,8 @@ def say_once(operation: str, input: Tensor) -> None:
 _said: set[tuple[str, torch.dtype, str]] = set()
 
 
-def _zeros(count: int, batch: int, w_hh: Tensor) -> tuple[Tensor, ...]:
-    """The initial states where none are given."""
-    return tuple(w_hh.new_zeros(batch, w_hh.shape[1]) for _ in range(count))
-
-
-def _unsqueezed(states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(state.unsqueeze(0) for state in states)
+def _unsqueezed(states: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if states is None else tuple(state.unsqueeze(0) for state in states)
 
 
 def _batched_lengths(lengths: Tensor | None, input: Tensor) -> Tensor | None:

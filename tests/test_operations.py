@@ -47,11 +47,18 @@ def samples(operation: str):
                 # What is kept for the backward pass is left as it was where lengths end.
                 for training in (False, True) if lengths is None else (False,):
                     yield cell, False, input, *states, *weights, *biases, lengths, training
+                yield cell, False, input, None, None, *weights, *biases, lengths, False
             elif operation == "recurrence_backward":
                 output, kept = normal(7, 4, 5), gates == 4
                 grads = (output.cos(), None, states[1])
-                arguments = (cell, True, input, *states, *weights, *biases, lengths, output)
-                for needs in ([True] * 4, [False, False, True, False]):
+                all_needed = [True, True, kept, True, True, True]
+                only_weight_hh = [False, False, False, False, True, False]
+                for before, needs in (
+                    (states, all_needed),
+                    (states, only_weight_hh),
+                    ((None, None), only_weight_hh),
+                ):
+                    arguments = (cell, True, input, *before, *weights, *biases, lengths, output)
                     if kept:
                         yield *arguments, normal(7, 4, 20), normal(7, 4, 5), *grads, needs
                     yield *arguments, *EMPTY, *grads, needs

@@ -309,6 +309,17 @@ def test_strides_do_not_change_a_bit(isa, dtype, kind):
     assert all(map(torch.equal, gradients(run, kind, arguments, wide), ones))
 
 
+@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["whole", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_absent_states_are_zeros(kernels, dtype, kind, lengths):
+    for sizes in ((7, 8, 6, 9), (7, 8, 20, 130)):
+        arguments = converted(tensors(kind, sizes), dtype) | {"lengths": lengths}
+        zeros = mapped(torch.zeros_like, arguments["hx"])
+        input, *_, w_ih, w_hh, b_ih, b_hh = gradients(run, kind, arguments | {"hx": zeros})
+        found = gradients(run, kind, arguments | {"hx": None})
+        assert all(map(torch.equal, found, (input, w_ih, w_hh, b_ih, b_hh)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_gradient_may_be_asked_for_alone(kernels, kind):
     arguments = tensors(kind, (5, 4, 6, 9))

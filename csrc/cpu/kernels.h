@@ -43,8 +43,8 @@ template <class T>
 struct RecurrenceBackward {
     RecurrenceShape shape;
     RecurrenceInput<T> input;
-    const T* initial_hidden;
-    const T* initial_cell;
+    const T* initial_hidden;  // (N, H) contiguous, or null for zeros
+    const T* initial_cell;    // (N, H) contiguous, or null for zeros; null without a cell state
     Matrix weight_ih;
     Matrix weight_hh;
     const int64_t* lengths;
@@ -56,9 +56,8 @@ struct RecurrenceBackward {
     const T* grad_final_hidden;   // (N, H) contiguous, or null for zeros
     const T* grad_final_cell;     // (N, H) contiguous, or null for zeros
     T* grad_input;                // (T, N, I) contiguous, written whole; or null
-    T* grad_initial_hidden;       // (N, H) contiguous
-    T* grad_initial_cell;         // (N, H) contiguous: the running gradient of the cell state; null
-                                  // without
+    T* grad_initial_hidden;       // (N, H) contiguous, or null
+    T* grad_initial_cell;         // (N, H) contiguous, or null; null without a cell state
     T* grad_weight_ih;            // (G H, I) contiguous, written whole; or null
     T* grad_weight_hh;            // (G H, H) contiguous, written whole; or null
     T* grad_bias;                 // (G H,), the gradient of either bias, written whole; or null

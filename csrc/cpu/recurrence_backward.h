@@ -14,10 +14,10 @@
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); da of
 // the rows that are multiplied together and of two steps, G H each; that of recurrent_gradients.h;
-// the schedule, T + N integers; for each thread pointers for the rows of one step; sums of
-// block_rows rows, twice for each half; blocks of the weight gradients' operands; and in matrix
-// tiles, for each thread, a panel of weights and the gradients of gates of some rows
-// (row_product.h) as they are multiplied.
+// a state of zeros, H, unless the initial ones are given; the schedule, T + N integers; for each
+// thread pointers for the rows of one step; sums of block_rows rows, twice for each half; blocks of
+// the weight gradients' operands; and in matrix tiles, for each thread, a panel of weights and the
+// gradients of gates of some rows (row_product.h) as they are multiplied.
 //
 // The steps' products W_hh^T da are added up in two halves, those of the gates of either half of
 // the hidden units, so that two threads with the same samples multiply what they have made
@@ -118,8 +118,8 @@ class RecurrenceBackwardKernel {
         const Scratch<T> scales(checked_product({most_rows, most_halves, threads}));
         const Scratch<Vector> sums(checked_product(
             {rows_of_all_sums(threads), order_.halves(), hidden_layout_.panels(), panel_units}));
-        const Scratch<T> initial_cells(gradients_.cell_elements());
-        const Scratch<T> grad_cells(gradients_.cell_elements());
+        const Scratch<T> initial_cells(gradients_.initial_cell_elements());
+        const Scratch<T> grad_cells(gradients_.grad_cell_elements());
         gradients_.place_cell_states(initial_cells.data(), grad_cells.data());
         const int64_t step_copies = sum_of_halves(
             [&](int h) { return Product::left_elements(most_rows, halves_[h].layout.depth); });
@@ -134,6 +134,10 @@ class RecurrenceBackwardKernel {
         const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
         const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
         const Scratch<T> bias_sums(call_.grad_bias == nullptr ? 0 : depth);
+        const int64_t zeros = call_.initial_hidden == nullptr ? shape_.hidden : 0;
+        const Scratch<Number> no_state(zeros);
+        std::memset(no_state.data(), 0, static_cast<std::size_t>(zeros) * sizeof(Number));
+        no_state_ = no_state.data();
         ring_ = ring.data();
         input_weights_ = input_weights.data();
         place_halves(hidden_weights.data());
@@ -175,7 +179,9 @@ class RecurrenceBackwardKernel {
                     multiply_rows_of(take_block(now, rows_of_block));
                 }
             }
-            run_step(-1, mine, now, [&] { barrier.wait(granted); });
+            if (call_.grad_initial_hidden != nullptr) {
+                run_step(-1, mine, now, [&] { barrier.wait(granted); });
+            }
             barrier.wait(granted);
             if (thread == 0) pass_through();
             // Of no rows there is one block.
@@ -465,6 +471,13 @@ class RecurrenceBackwardKernel {
         return block;
     }
 
+    // What sample n's hidden state was before a step.
+    const Number* state_before(int64_t n, int64_t step) const {
+        if (step > 0) return call_.output + schedule_.row(n, step - 1) * shape_.hidden;
+        return call_.initial_hidden == nullptr ? no_state_
+                                               : call_.initial_hidden + n * shape_.hidden;
+    }
+
     void multiply_block(const Block& block, const Gradient& gradient, const Operand& inputs,
                         const Operand& states, T* grad_bias, const Samples& mine, int threads,
                         Barrier& barrier) const {
@@ -478,8 +491,7 @@ class RecurrenceBackwardKernel {
             left[k] = ring_row(block.first, k);
             input_rows[k] = call_.input.data + schedule_.time(n, step) * call_.input.stride_step +
                             n * call_.input.stride_batch;
-            state_rows[k] = step == 0 ? call_.initial_hidden + n * shape_.hidden
-                                      : call_.output + schedule_.row(n, step - 1) * shape_.hidden;
+            state_rows[k] = state_before(n, step);
             grad_rows[k] =
                 call_.grad_input == nullptr ? nullptr : call_.grad_input + row * shape_.inputs;
         }
@@ -527,6 +539,7 @@ class RecurrenceBackwardKernel {
     Half halves_[most_halves] = {};
     Packed* input_weights_ = nullptr;
     Gate* ring_ = nullptr;
+    const Number* no_state_ = nullptr;  // zeros, if the initial states are not given
 };
 
 template <class Vector, class Product, class Gradient, class Number>

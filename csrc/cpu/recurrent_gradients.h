@@ -2,7 +2,8 @@
 // its gates come of its state's.
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by who calls: of numbers
-// narrower than the sums, cell states and their gradients, 2 N H.
+// narrower than the sums, initial cell states, N H; of those too, and where the initial ones'
+// gradients are not asked for, the cell states' running gradients, N H.
 #pragma once
 
 #include <cstdint>
@@ -31,19 +32,22 @@ class RecurrentGradients {
     RecurrentGradients(const RecurrenceBackward<Number>& arguments, const Schedule& schedule)
         : call_(arguments), shape_(arguments.shape), schedule_(schedule) {}
 
-    // Room for cell states or their gradients, if they are kept in another type than they are given
-    // in.
-    int64_t cell_elements() const {
-        return is_lstm && is_narrow ? checked_product({shape_.batch, shape_.hidden}) : 0;
+    // Room for the initial cell states, if they are kept in another type than they are given in.
+    int64_t initial_cell_elements() const {
+        return is_narrow && call_.initial_cell != nullptr ? states() : 0;
+    }
+    // Room for the running gradients of cell states, if that is not where they go in the end.
+    int64_t grad_cell_elements() const {
+        return is_lstm && (is_narrow || call_.grad_initial_cell == nullptr) ? states() : 0;
     }
     void place_cell_states(T* initial_cells, T* grad_cells) {
+        grad_cell_ = grad_cells;
         if constexpr (is_narrow) {
-            widened_initial_cell_ = initial_cells;
-            initial_cell_ = initial_cells;
-            grad_cell_ = grad_cells;
+            widened_initial_cell_ = call_.initial_cell == nullptr ? nullptr : initial_cells;
+            initial_cell_ = widened_initial_cell_;
         } else {
             initial_cell_ = call_.initial_cell;
-            grad_cell_ = call_.grad_initial_cell;
+            if (call_.grad_initial_cell != nullptr) grad_cell_ = call_.grad_initial_cell;
         }
     }
 
@@ -52,17 +56,21 @@ class RecurrentGradients {
         if constexpr (is_lstm) {
             const Range samples = part_of(shape_.batch, 1, thread, threads);
             start_from(call_.grad_final_cell, grad_cell_, samples);
-            if constexpr (is_narrow) start_from(call_.initial_cell, widened_initial_cell_, samples);
+            if (widened_initial_cell_ != nullptr) {
+                start_from(call_.initial_cell, widened_initial_cell_, samples);
+            }
         }
     }
     void finish(int thread, int threads) const {
         if constexpr (is_lstm && is_narrow) {
+            if (call_.grad_initial_cell == nullptr) return;
             start_from(grad_cell_, call_.grad_initial_cell,
                        part_of(shape_.batch, 1, thread, threads));
         }
     }
     // A sample that never runs passes its state's gradient through.
     void pass_through(int64_t n) const {
+        if (call_.grad_initial_hidden == nullptr) return;
         start_from(call_.grad_final_hidden, call_.grad_initial_hidden, {n, n + 1});
     }
 
@@ -71,7 +79,7 @@ class RecurrentGradients {
         const T* gates;
         const Number* hidden;
         const T* cell;
-        const T* cell_before;
+        const T* cell_before;  // or null for zeros
         const Number* grad_hidden;
         const Number* grad_final_hidden;
         T* grad_cell;
@@ -89,8 +97,11 @@ class RecurrentGradients {
         if constexpr (is_lstm) {
             result.gates = call_.gates + row * gates * hidden;
             result.cell = call_.cells + row * hidden;
-            result.cell_before = step == 0 ? initial_cell_ + n * hidden
-                                           : call_.cells + schedule_.row(n, step - 1) * hidden;
+            if (step > 0) {
+                result.cell_before = call_.cells + schedule_.row(n, step - 1) * hidden;
+            } else if (initial_cell_ != nullptr) {
+                result.cell_before = initial_cell_ + n * hidden;
+            }
             result.grad_cell = grad_cell_ + n * hidden;
         }
         return result;
@@ -103,7 +114,7 @@ class RecurrentGradients {
         if (row.grad_hidden != nullptr) ask_for(row.grad_hidden + unit);
         if constexpr (is_lstm) {
             for (int g = 0; g < gates; ++g) ask_for(row.gates + g * shape_.hidden + unit);
-            ask_for(row.cell_before + unit);
+            if (row.cell_before != nullptr) ask_for(row.cell_before + unit);
         } else {
             ask_for(row.hidden + unit);
         }
@@ -164,7 +175,9 @@ class RecurrentGradients {
             const Vector squashed = hyperbolic_tangent(load_up_to<Vector>(row.cell + unit, count));
             const Vector grad_cell = load_up_to<Vector>(row.grad_cell + unit, count) +
                                      grad_hidden * output_gate * (one - squashed * squashed);
-            const Vector before = load_up_to<Vector>(row.cell_before + unit, count);
+            const Vector before = row.cell_before == nullptr
+                                      ? Vector::broadcast(0)
+                                      : load_up_to<Vector>(row.cell_before + unit, count);
             store(0, grad_cell * candidate * (input_gate * (one - input_gate)));
             store(1, grad_cell * before * (forget_gate * (one - forget_gate)));
             store(2, grad_cell * input_gate * (one - candidate * candidate));
@@ -180,6 +193,8 @@ class RecurrentGradients {
     }
 
  private:
+    int64_t states() const { return checked_product({shape_.batch, shape_.hidden}); }
+
     // target = source, or zero where there is no source.
     template <class From, class To>
     void start_from(const From* source, To* target, Range samples) const {

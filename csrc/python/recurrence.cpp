@@ -174,20 +174,20 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,
-              const TensorView& initial_hidden, const OptionalView& initial_cell,
+              const OptionalView& initial_hidden, const OptionalView& initial_cell,
               const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& lengths,
               const TensorView& output, const OptionalView& gates, const OptionalView& cells,
               const OptionalView& grad_output, const OptionalView& grad_final_hidden,
               const OptionalView& grad_final_cell, const OptionalView& grad_input,
-              const TensorView& grad_initial_hidden, const OptionalView& grad_initial_cell,
+              const OptionalView& grad_initial_hidden, const OptionalView& grad_initial_cell,
               const OptionalView& grad_weight_ih, const OptionalView& grad_weight_hh,
               const OptionalView& grad_bias, const CpuWhere& where) {
     const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
-    expect_given("initial_cell", initial_cell, has_cell);
+    expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("gates", gates, has_cell);
     expect_given("cells", cells, has_cell);
-    expect_given("grad_initial_cell", grad_initial_cell, has_cell);
+    if (!has_cell) expect_given("grad_initial_cell", grad_initial_cell, false);
     const CpuPlace place = place_of(where);
     const DataType dtype = input.dtype;
     const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;

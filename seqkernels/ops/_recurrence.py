@@ -43,8 +43,20 @@ def _running(cell: str, hidden: Tensor) -> Tensor | None:
     return hidden.new_empty(hidden.shape, dtype=_accumulator(hidden.dtype))
 
 
+def _initial_states(cell, input, hidden, cell_state, weight_hh) -> tuple[Tensor, ...]:
+    """The states before the first step, zeros where none are given."""
+    if hidden is not None:
+        return (hidden, cell_state) if cell == "lstm" else (hidden,)
+    shape = (input.shape[1], weight_hh.shape[1])
+    return tuple(input.new_zeros(shape) for _ in range(2 if cell == "lstm" else 1))
+
+
 def _with_unit_stride(input: Tensor) -> Tensor:
     return input if input.stride(-1) == 1 or input.shape[-1] <= 1 else input.contiguous()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _recurrence(
@@ -66,23 +78,23 @@ def _recurrence(
     is_lstm = cell == "lstm"
     keeps_gates = is_lstm and training
     if cuda.is_on_device(input):
-        states = (hidden, cell_state) if is_lstm else (hidden,)
+        states = _initial_states(cell, input, hidden, cell_state, weight_hh)
         weights = (weight_ih, weight_hh, bias_ih, bias_hh)
         kept = (gates, cells) if keeps_gates else (None, None)
         results = outputs[: 3 if is_lstm else 2]
         tensors = (input, states, weights, lengths, results, kept)
-        _recurrence_cuda.forward(cell, reverse, *tensors, _running(cell, hidden))
+        _recurrence_cuda.forward(cell, reverse, *tensors, _running(cell, states[0]))
         return outputs
     _cpu.recurrence_forward(
         cell,
         reverse,
         _with_unit_stride(input),
-        hidden.contiguous(),
-        cell_state.contiguous() if is_lstm else None,
+        _contiguous(hidden),
+        _contiguous(cell_state),
         weight_ih,
         weight_hh,
-        None if bias_ih is None else bias_ih.contiguous(),
-        None if bias_hh is None else bias_hh.contiguous(),
+        _contiguous(bias_ih),
+        _contiguous(bias_hh),
         lengths,
         output,
         final,
@@ -112,14 +124,14 @@ def _recurrence_shapes(
 
 def _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs) -> tuple[Tensor, ...]:
     """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
-    batch, hidden = input.shape[1], weight_hh.shape[1]
+    state = (input.shape[1], weight_hh.shape[1])
     return (
         input.new_empty(input.shape if needs[0] else 0),
-        input.new_empty(batch, hidden),
-        input.new_empty((batch, hidden) if cell == "lstm" else 0),
-        weight_ih.new_empty(weight_ih.shape if needs[1] else 0),
-        weight_hh.new_empty(weight_hh.shape if needs[2] else 0),
-        weight_hh.new_empty(weight_hh.shape[0] if needs[3] else 0),
+        input.new_empty(state if needs[1] else 0),
+        input.new_empty(state if needs[2] else 0),
+        weight_ih.new_empty(weight_ih.shape if needs[3] else 0),
+        weight_hh.new_empty(weight_hh.shape if needs[4] else 0),
+        weight_hh.new_empty(weight_hh.shape[0] if needs[5] else 0),
     )
 
 
@@ -143,20 +155,18 @@ def _recurrence_backward(
     needs,
 ):
     gradients = _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
-    grad_input, grad_initial, grad_initial_cell, grad_weight_ih, grad_weight_hh, grad_bias = (
-        gradients
-    )
     is_lstm = cell == "lstm"
     kept = is_lstm and gates.dim() > 1
     if is_lstm and not kept:
         tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias_ih, bias_hh, lengths)
         gates, cells = _recurrence(cell, reverse, *tensors, True)[3:]
     if cuda.is_on_device(input):
+        states = _initial_states(cell, input, hidden, cell_state, weight_hh)
         _recurrence_cuda.backward(
             cell,
             reverse,
             input,
-            (hidden, cell_state) if is_lstm else (hidden,),
+            states,
             (weight_ih, weight_hh),
             lengths,
             output,
@@ -164,30 +174,25 @@ def _recurrence_backward(
             (grad_output, grad_hidden, grad_cell_state),
             needs,
             gradients,
-            _running(cell, hidden),
+            _running(cell, states[0]),
         )
         return gradients
     _cpu.recurrence_backward(
         cell,
         reverse,
         _with_unit_stride(input),
-        hidden.contiguous(),
-        cell_state.contiguous() if is_lstm else None,
+        _contiguous(hidden),
+        _contiguous(cell_state),
         weight_ih,
         weight_hh,
         lengths,
         output,
         gates if is_lstm else None,
         cells if is_lstm else None,
-        None if grad_output is None else grad_output.contiguous(),
-        None if grad_hidden is None else grad_hidden.contiguous(),
-        None if grad_cell_state is None else grad_cell_state.contiguous(),
-        grad_input if needs[0] else None,
-        grad_initial,
-        grad_initial_cell if is_lstm else None,
-        grad_weight_ih if needs[1] else None,
-        grad_weight_hh if needs[2] else None,
-        grad_bias if needs[3] else None,
+        _contiguous(grad_output),
+        _contiguous(grad_hidden),
+        _contiguous(grad_cell_state),
+        *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)),
         cpu.where(input, "rnn"),
     )
     return gradients
@@ -216,7 +221,7 @@ def _recurrence_backward_shapes(
 
 
 define(
-    "recurrence(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "recurrence(str cell, bool reverse, Tensor input, Tensor? hidden, Tensor? cell_state, "
     "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
     "bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _recurrence,
@@ -224,7 +229,7 @@ define(
     devices=("CPU", "CUDA"),
 )
 define(
-    "recurrence_backward(str cell, bool reverse, Tensor input, Tensor hidden, Tensor? cell_state, "
+    "recurrence_backward(str cell, bool reverse, Tensor input, Tensor? hidden, Tensor? cell_state, "
     "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
     "Tensor output, Tensor gates, "
     "Tensor cells, Tensor? grad_output, Tensor? grad_hidden, Tensor? grad_cell_state, "

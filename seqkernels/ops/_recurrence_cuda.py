@@ -86,7 +86,7 @@ def backward(
     gradients: tuple[Tensor, ...],
     running: Tensor | None,
 ) -> None:
-    """Fill the gradients of input, states, weights and bias, those that are needed.
+    """Fill the gradients of input, states, weights and bias, those that ``needs`` says in order.
 
     ``grads`` are those of output, final hidden and final cell state; ``running`` is room for that
     of an LSTM's cell state between the steps.
@@ -94,6 +94,11 @@ def backward(
     weight_ih, weight_hh = weights
     grad_input, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh, grad_bias = gradients
     is_lstm = cell == "lstm"
+    # The kernels want room for the states' gradients in any case.
+    if not needs[1]:
+        grad_hidden = torch.empty_like(states[0])
+    if is_lstm and not needs[2]:
+        grad_cell = torch.empty_like(states[1])
     grad_gates = input.new_empty(*output.shape[:2], len(weight_hh))
     run = functools.partial(
         cuda.recurrence_backward,
@@ -121,14 +126,14 @@ def backward(
     rows = grad_gates.flatten(0, 1)
     if needs[0]:
         torch.mm(rows, weight_ih, out=grad_input.view(len(rows), input.shape[2]))
-    if needs[1]:
+    if needs[3]:
         if lengths is not None:  # what stands beyond, even NaN, times a gradient of zero
             input = torch.where(_runs(lengths, input), input, 0)
         torch.mm(rows.t(), input.flatten(0, 1), out=grad_weight_ih)
-    if needs[2]:
+    if needs[4]:
         before = _states_before(states[0], output, reverse, lengths)
         torch.mm(rows.t(), before.flatten(0, 1), out=grad_weight_hh)
-    if needs[3]:
+    if needs[5]:
         torch.sum(rows, 0, out=grad_bias)
 
 

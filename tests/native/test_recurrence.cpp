@@ -208,6 +208,23 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
     CHECK(relative_error(grad_weight_ih, exact_gradients->weight_ih) <= differences);
     CHECK(relative_error(grad_weight_hh, exact_gradients->weight_hh) <= differences);
     CHECK(relative_error(grad_bias, exact_gradients->bias) <= differences);
+
+    // States that are not given are zeros, and their gradients need not be computed.
+    const auto from_zeros = [&](const T* zeros) {
+        forward.initial_hidden = backward.initial_hidden = zeros;
+        forward.initial_cell = backward.initial_cell = is_lstm ? zeros : nullptr;
+        kernels.recurrence_forward(forward, threads);
+        kernels.recurrence_backward(backward, threads);
+        std::vector<std::vector<T>> results = {output,     final_hidden,   final_cell,
+                                               grad_input, grad_weight_ih, grad_weight_hh,
+                                               grad_bias};
+        return results;
+    };
+    const std::vector<T> zeros(hidden.size());
+    const auto given = from_zeros(zeros.data());
+    backward.grad_initial_hidden = backward.grad_initial_cell = nullptr;
+    const auto absent = from_zeros(nullptr);
+    for (std::size_t i = 0; i < given.size(); ++i) CHECK(is_same(given[i], absent[i]));
 }
 
 constexpr std::initializer_list<RecurrentCell> all_cells = {

@@ -45,15 +45,16 @@ def lstm(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     lengths: Tensor | None,
+    batch_sizes: list[int] | None,
     reverse: bool,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An LSTM over (T, N, I); returns output (T, N, H), h_n and c_n (N, H).
 
-    Without h0 and c0 the states begin as zeros.
+    Without h0 and c0 the states begin as zeros. With batch_sizes, sequences are packed, (rows, I).
     """
     tensors = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths)
-    return _recurrence("lstm", reverse, recompute, *tensors)
+    return _recurrence("lstm", reverse, recompute, batch_sizes, *tensors)
 
 
 def rnn(
@@ -64,12 +65,13 @@ def rnn(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     lengths: Tensor | None,
+    batch_sizes: list[int] | None,
     reverse: bool,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H). Without h0, from zeros."""
-    cell = f"rnn_{nonlinearity}"
-    return _recurrence(cell, reverse, False, input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)[:2]
+    """An RNN over (T, N, I); returns output (T, N, H) and h_n (N, H); otherwise as ``lstm``."""
+    tensors = (input, h0, None, w_ih, w_hh, b_ih, b_hh, lengths)
+    return _recurrence(f"rnn_{nonlinearity}", reverse, False, batch_sizes, *tensors)[:2]
 
 
 def lstm_cell(
@@ -82,7 +84,7 @@ def lstm_cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One step of an LSTM on (N, I): a sequence of length 1."""
-    return lstm(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh, None, False)[1:]
+    return lstm(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh, None, None, False)[1:]
 
 
 def rnn_cell(
@@ -95,7 +97,7 @@ def rnn_cell(
     nonlinearity: str,
 ) -> Tensor:
     """One step of an RNN on (N, I): a sequence of length 1."""
-    return rnn(input.unsqueeze(0), h, w_ih, w_hh, b_ih, b_hh, None, False, nonlinearity)[1]
+    return rnn(input.unsqueeze(0), h, w_ih, w_hh, b_ih, b_hh, None, None, False, nonlinearity)[1]
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
@@ -110,16 +112,20 @@ def _in_forward_mode() -> bool:
 
 
 def _recurrence(
-    cell: str, reverse: bool, recompute: bool, *tensors: Tensor | None
+    cell: str,
+    reverse: bool,
+    recompute: bool,
+    batch_sizes: list[int] | None,
+    *tensors: Tensor | None,
 ) -> tuple[Tensor, ...]:
     if _in_forward_mode():
         *inputs, lengths = tensors
-        return _reference_recurrence(cell, reverse, lengths)(*inputs)
+        return _reference_recurrence(cell, reverse, lengths, batch_sizes)(*inputs)
     if _wants_gradient(*tensors[:-1]):
         if torch.compiler.is_compiling():
             tensors = _distinct(tensors)
-        return _apply(_Recurrence, cell, reverse, recompute, *tensors)[:3]
-    return ops.recurrence(cell, reverse, *tensors, False)[:3]
+        return _apply(_Recurrence, cell, reverse, recompute, batch_sizes, *tensors)[:3]
+    return ops.recurrence(cell, reverse, *tensors, batch_sizes, False)[:3]
 
 
 def _apply(function: type[torch.autograd.Function], *arguments) -> tuple[Tensor, ...]:
@@ -168,9 +174,11 @@ def _reference_convolution(lengths, geometry, activation: str, channels_last: bo
     return function
 
 
-def _reference_recurrence(cell: str, reverse: bool, lengths):
+def _reference_recurrence(cell: str, reverse: bool, lengths, batch_sizes: list[int] | None):
     """``(input, hidden, cell_state, *weights) -> (output, h_n[, c_n])`` in torch's operations."""
     how = {"lengths": lengths, "reverse": reverse}
+    if batch_sizes is not None:
+        how["batch_sizes"] = torch.tensor(batch_sizes)
 
     def lstm(input, hidden, cell_state, *weights):
         states = None if hidden is None else (hidden, cell_state)
@@ -257,12 +265,12 @@ class _Conv1dMaxPool(torch.autograd.Function):
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(cell, reverse, recompute, *tensors):
-        return ops.recurrence(cell, reverse, *tensors, not recompute)
+    def forward(cell, reverse, recompute, batch_sizes, *tensors):
+        return ops.recurrence(cell, reverse, *tensors, batch_sizes, not recompute)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.cell, ctx.reverse, _, *tensors = inputs
+        ctx.cell, ctx.reverse, _, ctx.batch_sizes, *tensors = inputs
         hidden_states, _, final_cell, gates, cells = output
         not_differentiable = (gates, cells) if ctx.cell == "lstm" else (final_cell, gates, cells)
         ctx.mark_non_differentiable(*not_differentiable)
@@ -272,14 +280,14 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_hidden, grad_cell_state, *_):
         *inputs, lengths, output, gates, cells = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:10]
+        needs = ctx.needs_input_grad[4:11]
         is_lstm = ctx.cell == "lstm"
         grads = (grad_output, grad_hidden, grad_cell_state if is_lstm else None)
         if all(grad is None for grad in grads):
-            return (None,) * 11
+            return (None,) * 12
         if torch.is_grad_enabled():
             gradients = _through_reference(
-                _reference_recurrence(ctx.cell, ctx.reverse, lengths),
+                _reference_recurrence(ctx.cell, ctx.reverse, lengths, ctx.batch_sizes),
                 inputs,
                 needs,
                 grads if is_lstm else grads[:2],
@@ -290,6 +298,7 @@ class _Recurrence(torch.autograd.Function):
                 ctx.reverse,
                 *inputs,
                 lengths,
+                ctx.batch_sizes,
                 output,
                 gates,
                 cells,
@@ -298,4 +307,4 @@ class _Recurrence(torch.autograd.Function):
             )
             # Two tensors: who scales one in place must not scale the other.
             gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
-        return None, None, None, *_if_needed(gradients, needs), None
+        return None, None, None, None, *_if_needed(gradients, needs), None

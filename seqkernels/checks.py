@@ -15,6 +15,7 @@ The checks that pass cost a comparison each; text is put together only for a fai
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -174,15 +175,20 @@ def recurrence(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     lengths: Tensor | None,
+    batch_sizes: Tensor | None,
     gates: int,
 ) -> None:
     """Check the arguments of ``functional.lstm`` (4 gates) and ``rnn`` (1)."""
     tensor("input", input)
-    if input.dim() not in (2, 3):
+    if batch_sizes is not None:
+        batch = (packed(input, batch_sizes, lengths),)
+    elif input.dim() not in (2, 3):
         raise ValueError(f"input: expected shape (T, N, I) or (T, I), got {_shape(input)}")
+    else:
+        batch = input.shape[1:-1]
     hidden = _weights(input, w_ih, w_hh, b_ih, b_hh, gates)
     if hx is not None:
-        _states(input, hx, (*input.shape[1:-1], hidden))
+        _states(input, hx, (*batch, hidden))
     if lengths is not None:
         check_lengths(lengths, input.shape[1] if input.dim() == 3 else None, input.shape[0], input)
 
@@ -214,6 +220,31 @@ def state_pair(hx: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
     if len(hx) != 2:
         raise RuntimeError(f"hx: expected two states (h, c), got {len(hx)}")
     return hx
+
+
+def packed(input: Tensor, batch_sizes: Tensor, lengths: None) -> int:
+    """Check packed sequences; returns how many there are."""
+    if lengths is not None:
+        raise ValueError(
+            "lengths: expected None with batch_sizes, which say how long sequences are"
+        )
+    if input.dim() != 2:
+        raise ValueError(f"input: expected shape (rows, I) with batch_sizes, got {_shape(input)}")
+    tensor("batch_sizes", batch_sizes)
+    if batch_sizes.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"batch_sizes: expected an integer tensor, got {batch_sizes.dtype}")
+    if batch_sizes.dim() != 1 or len(batch_sizes) == 0:
+        raise ValueError(f"batch_sizes: expected shape (T,), T from 1, got {_shape(batch_sizes)}")
+    if not batch_sizes.is_cpu:
+        raise RuntimeError(f"batch_sizes: expected device cpu, got {batch_sizes.device}")
+    sizes = batch_sizes.tolist()
+    if sizes[-1] < 1 or any(after > size for size, after in itertools.pairwise(sizes)):
+        raise ValueError(f"batch_sizes: expected numbers from 1 on that never grow, got {sizes}")
+    if sum(sizes) != len(input):
+        raise ValueError(
+            f"batch_sizes: expected a sum of {len(input)}, the rows of input, got {sum(sizes)}"
+        )
+    return sizes[0]
 
 
 def check_lengths(lengths: Tensor, batch: int | None, limit: int, input: Tensor) -> None:

@@ -251,6 +251,7 @@ def lstm(
     b_hh: Tensor | None = None,
     *,
     lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
     reverse: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -269,6 +270,8 @@ def lstm(
             ``lengths[n]``: what stands behind it in ``input``, even NaN, changes no bit of any
             result or gradient. Values on a CUDA device are not waited for to be checked: there one
             beyond T counts as T, below 0 as 0.
+        batch_sizes: (T,) integers on the CPU, those of a ``PackedSequence``: input is its data,
+            (rows, I), and so is output, (rows, H); N is the first of them. Without lengths.
         reverse: read from the last element (of each sequence) to the first.
         recompute: keep no gates and cell states (5 T N H numbers) for the backward pass, which
             runs the forward pass once more to get them. The results are the same to the bit. No
@@ -283,26 +286,38 @@ def lstm(
         bits of results may differ from those of other sizes.
 
     Raises:
-        TypeError: an argument that is no tensor; hx that is no tuple; lengths of a floating-point
-            dtype.
+        TypeError: an argument that is no tensor; hx that is no tuple; lengths or batch_sizes of a
+            floating-point dtype.
         ValueError: input with a number of dimensions other than 2 or 3; lengths of another shape
-            than (N,), negative or beyond T.
+            than (N,), negative or beyond T; batch_sizes that no rows of input can be packed by.
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     hx = checks.state_pair(hx)
+    weights = (w_ih, w_hh, b_ih, b_hh)
     if not torch.compiler.is_compiling():
-        weights = (w_ih, w_hh, b_ih, b_hh)
-        found = ops.recurrence_sequence("lstm", reverse, input, hx, lengths, *weights)
+        how = (lengths, batch_sizes)
+        found = ops.recurrence_sequence("lstm", reverse, input, hx, *how, *weights)
         if found is not None:
             return found[0], found[1:]
+    if batch_sizes is not None and not takes_packed(input):
+        checks.recurrence(input, hx, *weights, lengths, batch_sizes, gates=4)
+        how = {"reverse": reverse, "recompute": recompute}
+        return reference.over_padded(
+            lambda padded, lengths: lstm(padded, hx, *weights, lengths=lengths, **how),
+            input,
+            batch_sizes,
+        )
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
-    checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    checks.recurrence(input, hx, *weights, lengths, batch_sizes, gates=4)
     if not has_kernel("lstm", input):
         say_once("lstm", input)
-        return reference.lstm(input, hx, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse)
-    how = (w_ih, w_hh, b_ih, b_hh, _batched_lengths(lengths, input), reverse, recompute)
-    if input.dim() == 3:
+        how = {"lengths": lengths, "batch_sizes": batch_sizes, "reverse": reverse}
+        return reference.lstm(input, hx, *weights, **how)
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    how = (*weights, _batched_lengths(lengths, input), sizes, reverse, recompute)
+    if input.dim() == 3 or sizes is not None:
         h, c = hx or (None, None)
         output, h, c = autograd.lstm(input, h, c, *how)
         return output, (h, c)
@@ -321,6 +336,7 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer of an RNN in one direction: ``rnn_cell`` at every step of a sequence.
@@ -334,6 +350,7 @@ def rnn(
         b_hh: (H,), or None.
         nonlinearity: "tanh" or "relu".
         lengths: as in ``lstm``.
+        batch_sizes: as in ``lstm``.
         reverse: as in ``lstm``.
 
     Returns:
@@ -343,21 +360,31 @@ def rnn(
         ``lstm``.
 
     Raises:
-        TypeError: an argument that is no tensor; lengths of a floating-point dtype.
+        TypeError: an argument that is no tensor; lengths or batch_sizes of a floating-point dtype.
         ValueError: input with a number of dimensions other than 2 or 3; an unknown nonlinearity;
-            lengths of another shape than (N,), negative or beyond T.
+            wrong lengths or batch_sizes, as in ``lstm``.
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
+    weights = (w_ih, w_hh, b_ih, b_hh)
     if not torch.compiler.is_compiling():
-        cell, weights = f"rnn_{nonlinearity}", (w_ih, w_hh, b_ih, b_hh)
-        found = ops.recurrence_sequence(cell, reverse, input, states, lengths, *weights)
+        how = (lengths, batch_sizes)
+        cell = f"rnn_{nonlinearity}"
+        found = ops.recurrence_sequence(cell, reverse, input, states, *how, *weights)
         if found is not None:
             return found
+    if batch_sizes is not None and not takes_packed(input):
+        checks.recurrence(input, states, *weights, lengths, batch_sizes, gates=1)
+        how = {"nonlinearity": nonlinearity, "reverse": reverse}
+        return reference.over_padded(
+            lambda padded, lengths: rnn(padded, hx, *weights, lengths=lengths, **how),
+            input,
+            batch_sizes,
+        )
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
-    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, gates=1)
+    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=1)
     if not has_kernel("rnn", input):
         say_once("rnn", input)
         return reference.rnn(
@@ -369,16 +396,17 @@ def rnn(
             b_hh,
             nonlinearity=nonlinearity,
             lengths=lengths,
+            batch_sizes=batch_sizes,
             reverse=reverse,
         )
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
     lengths = _batched_lengths(lengths, input)
-    if input.dim() == 3:
+    how = (w_ih, w_hh, b_ih, b_hh, lengths, sizes, reverse, nonlinearity)
+    if input.dim() == 3 or sizes is not None:
         (h,) = states or (None,)
-        return autograd.rnn(input, h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity)
+        return autograd.rnn(input, h, *how)
     (h,) = _unsqueezed(states) or (None,)
-    output, h = autograd.rnn(
-        input.unsqueeze(1), h, w_ih, w_hh, b_ih, b_hh, lengths, reverse, nonlinearity
-    )
+    output, h = autograd.rnn(input.unsqueeze(1), h, *how)
     return output.squeeze(1), h.squeeze(0)
 
 
@@ -387,6 +415,13 @@ def has_kernel(operation: str, input: Tensor) -> bool:
     if input.dtype not in NATIVE_DTYPES:
         return False
     return input.is_cpu or cuda.has_kernel(operation, input)
+
+
+def takes_packed(input: Tensor) -> bool:
+    """Whether packed sequences like ``input`` are read as they are: else they are padded first."""
+    if not isinstance(input, Tensor) or torch.compiler.is_compiling():
+        return False
+    return input.is_cpu and not cuda.is_on_device(input)
 
 
 def say_once(operation: str, input: Tensor) -> None:

@@ -190,6 +190,7 @@ def lstm(
     b_hh: Tensor | None = None,
     *,
     lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
     reverse: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -198,7 +199,14 @@ def lstm(
     ``recompute`` has no effect here: torch's operations keep what their gradients need.
     """
     hx = checks.state_pair(hx)
-    checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, gates=4)
+    checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=4)
+    if batch_sizes is not None:
+        weights = (w_ih, w_hh, b_ih, b_hh)
+        return over_padded(
+            lambda padded, lengths: lstm(padded, hx, *weights, lengths=lengths, reverse=reverse),
+            input,
+            batch_sizes,
+        )
 
     def step(x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return _lstm_step(x, *states, w_ih, w_hh, b_ih, b_hh)
@@ -220,12 +228,20 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``rnn_cell`` at every step of a sequence; see ``functional.rnn``."""
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
-    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, gates=1)
+    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=1)
+    if batch_sizes is not None:
+        weights, how = (w_ih, w_hh, b_ih, b_hh), {"nonlinearity": nonlinearity, "reverse": reverse}
+        return over_padded(
+            lambda padded, lengths: rnn(padded, hx, *weights, lengths=lengths, **how),
+            input,
+            batch_sizes,
+        )
 
     def step(x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_rnn_step(x, *states, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
@@ -234,6 +250,16 @@ def rnn(
         states = (input.new_zeros(*input.shape[1:-1], w_hh.shape[1]),)
     output, (h,) = _unfold_in_time(step, input, states, lengths, reverse)
     return output, h
+
+
+def over_padded(run, data: Tensor, batch_sizes: Tensor):
+    """``run(padded, lengths) -> (output, states)`` over packed sequences; the output packed too."""
+    steps, batch = len(batch_sizes), int(batch_sizes[0])
+    runs = torch.arange(batch) < batch_sizes[:, None]
+    rows = runs.nonzero(as_tuple=True)
+    padded = data.new_zeros(steps, batch, data.shape[1]).index_put(rows, data)
+    output, states = run(padded, runs.sum(0))
+    return output[rows], states
 
 
 def _unfold_in_time(

@@ -93,6 +93,15 @@ def converted(arguments: dict, dtype: torch.dtype) -> dict:
     return {name: mapped(convert, value) for name, value in arguments.items()}
 
 
+def packed(arguments: dict) -> tuple[dict, tuple[Tensor, Tensor]]:
+    """The same sequences packed, longest first as their lengths are, and where their rows lay."""
+    lengths = arguments["lengths"]
+    runs = torch.arange(int(lengths.max()))[:, None] < lengths
+    rows = runs.nonzero(as_tuple=True)
+    given = {"input": arguments["input"][rows], "lengths": None, "batch_sizes": runs.sum(1)}
+    return arguments | given, rows
+
+
 def flatten(result) -> list[Tensor]:
     """The tensors in nested tuples, in order."""
     if isinstance(result, Tensor):

@@ -202,6 +202,38 @@ def test_wrong_lengths_of_sequences(module, name, lengths):
         getattr(module, name)(**sequence_arguments(name), lengths=torch.tensor(lengths))
 
 
+BATCH_SIZE_MISTAKES = [
+    ([2, 1], TypeError, "batch_sizes: expected a torch.Tensor, got list"),
+    (torch.tensor([2.0, 1.0]), TypeError, "batch_sizes: expected an integer tensor"),
+    (torch.tensor([[2, 1]]), ValueError, r"batch_sizes: expected shape \(T,\)"),
+    (torch.tensor([], dtype=torch.int64), ValueError, r"batch_sizes: expected shape \(T,\)"),
+    (torch.tensor([1, 2]), ValueError, r"batch_sizes: expected .* never grow, got \[1, 2\]"),
+    (torch.tensor([3, 0]), ValueError, r"batch_sizes: expected numbers from 1 .* got \[3, 0\]"),
+    (torch.tensor([2, 2]), ValueError, "batch_sizes: expected a sum of 3, .* got 4"),
+    (torch.tensor([1, 1]), ValueError, "batch_sizes: expected a sum of 3, .* got 2"),
+    (torch.tensor([2, 1], device="meta"), RuntimeError, "batch_sizes: expected device cpu"),
+]
+
+
+@pytest.mark.parametrize("module", [functional, reference])
+@pytest.mark.parametrize("name", ["lstm", "rnn"])
+def test_mistakes_of_packed_sequences(module, name):
+    function = getattr(module, name)
+    right = {"input": torch.randn(3, 3), "batch_sizes": torch.tensor([2, 1])}
+    arguments = sequence_arguments(name) | right
+    function(**arguments)
+    for wrong, error, message in BATCH_SIZE_MISTAKES:
+        with pytest.raises(error, match=message):
+            function(**arguments | {"batch_sizes": wrong})
+    with pytest.raises(ValueError, match=r"input: expected shape \(rows, I\) with batch_sizes"):
+        function(**arguments | {"input": torch.randn(2, 2, 3)})
+    with pytest.raises(ValueError, match="lengths: expected None with batch_sizes"):
+        function(**arguments, lengths=torch.tensor([2, 1]))
+    hx = torch.zeros(3, 5)
+    with pytest.raises(RuntimeError, match=r"hx.*: expected shape \(2, 5\), got \(3, 5\)"):
+        function(**arguments | {"hx": (hx, hx) if name == "lstm" else hx})
+
+
 def test_lengths_that_hold_no_numbers_are_not_read():
     with FakeTensorMode():
         fake = torch.ones(2, dtype=torch.int64)

@@ -76,6 +76,7 @@ def recurrence_forward() -> dict:
         "bias_ih": torch.randn(20),
         "bias_hh": torch.randn(20),
         "lengths": torch.tensor([4, 1]),
+        "batch_sizes": None,
         "output": torch.full((4, 2, 5), 7.0),
         "final_hidden": torch.full((2, 5), 7.0),
         "final_cell": torch.full((2, 5), 7.0),
@@ -95,6 +96,7 @@ def recurrence_backward() -> dict:
         "weight_ih": torch.randn(20, 3),
         "weight_hh": torch.randn(20, 5),
         "lengths": torch.tensor([4, 1]),
+        "batch_sizes": None,
         "output": torch.randn(4, 2, 5),
         "gates": torch.rand(4, 2, 20),
         "cells": torch.randn(4, 2, 5),
@@ -230,6 +232,28 @@ def test_values_out_of_range_are_refused(kernel):
     padding = (1, 2**31 - 9, 2**31 - 9, 1, 0, 0)
     assert_refused(kernel, {"geometry": padding}, ValueError, "^length with padding: expected at")
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
+
+
+@pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])
+def test_batch_sizes_that_do_not_fit_are_refused(kernel):
+    packed = {"lengths": None, "input": torch.randn(5, 3)}
+    for sizes, message in (
+        ([], "a sum of 5"),
+        ([2, 2], "a sum of 5"),
+        ([3, 3], "a sum of 5"),
+        ([2, 3], "numbers from 1 to 2"),
+        ([4, 0, 1], "numbers from 1 to 4"),
+        ([6, -1], "numbers from 1 to 5"),
+        ([5, 2**62, 2**62], "numbers from 1 to 5"),
+    ):
+        mistake = packed | {"batch_sizes": sizes}
+        assert_refused(kernel, mistake, ValueError, f"^batch_sizes: expected {message}")
+    mistake = packed | {"batch_sizes": [2, 2, 1]}
+    assert_refused(kernel, mistake, ValueError, "^output: expected float32 of shape")
+    mistake = {"batch_sizes": [2, 2]}
+    assert_refused(kernel, mistake, ValueError, "^input: expected 2 dimensions")
+    mistake = packed | {"batch_sizes": [2, 2, 1], "lengths": torch.tensor([3, 2])}
+    assert_refused(kernel, mistake, ValueError, "^lengths: expected None, got a tensor")
 
 
 @pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])

@@ -46,8 +46,8 @@ def samples(operation: str):
             if operation == "recurrence":
                 # What is kept for the backward pass is left as it was where lengths end.
                 for training in (False, True) if lengths is None else (False,):
-                    yield cell, False, input, *states, *weights, *biases, lengths, training
-                yield cell, False, input, None, None, *weights, *biases, lengths, False
+                    yield cell, False, input, *states, *weights, *biases, lengths, None, training
+                yield cell, False, input, None, None, *weights, *biases, lengths, None, False
             elif operation == "recurrence_backward":
                 output, kept = normal(7, 4, 5), gates == 4
                 grads = (output.cos(), None, states[1])
@@ -58,7 +58,17 @@ def samples(operation: str):
                     (states, only_weight_hh),
                     ((None, None), only_weight_hh),
                 ):
-                    arguments = (cell, True, input, *before, *weights, *biases, lengths, output)
+                    arguments = (
+                        cell,
+                        True,
+                        input,
+                        *before,
+                        *weights,
+                        *biases,
+                        lengths,
+                        None,
+                        output,
+                    )
                     if kept:
                         yield *arguments, normal(7, 4, 20), normal(7, 4, 5), *grads, needs
                     yield *arguments, *EMPTY, *grads, needs

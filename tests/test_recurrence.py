@@ -25,6 +25,7 @@ from recurrences import (
     flatten,
     leaves_of,
     mapped,
+    packed,
     run,
     run_reference,
     run_torch,
@@ -244,6 +245,24 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
         check(output[:length, n : n + 1], alone)
         for together, of_one in zip(states, own, strict=True):
             check(together[n : n + 1], of_one)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
+    for sizes, lengths in (
+        ((7, 8, 5, 21), [7, 7, 5, 3, 2, 2, 1, 1]),
+        ((1, 3, 6, 5), [1, 1, 1]),
+        ((9, 1, 6, 7), [9]),
+        ((40, 20, 9, UNITS_IN_TILES[kind]), list(range(40, 0, -2))),
+    ):
+        arguments = converted(tensors(kind, sizes), dtype)
+        arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
+        given, rows = packed(arguments)
+        output, *states = run(kind, arguments)
+        assert all(map(torch.equal, run(kind, given), [output[rows], *states]))
+        strided = given | {"input": given["input"].T.contiguous().T}
+        assert all(map(torch.equal, run(kind, strided), [output[rows], *states]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,6 +28,7 @@ from recurrences import (
     gradients,
     leaves_of,
     mapped,
+    packed,
     run,
     run_reference,
     run_torch,
@@ -221,6 +222,23 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
         check(input[:length, n : n + 1], alone[0])
         for of_all, of_one in zip(states, alone[1:], strict=False):
             check(of_all[n : n + 1], of_one)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
+    for sizes, lengths in (
+        ((7, 8, 5, 21), [7, 7, 5, 3, 2, 2, 1, 1]),
+        ((1, 3, 6, 5), [1, 1, 1]),
+        ((40, 20, 9, UNITS_IN_TILES[kind]), list(range(40, 0, -2))),
+    ):
+        arguments = converted(tensors(kind, sizes), dtype)
+        arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
+        given, rows = packed(arguments)
+        grad_output, *rest = cotangents_of(run(kind, arguments))
+        grad_input, *expected = gradients(run, kind, arguments, [grad_output, *rest])
+        found = gradients(run, kind, given, [grad_output[rows], *rest])
+        assert all(map(torch.equal, found, [grad_input[rows], *expected]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -462,11 +480,15 @@ CHECKED = [
     {"b_ih": None, "b_hh": None},
     {"b_ih": None},
     {"hx": None},
+    {"batch_sizes": torch.tensor([3, 3, 2, 1])},
 ]
 
 
 def function_of_tensors(kind: str, keywords: dict):
-    leaves = leaves_of(tensors(kind, (4, 3, 2, 3)) | keywords)
+    arguments = tensors(kind, (4, 3, 2, 3)) | keywords
+    if "batch_sizes" in keywords:
+        arguments["input"] = arguments["input"].flatten(0, 1)[: keywords["batch_sizes"].sum()]
+    leaves = leaves_of(arguments)
     names = [name for name in leaves if leaves[name] is not None and name in ARGUMENTS]
 
     def function(*given):

@@ -14,10 +14,14 @@ namespace seqkernels {
 
 template <class T>
 struct RecurrenceInput {
-    const T* data;  // (T, N, I), unit stride between inputs
-    int64_t stride_step;
-    int64_t stride_batch;
+    const T* data;         // (T, N, I), unit stride between inputs
+    int64_t stride_step;   // of packed sequences not read
+    int64_t stride_batch;  // between rows
 };
+
+// Sequences are packed where batch_sizes are given: of each step, in order of time, only the
+// samples that it has, the longest first. What is said to be (T, N, ...) then is (rows, ...), as
+// many rows as batch_sizes add up to.
 
 template <class T>
 struct RecurrenceForward {
@@ -30,9 +34,12 @@ struct RecurrenceForward {
     const T* bias_ih;         // (G H,) contiguous, or null
     const T* bias_hh;         // (G H,) contiguous, or null
     const int64_t* lengths;   // (N,) contiguous, or null
-    T* output;                // (T, N, H) contiguous, written whole
-    T* final_hidden;          // (N, H) contiguous, or null if it is not wanted
-    T* final_cell;            // (N, H) contiguous; null without a cell state
+    // (T,) contiguous, at least 1, none larger than the one before, the first N; or null. Then
+    // there are no lengths.
+    const int64_t* batch_sizes;
+    T* output;        // (T, N, H) contiguous, written whole
+    T* final_hidden;  // (N, H) contiguous, or null if it is not wanted
+    T* final_cell;    // (N, H) contiguous; null without a cell state
     // (T, N, G H) contiguous: where an LSTM leaves the gates after their activations for the
     // backward, given together with `cells`, else null. Not written where lengths end.
     Accumulator<T>* gates;
@@ -48,6 +55,7 @@ struct RecurrenceBackward {
     Matrix weight_ih;
     Matrix weight_hh;
     const int64_t* lengths;
+    const int64_t* batch_sizes;
     const T* output;              // (T, N, H), as the forward wrote it
     const Accumulator<T>* gates;  // (T, N, G H), as the forward left it; not read without a cell
                                   // state

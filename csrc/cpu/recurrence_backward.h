@@ -88,7 +88,7 @@ class RecurrenceBackwardKernel {
     explicit RecurrenceBackwardKernel(const RecurrenceBackward<Number>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
-          schedule_(shape_, arguments.lengths),
+          schedule_(shape_, arguments.lengths, arguments.batch_sizes),
           gradients_(arguments, schedule_),
           input_layout_{shape_.inputs, gates * shape_.hidden, panel_units, 1},
           hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
@@ -489,8 +489,7 @@ class RecurrenceBackwardKernel {
             for (; position == schedule_.active(step); position = 0) --step;
             const int64_t n = schedule_.sample(position), row = schedule_.row(n, step);
             left[k] = ring_row(block.first, k);
-            input_rows[k] = call_.input.data + schedule_.time(n, step) * call_.input.stride_step +
-                            n * call_.input.stride_batch;
+            input_rows[k] = schedule_.input_row(call_.input, n, step);
             state_rows[k] = state_before(n, step);
             grad_rows[k] =
                 call_.grad_input == nullptr ? nullptr : call_.grad_input + row * shape_.inputs;
@@ -512,10 +511,10 @@ class RecurrenceBackwardKernel {
     void clear_beyond(Range samples) const {
         if (call_.grad_input == nullptr) return;
         for (int64_t n = samples.begin; n < samples.end; ++n) {
-            for (int64_t time = schedule_.length(n); time < shape_.steps; ++time) {
-                std::memset(call_.grad_input + (time * shape_.batch + n) * shape_.inputs, 0,
+            schedule_.for_each_row_beyond(n, [&](int64_t row) {
+                std::memset(call_.grad_input + row * shape_.inputs, 0,
                             static_cast<std::size_t>(shape_.inputs) * sizeof(Number));
-            }
+            });
         }
     }
 

@@ -118,7 +118,7 @@ class RecurrenceForwardKernel {
     explicit RecurrenceForwardKernel(const RecurrenceForward<Number>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
-          schedule_(shape_, arguments.lengths),
+          schedule_(shape_, arguments.lengths, arguments.batch_sizes),
           states_(arguments, schedule_),
           input_layout_{shape_.hidden, shape_.inputs, panel_units, gates},
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
@@ -285,10 +285,8 @@ class RecurrenceForwardKernel {
             const int64_t count = grid.dealt(schedule_.active(step), thread);
             if (rows > 0 && !part.has_room(rows, count)) break;
             for (int64_t i = 0; i < count; ++i) {
-                const int64_t n = sample_of(i, grid, thread);
-                part.given()[rows++] = call_.input.data +
-                                       schedule_.time(n, step) * call_.input.stride_step +
-                                       n * call_.input.stride_batch;
+                part.given()[rows++] =
+                    schedule_.input_row(call_.input, sample_of(i, grid, thread), step);
             }
         }
         part.project(rows, copies);

@@ -10,11 +10,20 @@
 
 namespace seqkernels {
 
+// Rows of sequences, as many as (T, N, ...) has.
+static inline int64_t rows_of(const RecurrenceShape& shape, const int64_t* batch_sizes) {
+    if (batch_sizes == nullptr) return checked_product({shape.steps, shape.batch});
+    int64_t rows = 0;
+    for (int64_t step = 0; step < shape.steps; ++step) rows += batch_sizes[step];
+    return rows;
+}
+
 // Samples are ordered by length, longest first (equal lengths by index), so that those still
 // running at a step are the first active(step) of the order.
 class Schedule {
  public:
-    Schedule(const RecurrenceShape& shape, const int64_t* lengths);
+    // batch_sizes: of packed sequences, or null; see kernels.h
+    Schedule(const RecurrenceShape& shape, const int64_t* lengths, const int64_t* batch_sizes);
     ~Schedule();
 
     int64_t length(int64_t n) const { return lengths_ == nullptr ? shape_.steps : lengths_[n]; }
@@ -26,17 +35,42 @@ class Schedule {
     int64_t time(int64_t n, int64_t step) const {
         return shape_.reverse ? length(n) - 1 - step : step;
     }
-    // Row time * N + n of what sample n reads at its step'th step.
-    int64_t row(int64_t n, int64_t step) const { return time(n, step) * shape_.batch + n; }
+    // The row of (T, N, ...) of what sample n reads at its step'th step.
+    int64_t row(int64_t n, int64_t step) const {
+        const int64_t at = time(n, step);
+        return (is_packed_ ? first_rows_.data()[at] : at * shape_.batch) + n;
+    }
+    // What it reads there.
+    template <class Number>
+    const Number* input_row(const RecurrenceInput<Number>& input, int64_t n, int64_t step) const {
+        const int64_t from_step = is_packed_
+                                      ? first_rows_.data()[time(n, step)] * input.stride_batch
+                                      : time(n, step) * input.stride_step;
+        return input.data + from_step + n * input.stride_batch;
+    }
 
     // Rows within the lengths.
     int64_t row_count() const { return row_count_; }
+    // Calls function(row) for a sample's rows beyond its length.
+    template <class Function>
+    void for_each_row_beyond(int64_t n, Function&& function) const {
+        if (is_packed_) return;
+        for (int64_t time = length(n); time < shape_.steps; ++time) {
+            function(time * shape_.batch + n);
+        }
+    }
 
  private:
+    void order_by_length();
+    void read_packed(const int64_t* batch_sizes);
+
     const RecurrenceShape& shape_;
+    const bool is_packed_;
     const int64_t* lengths_;
     Scratch<int64_t> order_;
     Scratch<int64_t> active_;
+    Scratch<int64_t> packed_lengths_;
+    Scratch<int64_t> first_rows_;  // of each step of packed sequences
     int64_t row_count_ = 0;
     int64_t longest_ = 0;
 };

@@ -38,7 +38,7 @@ class RecurrenceSingleStep {
     explicit RecurrenceSingleStep(const RecurrenceForward<T>& arguments)
         : call_(arguments),
           shape_(arguments.shape),
-          schedule_(shape_, arguments.lengths),
+          schedule_(shape_, arguments.lengths, arguments.batch_sizes),
           states_(arguments, schedule_) {}
 
     void run(int threads) {
@@ -51,7 +51,7 @@ class RecurrenceSingleStep {
         for (int64_t i = 0; i < count; ++i) {
             const int64_t n = schedule_.sample(i);
             rows.data()[i] = states_.row(n, 0);
-            inputs.data()[i] = call_.input.data + n * call_.input.stride_batch;
+            inputs.data()[i] = schedule_.input_row(call_.input, n, 0);
             states.data()[i] = rows.data()[i].hidden_before;
         }
         const bool has_state = call_.initial_hidden != nullptr;

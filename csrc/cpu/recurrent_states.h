@@ -125,10 +125,10 @@ class RecurrentStates {
         const int64_t hidden = shape_.hidden;
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             const int64_t length = schedule_.length(n);
-            for (int64_t time = length; time < shape_.steps; ++time) {
-                Number* output = call_.output + (time * shape_.batch + n) * hidden;
-                std::memset(output, 0, static_cast<std::size_t>(hidden) * sizeof(Number));
-            }
+            schedule_.for_each_row_beyond(n, [&](int64_t row) {
+                std::memset(call_.output + row * hidden, 0,
+                            static_cast<std::size_t>(hidden) * sizeof(Number));
+            });
             const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
             if (call_.final_hidden != nullptr) {
                 copy(length > 0 ? call_.output + last : row_or_null(call_.initial_hidden, n),
@@ -162,7 +162,7 @@ class RecurrentStates {
     bool streams_gates() const {
         constexpr int64_t least_bytes = 16 << 20;
         const int64_t gate_bytes =
-            checked_product({shape_.steps, shape_.batch, gates, shape_.hidden, int64_t{sizeof(T)}});
+            checked_product({schedule_.row_count(), gates, shape_.hidden, int64_t{sizeof(T)}});
         return Vector::can_stream && gate_bytes >= least_bytes &&
                shape_.hidden % Vector::width == 0 &&
                reinterpret_cast<std::uintptr_t>(call_.gates) % sizeof(Vector) == 0;

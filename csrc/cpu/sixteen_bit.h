@@ -133,18 +133,19 @@ void sixteen_bit_convolution_forward(const ConvolutionForward<Narrow>& call, int
         {call.output_stride_batch, call.output_stride_pooled, call.output_stride_filter}, threads);
 }
 
-// A sequence batch's float32, (T, N, I) contiguous.
+// A sequence batch's float32, (T, N, I) contiguous, or packed as it is.
 template <class Vector, class Narrow>
 class WidenedSequences {
  public:
-    WidenedSequences(const RecurrenceShape& shape, const RecurrenceInput<Narrow>& input,
-                     int threads)
-        : shape_(shape), numbers_(checked_product({shape.steps, shape.batch, shape.inputs})) {
-        const int64_t rows = shape.steps * shape.batch;
+    WidenedSequences(const RecurrenceShape& shape, const int64_t* batch_sizes,
+                     const RecurrenceInput<Narrow>& input, int threads)
+        : shape_(shape), numbers_(checked_product({rows_of(shape, batch_sizes), shape.inputs})) {
+        const int64_t rows = rows_of(shape, batch_sizes);
+        const int64_t together = batch_sizes == nullptr ? shape.batch : rows;
         share_out(rows, 1, rows * shape.inputs, threads, [&](Range part) {
             for (int64_t row = part.begin; row < part.end; ++row) {
-                const Narrow* source = input.data + row / shape.batch * input.stride_step +
-                                       row % shape.batch * input.stride_batch;
+                const Narrow* source = input.data + row / together * input.stride_step +
+                                       row % together * input.stride_batch;
                 convert_numbers<Vector>(source, numbers_.data() + row * shape.inputs, shape.inputs);
             }
         });
@@ -169,11 +170,12 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
     const RecurrenceShape& shape = call.shape;
     const int64_t states = shape.batch * shape.hidden, rows = shape.gates() * shape.hidden;
-    const WidenedSequences<Vector, Narrow> input(shape, call.input, threads);
+    const WidenedSequences<Vector, Narrow> input(shape, call.batch_sizes, call.input, threads);
     const Widened initial_hidden(call.initial_hidden, states, threads);
     const Widened initial_cell(call.initial_cell, states, threads);
     const Widened bias_ih(call.bias_ih, rows, threads), bias_hh(call.bias_hh, rows, threads);
-    const Narrowed output(call.output, checked_product({shape.steps, states}));
+    const int64_t sequence_rows = rows_of(shape, call.batch_sizes);
+    const Narrowed output(call.output, checked_product({sequence_rows, shape.hidden}));
     const Narrowed final_hidden(call.final_hidden, states), final_cell(call.final_cell, states);
     RecurrenceForward<float> wide{};
     wide.shape = shape;
@@ -185,6 +187,7 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     wide.bias_ih = bias_ih.data();
     wide.bias_hh = bias_hh.data();
     wide.lengths = call.lengths;
+    wide.batch_sizes = call.batch_sizes;
     wide.output = output.data();
     wide.final_hidden = final_hidden.data();
     wide.final_cell = final_cell.data();
@@ -205,16 +208,16 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
     using Narrowed = NarrowedNumbers<Vector, Narrow>;
     const RecurrenceShape& shape = call.shape;
     const int64_t states = shape.batch * shape.hidden, rows = shape.gates() * shape.hidden;
-    const int64_t outputs = checked_product({shape.steps, states});
-    const WidenedSequences<Vector, Narrow> input(shape, call.input, threads);
+    const int64_t sequence_rows = rows_of(shape, call.batch_sizes);
+    const int64_t outputs = checked_product({sequence_rows, shape.hidden});
+    const WidenedSequences<Vector, Narrow> input(shape, call.batch_sizes, call.input, threads);
     const Widened initial_hidden(call.initial_hidden, states, threads);
     const Widened initial_cell(call.initial_cell, states, threads);
     const Widened output(call.output, outputs, threads);
     const Widened grad_output(call.grad_output, outputs, threads);
     const Widened grad_final_hidden(call.grad_final_hidden, states, threads);
     const Widened grad_final_cell(call.grad_final_cell, states, threads);
-    const Narrowed grad_input(call.grad_input,
-                              checked_product({shape.steps, shape.batch, shape.inputs}));
+    const Narrowed grad_input(call.grad_input, checked_product({sequence_rows, shape.inputs}));
     const Narrowed grad_initial_hidden(call.grad_initial_hidden, states);
     const Narrowed grad_initial_cell(call.grad_initial_cell, states);
     const Narrowed grad_weight_ih(call.grad_weight_ih, checked_product({rows, shape.inputs}));
@@ -228,6 +231,7 @@ void sixteen_bit_recurrence_backward(const RecurrenceBackward<Narrow>& call, int
     wide.weight_ih = call.weight_ih;
     wide.weight_hh = call.weight_hh;
     wide.lengths = call.lengths;
+    wide.batch_sizes = call.batch_sizes;
     wide.output = output.data();
     wide.gates = call.gates;
     wide.cells = call.cells;

@@ -1,5 +1,8 @@
 // Face of the recurrence kernels: checks and unpacks views.
 #include <iterator>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "core/checked.h"
 #include "cpu/isa.h"
@@ -15,14 +18,46 @@ namespace {
 
 namespace py = pybind11;
 
-RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_ih,
-                              const TensorView& weight_hh, const std::string& cell, bool reverse) {
-    expect_dimensions("input", input, 3);
+// The samples that each step of packed sequences has; nothing where sequences are not packed.
+using BatchSizes = std::optional<std::vector<int64_t>>;
+
+const int64_t* data_of(const BatchSizes& batch_sizes) {
+    return batch_sizes ? batch_sizes->data() : nullptr;
+}
+
+void expect_batch_sizes(const std::vector<int64_t>& batch_sizes, int64_t rows) {
+    int64_t sum = 0, most = rows;
+    for (const int64_t size : batch_sizes) {
+        if (size < 1 || size > most) {
+            throw std::invalid_argument("batch_sizes: expected numbers from 1 to " +
+                                        std::to_string(most) + ", that of the step before, got " +
+                                        std::to_string(size));
+        }
+        most = size;
+        sum += size;
+        if (sum > rows) break;
+    }
+    if (sum != rows || batch_sizes.empty()) {
+        throw std::invalid_argument("batch_sizes: expected a sum of " + std::to_string(rows) +
+                                    ", the rows of input, got " + std::to_string(sum));
+    }
+}
+
+RecurrenceShape checked_shape(const TensorView& input, const BatchSizes& batch_sizes,
+                              const TensorView& weight_ih, const TensorView& weight_hh,
+                              const std::string& cell, bool reverse) {
+    expect_dimensions("input", input, batch_sizes ? 2 : 3);
     expect_dimensions("weight_hh", weight_hh, 2);
     RecurrenceShape shape{};
-    shape.steps = input.sizes[0];
-    shape.batch = input.sizes[1];
-    shape.inputs = input.sizes[2];
+    if (batch_sizes) {
+        expect_batch_sizes(*batch_sizes, input.sizes[0]);
+        shape.steps = static_cast<int64_t>(batch_sizes->size());
+        shape.batch = batch_sizes->front();
+    } else {
+        shape.steps = input.sizes[0];
+        shape.batch = input.sizes[1];
+    }
+    shape.inputs = input.sizes[input.dimensions - 1];
     shape.hidden = weight_hh.sizes[1];
     shape.cell = cell_named(cell);
     shape.reverse = reverse;
@@ -30,10 +65,10 @@ RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_
     expect("weight_ih", weight_ih, input.dtype, {gate_rows, shape.inputs});
     expect("weight_hh", weight_hh, input.dtype, {gate_rows, shape.hidden});
     const bool is_empty = shape.steps == 0 || shape.batch == 0;
-    if (!is_empty && shape.inputs > 1 && input.strides[2] != 1) {
+    if (!is_empty && shape.inputs > 1 && input.strides[input.dimensions - 1] != 1) {
         throw std::invalid_argument(
             "input: expected unit stride in the last dimension, got strides " +
-            shape_text(input.strides, 3));
+            shape_text(input.strides, input.dimensions));
     }
     constexpr int64_t element = sizeof(double);
     checked_product({shape.steps, shape.batch, gate_rows, element});
@@ -46,7 +81,26 @@ RecurrenceShape checked_shape(const TensorView& input, const TensorView& weight_
 
 template <class T>
 RecurrenceInput<T> input_view(const TensorView& view) {
-    return {static_cast<const T*>(view.data), view.strides[0], view.strides[1]};
+    const int64_t stride_batch = view.strides[view.dimensions - 2];
+    return {static_cast<const T*>(view.data), view.strides[0], stride_batch};
+}
+
+// Data of a contiguous array with the sizes of `input`, but `last` in its last dimension; null
+// where it is absent.
+template <class T>
+T* sequence_data(const char* name, const OptionalView& view, DataType dtype,
+                 const TensorView& input, int64_t last) {
+    const int64_t* sizes = input.sizes;
+    return input.dimensions == 2
+               ? contiguous_data<T>(name, view, dtype, {sizes[0], last})
+               : contiguous_data<T>(name, view, dtype, {sizes[0], sizes[1], last});
+}
+
+// Lengths, which packed sequences have not.
+const int64_t* lengths_of(const OptionalView& lengths, const RecurrenceShape& shape,
+                          const BatchSizes& batch_sizes) {
+    if (batch_sizes) expect_given("lengths", lengths, false);
+    return expect_lengths(lengths, shape.batch, shape.steps);
 }
 
 Matrix matrix_view(const TensorView& view) {
@@ -71,17 +125,19 @@ void run_forward(const std::string& cell, bool reverse, const TensorView& input,
                  const OptionalView& initial_hidden, const OptionalView& initial_cell,
                  const TensorView& weight_ih, const TensorView& weight_hh,
                  const OptionalView& bias_ih, const OptionalView& bias_hh,
-                 const OptionalView& lengths, const TensorView& output,
-                 const OptionalView& final_hidden, const OptionalView& final_cell,
-                 const OptionalView& gates, const OptionalView& cells, const CpuPlace& place) {
-    const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
+                 const OptionalView& lengths, const BatchSizes& batch_sizes,
+                 const TensorView& output, const OptionalView& final_hidden,
+                 const OptionalView& final_cell, const OptionalView& gates,
+                 const OptionalView& cells, const CpuPlace& place) {
+    const RecurrenceShape shape =
+        checked_shape(input, batch_sizes, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("final_cell", final_cell, has_cell);
     if (!has_cell) expect_given("cells", cells, false);
     expect_given("gates", gates, cells.has_value());
     const DataType dtype = input.dtype;
-    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
@@ -97,15 +153,14 @@ void run_forward(const std::string& cell, bool reverse, const TensorView& input,
         call.weight_hh = matrix_view(weight_hh);
         call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {gate_rows});
         call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {gate_rows});
-        call.lengths = expect_lengths(lengths, batch, steps);
-        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
+        call.lengths = lengths_of(lengths, shape, batch_sizes);
+        call.batch_sizes = data_of(batch_sizes);
+        call.output = sequence_data<T>("output", output, dtype, input, hidden);
         call.final_hidden =
             contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
         call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
-        call.gates =
-            contiguous_data<Accumulator<T>>("gates", gates, accumulated, {steps, batch, gate_rows});
-        call.cells =
-            contiguous_data<Accumulator<T>>("cells", cells, accumulated, {steps, batch, hidden});
+        call.gates = sequence_data<Accumulator<T>>("gates", gates, accumulated, input, gate_rows);
+        call.cells = sequence_data<Accumulator<T>>("cells", cells, accumulated, input, hidden);
         const py::gil_scoped_release release;
         active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
     });
@@ -114,11 +169,13 @@ void run_forward(const std::string& cell, bool reverse, const TensorView& input,
 void forward(const std::string& cell, bool reverse, const TensorView& input,
              const OptionalView& initial_hidden, const OptionalView& initial_cell,
              const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
-             const OptionalView& bias_hh, const OptionalView& lengths, const TensorView& output,
+             const OptionalView& bias_hh, const OptionalView& lengths,
+             const BatchSizes& batch_sizes, const TensorView& output,
              const OptionalView& final_hidden, const OptionalView& final_cell,
              const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
     run_forward(cell, reverse, input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih,
-                bias_hh, lengths, output, final_hidden, final_cell, gates, cells, place_of(where));
+                bias_hh, lengths, batch_sizes, output, final_hidden, final_cell, gates, cells,
+                place_of(where));
 }
 
 OptionalView optional_view(PyObject* object) {
@@ -156,8 +213,8 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
         const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
         if (!view_of(next, next_hidden)) return py::none();
         run_forward(cell, false, as_sequence(views[0]), views[1], cell_view, views[2], views[3],
-                    biases[0], biases[1], std::nullopt, as_sequence(next_hidden), std::nullopt,
-                    optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
+                    biases[0], biases[1], std::nullopt, std::nullopt, as_sequence(next_hidden),
+                    std::nullopt, optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
                     {thread_count(), FloatPrecision::highest});
         if (count == 2) return py::make_tuple(next, next_cell);
         return py::make_tuple(next);
@@ -176,13 +233,15 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
 void backward(const std::string& cell, bool reverse, const TensorView& input,
               const OptionalView& initial_hidden, const OptionalView& initial_cell,
               const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& lengths,
-              const TensorView& output, const OptionalView& gates, const OptionalView& cells,
-              const OptionalView& grad_output, const OptionalView& grad_final_hidden,
-              const OptionalView& grad_final_cell, const OptionalView& grad_input,
-              const OptionalView& grad_initial_hidden, const OptionalView& grad_initial_cell,
-              const OptionalView& grad_weight_ih, const OptionalView& grad_weight_hh,
-              const OptionalView& grad_bias, const CpuWhere& where) {
-    const RecurrenceShape shape = checked_shape(input, weight_ih, weight_hh, cell, reverse);
+              const BatchSizes& batch_sizes, const TensorView& output, const OptionalView& gates,
+              const OptionalView& cells, const OptionalView& grad_output,
+              const OptionalView& grad_final_hidden, const OptionalView& grad_final_cell,
+              const OptionalView& grad_input, const OptionalView& grad_initial_hidden,
+              const OptionalView& grad_initial_cell, const OptionalView& grad_weight_ih,
+              const OptionalView& grad_weight_hh, const OptionalView& grad_bias,
+              const CpuWhere& where) {
+    const RecurrenceShape shape =
+        checked_shape(input, batch_sizes, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
     expect_given("gates", gates, has_cell);
@@ -190,7 +249,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
     if (!has_cell) expect_given("grad_initial_cell", grad_initial_cell, false);
     const CpuPlace place = place_of(where);
     const DataType dtype = input.dtype;
-    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const int64_t batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
@@ -204,20 +263,17 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
             contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
         call.weight_ih = matrix_view(weight_ih);
         call.weight_hh = matrix_view(weight_hh);
-        call.lengths = expect_lengths(lengths, batch, steps);
-        call.output = contiguous_data<T>("output", output, dtype, {steps, batch, hidden});
-        call.gates =
-            contiguous_data<Accumulator<T>>("gates", gates, accumulated, {steps, batch, gate_rows});
-        call.cells =
-            contiguous_data<Accumulator<T>>("cells", cells, accumulated, {steps, batch, hidden});
-        call.grad_output =
-            contiguous_data<T>("grad_output", grad_output, dtype, {steps, batch, hidden});
+        call.lengths = lengths_of(lengths, shape, batch_sizes);
+        call.batch_sizes = data_of(batch_sizes);
+        call.output = sequence_data<T>("output", output, dtype, input, hidden);
+        call.gates = sequence_data<Accumulator<T>>("gates", gates, accumulated, input, gate_rows);
+        call.cells = sequence_data<Accumulator<T>>("cells", cells, accumulated, input, hidden);
+        call.grad_output = sequence_data<T>("grad_output", grad_output, dtype, input, hidden);
         call.grad_final_hidden =
             contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
         call.grad_final_cell =
             contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
-        call.grad_input =
-            contiguous_data<T>("grad_input", grad_input, dtype, {steps, batch, shape.inputs});
+        call.grad_input = sequence_data<T>("grad_input", grad_input, dtype, input, shape.inputs);
         call.grad_initial_hidden =
             contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
         call.grad_initial_cell =

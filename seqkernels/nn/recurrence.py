@@ -105,12 +105,13 @@ class LSTM(RecurrentLayers):
         """
         return self.run(input, checks.state_pair(hx), lengths)
 
-    def _layer(self, input, states, weights, lengths, reverse):
+    def _layer(self, input, states, weights, lengths, batch_sizes, reverse):
         return functional.lstm(
             input,
             states,
             *weights,
             lengths=lengths,
+            batch_sizes=batch_sizes,
             reverse=reverse,
             recompute=self.recompute,
         )
@@ -174,7 +175,7 @@ class RNN(RecurrentLayers):
         output, (h_n,) = self.run(input, None if hx is None else (hx,), lengths)
         return output, h_n
 
-    def _layer(self, input, states, weights, lengths, reverse):
+    def _layer(self, input, states, weights, lengths, batch_sizes, reverse):
         h = None if states is None else states[0]
         output, h_n = functional.rnn(
             input,
@@ -182,6 +183,7 @@ class RNN(RecurrentLayers):
             *weights,
             nonlinearity=self.nonlinearity,
             lengths=lengths,
+            batch_sizes=batch_sizes,
             reverse=reverse,
         )
         return output, (h_n,)

@@ -8,9 +8,11 @@ classes, so these are not subclasses of them.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,16 @@ from . import fallback
 from .parameters import named
 
 States = tuple[Tensor, ...]
+
+
+def _drop_packed_rows(padded: Tensor, p: float, lengths: Tensor) -> Tensor:
+    """Dropout of the rows that torch would have packed.
+
+    So the random numbers fall on the same elements as torch's from the same generator state; on a
+    GPU they are not those that cuDNN would draw.
+    """
+    data, *rest = pack_padded_sequence(padded, lengths)
+    return pad_packed_sequence(PackedSequence(F.dropout(data, p), *rest))[0]
 
 
 class RecurrentLayers(nn.Module):
@@ -135,6 +147,7 @@ class RecurrentLayers(nn.Module):
         states: States | None,
         weights: list[Tensor],
         lengths: Tensor | None,
+        batch_sizes: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, States]:
         raise NotImplementedError
@@ -172,7 +185,7 @@ class RecurrentLayers(nn.Module):
 
         steps, batch = time_major.shape[:2]
         if self._has_kernel(input, steps, batch, lengths is not None):
-            output, states = self._run_layers(time_major, hx, weights, lengths, packed=False)
+            output, states = self._run_layers(time_major, hx, weights, lengths)
         else:
             output, states = fallback.run_padded(self, time_major, hx, weights, lengths)
         if not batched:
@@ -204,7 +217,7 @@ class RecurrentLayers(nn.Module):
             return None
         four = (*weights[0], None, None)[:4]
         mode = self.mode.lower()
-        found = ops.recurrence_sequence(mode, False, time_major, states, lengths, *four)
+        found = ops.recurrence_sequence(mode, False, time_major, states, lengths, None, *four)
         if found is None:
             return None
         output, *final = found
@@ -220,12 +233,15 @@ class RecurrentLayers(nn.Module):
         self._check_input(data, hx, weights, (int(batch_sizes[0]),))
         if hx is not None and sorted_indices is not None:
             hx = tuple(state.index_select(1, sorted_indices) for state in hx)
-        if self._has_kernel(data, len(batch_sizes), int(batch_sizes[0]), True):
-            padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
-            output, states = self._run_layers(padded, hx, weights, lengths, packed=True)
-            output = pack_padded_sequence(output, lengths).data
-        else:
+        if not self._has_kernel(data, len(batch_sizes), int(batch_sizes[0]), True):
             output, states = fallback.run_packed(self, data, batch_sizes, hx, weights)
+        elif functional.takes_packed(data):
+            output, states = self._run_layers(data, hx, weights, None, batch_sizes)
+        else:  # padded once for all layers
+            padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+            drop = functools.partial(_drop_packed_rows, lengths=lengths)
+            output, states = self._run_layers(padded, hx, weights, lengths, drop=drop)
+            output = pack_padded_sequence(output, lengths).data
         if unsorted_indices is not None:
             states = tuple(state.index_select(1, unsorted_indices) for state in states)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
@@ -236,38 +252,30 @@ class RecurrentLayers(nn.Module):
         hx: States | None,
         weights: list[list[Tensor]],
         lengths: Tensor | None,
-        packed: bool,
+        batch_sizes: Tensor | None = None,
+        drop: Callable[..., Tensor] = F.dropout,
     ) -> tuple[Tensor, States]:
-        """All layers over (T, N, I) input; hx and the final states (layers * directions, N, H)."""
+        """All layers over (T, N, I) input; hx and the final states (layers * directions, N, H).
+
+        With batch_sizes the input is (rows, I), packed. ``drop`` is what dropout does.
+        """
         directions = 2 if self.bidirectional else 1
         final_states = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0 and self.training:
-                input = self._drop(input, lengths if packed else None)
+                input = drop(input, p=self.dropout)
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
                 states = None if hx is None else tuple(state[index] for state in hx)
-                output, states = self._layer(
-                    input, states, weights[index], lengths, reverse=direction == 1
-                )
+                how = (lengths, batch_sizes, direction == 1)
+                output, states = self._layer(input, states, weights[index], *how)
                 outputs.append(output)
                 final_states.append(states)
-            input = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
+            input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
         if len(final_states) == 1:
             return input, tuple(state.unsqueeze(0) for state in final_states[0])
         return input, tuple(torch.stack(states) for states in zip(*final_states, strict=True))
-
-    def _drop(self, output: Tensor, packed_lengths: Tensor | None) -> Tensor:
-        """Dropout of a layer's output; of the packed rows where torch would have those.
-
-        So the random numbers fall on the same elements as torch's from the same generator state; on
-        a GPU they are not those that cuDNN would draw.
-        """
-        if packed_lengths is None:
-            return F.dropout(output, self.dropout)
-        data, *rest = pack_padded_sequence(output, packed_lengths)
-        return pad_packed_sequence(PackedSequence(F.dropout(data, self.dropout), *rest))[0]
 
     def _has_kernel(self, input: Tensor, steps: int, batch: int, is_ragged: bool) -> bool:
         if self.proj_size:

@@ -1,4 +1,4 @@
-"""The recurrences over (T, N, I).
+"""The recurrences over (T, N, I), or over the (rows, I) of packed sequences with their batch sizes.
 
 Of 16-bit tensors the gates and cell states that a recurrence keeps for its backward are float32. A
 backward that gets none computes them once more.
@@ -22,17 +22,21 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def _empty_recurrence(cell, input, weight_hh, training) -> tuple[Tensor, ...]:
+def _batch(input: Tensor, batch_sizes: list[int] | None) -> int:
+    return input.shape[1] if batch_sizes is None else batch_sizes[0]
+
+
+def _empty_recurrence(cell, input, weight_hh, batch_sizes, training) -> tuple[Tensor, ...]:
     """output, final hidden state, final cell state, gates, cell states."""
-    steps, batch, _ = input.shape
+    rows, batch = input.shape[:-1], _batch(input, batch_sizes)
     hidden = weight_hh.shape[1]
-    output = input.new_empty(steps, batch, hidden)
+    output = input.new_empty(*rows, hidden)
     final = input.new_empty(batch, hidden)
     if cell != "lstm":
         return output, final, *(input.new_empty(0) for _ in range(3))
     kept = _accumulator(input.dtype)
-    gates = input.new_empty((steps, batch, 4 * hidden) if training else 0, dtype=kept)
-    cells = input.new_empty((steps, batch, hidden) if training else 0, dtype=kept)
+    gates = input.new_empty((*rows, 4 * hidden) if training else 0, dtype=kept)
+    cells = input.new_empty((*rows, hidden) if training else 0, dtype=kept)
     return output, final, input.new_empty(batch, hidden), gates, cells
 
 
@@ -55,6 +59,11 @@ def _with_unit_stride(input: Tensor) -> Tensor:
     return input if input.stride(-1) == 1 or input.shape[-1] <= 1 else input.contiguous()
 
 
+def _expect_padded(batch_sizes: list[int] | None) -> None:
+    if batch_sizes is not None:
+        raise NotImplementedError("batch_sizes: expected None for tensors on CUDA devices")
+
+
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
@@ -70,14 +79,16 @@ def _recurrence(
     bias_ih,
     bias_hh,
     lengths,
+    batch_sizes,
     training,
 ):
     output, final, final_cell, gates, cells = outputs = _empty_recurrence(
-        cell, input, weight_hh, training
+        cell, input, weight_hh, batch_sizes, training
     )
     is_lstm = cell == "lstm"
     keeps_gates = is_lstm and training
     if cuda.is_on_device(input):
+        _expect_padded(batch_sizes)
         states = _initial_states(cell, input, hidden, cell_state, weight_hh)
         weights = (weight_ih, weight_hh, bias_ih, bias_hh)
         kept = (gates, cells) if keeps_gates else (None, None)
@@ -96,6 +107,7 @@ def _recurrence(
         _contiguous(bias_ih),
         _contiguous(bias_hh),
         lengths,
+        batch_sizes,
         output,
         final,
         final_cell if is_lstm else None,
@@ -117,14 +129,17 @@ def _recurrence_shapes(
     bias_ih,
     bias_hh,
     lengths,
+    batch_sizes,
     training,
 ):
-    return _empty_recurrence(cell, input, weight_hh, training)
+    return _empty_recurrence(cell, input, weight_hh, batch_sizes, training)
 
 
-def _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs) -> tuple[Tensor, ...]:
+def _empty_recurrence_gradients(
+    input, weight_ih, weight_hh, batch_sizes, needs
+) -> tuple[Tensor, ...]:
     """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
-    state = (input.shape[1], weight_hh.shape[1])
+    state = (_batch(input, batch_sizes), weight_hh.shape[1])
     return (
         input.new_empty(input.shape if needs[0] else 0),
         input.new_empty(state if needs[1] else 0),
@@ -146,6 +161,7 @@ def _recurrence_backward(
     bias_ih,
     bias_hh,
     lengths,
+    batch_sizes,
     output,
     gates,
     cells,
@@ -154,13 +170,14 @@ def _recurrence_backward(
     grad_cell_state,
     needs,
 ):
-    gradients = _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+    gradients = _empty_recurrence_gradients(input, weight_ih, weight_hh, batch_sizes, needs)
     is_lstm = cell == "lstm"
     kept = is_lstm and gates.dim() > 1
     if is_lstm and not kept:
         tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias_ih, bias_hh, lengths)
-        gates, cells = _recurrence(cell, reverse, *tensors, True)[3:]
+        gates, cells = _recurrence(cell, reverse, *tensors, batch_sizes, True)[3:]
     if cuda.is_on_device(input):
+        _expect_padded(batch_sizes)
         states = _initial_states(cell, input, hidden, cell_state, weight_hh)
         _recurrence_cuda.backward(
             cell,
@@ -186,6 +203,7 @@ def _recurrence_backward(
         weight_ih,
         weight_hh,
         lengths,
+        batch_sizes,
         output,
         gates if is_lstm else None,
         cells if is_lstm else None,
@@ -209,6 +227,7 @@ def _recurrence_backward_shapes(
     bias_ih,
     bias_hh,
     lengths,
+    batch_sizes,
     output,
     gates,
     cells,
@@ -217,13 +236,13 @@ def _recurrence_backward_shapes(
     grad_cell_state,
     needs,
 ):
-    return _empty_recurrence_gradients(cell, input, weight_ih, weight_hh, needs)
+    return _empty_recurrence_gradients(input, weight_ih, weight_hh, batch_sizes, needs)
 
 
 define(
     "recurrence(str cell, bool reverse, Tensor input, Tensor? hidden, Tensor? cell_state, "
     "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
-    "bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int[]? batch_sizes, bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _recurrence,
     _recurrence_shapes,
     devices=("CPU", "CUDA"),
@@ -231,7 +250,7 @@ define(
 define(
     "recurrence_backward(str cell, bool reverse, Tensor input, Tensor? hidden, Tensor? cell_state, "
     "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
-    "Tensor output, Tensor gates, "
+    "int[]? batch_sizes, Tensor output, Tensor gates, "
     "Tensor cells, Tensor? grad_output, Tensor? grad_hidden, Tensor? grad_cell_state, "
     "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _recurrence_backward,
@@ -268,9 +287,10 @@ def recurrence_sequence(
     input: Tensor,
     states: tuple[Tensor, ...] | None,
     lengths: Tensor | None,
+    batch_sizes: Tensor | None,
     *weights: Tensor | None,
 ) -> tuple[Tensor, ...] | None:
-    """Output and final states of (T, N, I) input; otherwise as ``recurrence_step``.
+    """Output and final states of (T, N, I) input, or packed; otherwise as ``recurrence_step``.
 
     Without ``states`` they are zeros, and the first step does not read weight_hh.
     """
@@ -279,15 +299,28 @@ def recurrence_sequence(
     try:
         if cuda.is_on_device(input):
             return None
-        steps, batch, _ = input.shape
-        features = weights[1].shape[1]
-        output = input.new_empty(steps, batch, features)
+        if batch_sizes is not None and not batch_sizes.is_cpu:
+            return None
+        sizes = None if batch_sizes is None else batch_sizes.tolist()
+        batch, features = _batch(input, sizes), weights[1].shape[1]
+        output = input.new_empty(*input.shape[:-1], features)
         final = tuple(input.new_empty(batch, features) for _ in range(2 if cell == "lstm" else 1))
         before = (*(states or (None,)), None)[:2]
         after = (*final, None)[:2]
         where = cpu.where(input, "rnn")
         _cpu.recurrence_forward(
-            cell, reverse, input, *before, *weights, lengths, output, *after, None, None, where
+            cell,
+            reverse,
+            input,
+            *before,
+            *weights,
+            lengths,
+            sizes,
+            output,
+            *after,
+            None,
+            None,
+            where,
         )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None

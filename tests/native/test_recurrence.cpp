@@ -1,6 +1,9 @@
 // The recurrence kernels: forward against loops over the equations, backward against differences of
 // it, in arrays of exactly the size they need.
+#include <algorithm>
+#include <functional>
 #include <limits>
+#include <tuple>
 
 #include "check.h"
 
@@ -266,6 +269,139 @@ TEST(recurrence_forward_agrees_with_its_equations) {
     check_shape(2, 5, 3, 257, false, {RecurrentCell::rnn_tanh});  // in tiles of one plane
     check_shape(0, 3, 4, 5, false);
     check_shape(4, 0, 4, 5, false);
+}
+
+// Every array of a training pass over sequences, (T, N, ...) or packed.
+template <class T>
+struct Pass {
+    std::vector<T> input, output, grad_output, grad_input;
+    std::vector<Accumulator<T>> gates, cells;
+    std::vector<T> final_hidden, final_cell, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh,
+        grad_bias;
+
+    Pass(const RecurrenceShape& s, int64_t rows)
+        : input(size(rows, s.inputs)),
+          output(size(rows, s.hidden)),
+          grad_output(size(rows, s.hidden)),
+          grad_input(size(rows, s.inputs)),
+          gates(size(rows, s.gates() * s.hidden)),
+          cells(size(rows, s.hidden)),
+          final_hidden(size(s.batch, s.hidden)),
+          final_cell(size(s.batch, s.hidden)),
+          grad_hidden(size(s.batch, s.hidden)),
+          grad_cell(size(s.batch, s.hidden)),
+          grad_weight_ih(size(s.gates() * s.hidden, s.inputs)),
+          grad_weight_hh(size(s.gates() * s.hidden, s.hidden)),
+          grad_bias(size(s.gates(), s.hidden)) {}
+
+    static std::size_t size(int64_t rows, int64_t columns) {
+        return static_cast<std::size_t>(rows * columns);
+    }
+
+    // From states, weights and gradients of the final states that are taken of `p`.
+    void run(const Problem& p, const int64_t* lengths, const int64_t* batch_sizes,
+             const Operations<T>& kernels, int threads) {
+        const RecurrenceShape& s = p.shape;
+        const bool is_lstm = s.cell == RecurrentCell::lstm;
+        const auto hidden = converted<T>(p.hidden), cell = converted<T>(p.cell),
+                   weight_ih = converted<T>(p.weight_ih), weight_hh = converted<T>(p.weight_hh),
+                   bias = converted<T>(p.bias), grad_final = converted<T>(p.grad_final_hidden);
+        RecurrenceForward<T> forward{};
+        forward.shape = s;
+        forward.input = {input.data(), s.batch * s.inputs, s.inputs};
+        forward.initial_hidden = hidden.data();
+        forward.initial_cell = is_lstm ? cell.data() : nullptr;
+        forward.weight_ih = {weight_ih.data(), s.inputs, 1};
+        forward.weight_hh = {weight_hh.data(), s.hidden, 1};
+        forward.bias_ih = bias.data();
+        forward.lengths = lengths;
+        forward.batch_sizes = batch_sizes;
+        forward.output = output.data();
+        forward.final_hidden = final_hidden.data();
+        forward.final_cell = is_lstm ? final_cell.data() : nullptr;
+        forward.gates = is_lstm ? gates.data() : nullptr;
+        forward.cells = is_lstm ? cells.data() : nullptr;
+        kernels.recurrence_forward(forward, threads);
+        RecurrenceBackward<T> backward{};
+        backward.shape = s;
+        backward.input = forward.input;
+        backward.initial_hidden = forward.initial_hidden;
+        backward.initial_cell = forward.initial_cell;
+        backward.weight_ih = forward.weight_ih;
+        backward.weight_hh = forward.weight_hh;
+        backward.lengths = lengths;
+        backward.batch_sizes = batch_sizes;
+        backward.output = output.data();
+        backward.gates = forward.gates;
+        backward.cells = forward.cells;
+        backward.grad_output = grad_output.data();
+        backward.grad_final_hidden = grad_final.data();
+        backward.grad_final_cell = is_lstm ? grad_final.data() : nullptr;
+        backward.grad_input = grad_input.data();
+        backward.grad_initial_hidden = grad_hidden.data();
+        backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;
+        backward.grad_weight_ih = grad_weight_ih.data();
+        backward.grad_weight_hh = grad_weight_hh.data();
+        backward.grad_bias = grad_bias.data();
+        kernels.recurrence_backward(backward, threads);
+    }
+};
+
+// Packed sequences give to the bit what they give with padding and lengths.
+template <class T>
+void check_packed(const Problem& p, const Operations<T>& kernels, int threads) {
+    const RecurrenceShape& s = p.shape;
+    std::vector<int64_t> lengths, batch_sizes, places;
+    for (int64_t n = 0; n < s.batch; ++n) lengths.push_back(s.steps - n % s.steps);
+    std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    for (int64_t time = 0; time < s.steps; ++time) {
+        const auto runs = [&](int64_t length) { return length > time; };
+        batch_sizes.push_back(std::count_if(lengths.begin(), lengths.end(), runs));
+        for (int64_t n = 0; n < batch_sizes.back(); ++n) places.push_back(time * s.batch + n);
+    }
+    const auto rows = static_cast<int64_t>(places.size());
+    Pass<T> padded(s, s.steps * s.batch), packed(s, rows);
+    padded.input = converted<T>(p.input);
+    padded.grad_output = converted<T>(p.grad_output);
+    const auto pack = [&](const std::vector<T>& from, int64_t columns) {
+        std::vector<T> to;
+        for (const int64_t place : places) {
+            const auto row = from.begin() + place * columns;
+            to.insert(to.end(), row, row + columns);
+        }
+        return to;
+    };
+    packed.input = pack(padded.input, s.inputs);
+    packed.grad_output = pack(padded.grad_output, s.hidden);
+    padded.run(p, lengths.data(), nullptr, kernels, threads);
+    packed.run(p, nullptr, batch_sizes.data(), kernels, threads);
+    CHECK(is_same(packed.output, pack(padded.output, s.hidden)));
+    CHECK(is_same(packed.grad_input, pack(padded.grad_input, s.inputs)));
+    for (const auto result :
+         {&Pass<T>::final_hidden, &Pass<T>::final_cell, &Pass<T>::grad_hidden, &Pass<T>::grad_cell,
+          &Pass<T>::grad_weight_ih, &Pass<T>::grad_weight_hh, &Pass<T>::grad_bias}) {
+        CHECK(is_same(packed.*result, padded.*result));
+    }
+}
+
+TEST(recurrence_of_packed_sequences_is_that_of_their_lengths) {
+    for (const RecurrentCell cell : all_cells) {
+        for (const bool reverse : {false, true}) {
+            for (const auto& [steps, batch, hidden] :
+                 std::initializer_list<std::tuple<int64_t, int64_t, int64_t>>{
+                     {5, 13, 35}, {1, 3, 17}, {9, 2, 66}, {3, 20, 100}}) {
+                const Problem problem({steps, batch, 9, hidden, cell, reverse}, false);
+                for_each_isa([&](const std::string&, const KernelTable& table) {
+                    for (const int threads : {1, 3}) {
+                        check_packed<float>(problem, table.float32, threads);
+                        check_packed<double>(problem, table.float64, threads);
+                        check_packed<Bfloat16>(problem, table.bfloat16, threads);
+                        check_packed<Float16>(problem, table.float16, threads);
+                    }
+                });
+            }
+        }
+    }
 }
 
 }  // namespace

@@ -83,6 +83,7 @@ def cell(batch: int, hidden: int) -> Parts:
             *states,
             *weights,
             None,
+            None,
             output,
             None,
             next_cell,
@@ -115,7 +116,7 @@ def sequence(steps: int, batch: int, hidden: int) -> Parts:
 
     def native(input, results, where=where):
         _cpu.recurrence_forward(
-            "lstm", False, input, None, None, *weights, None, *results, None, None, where
+            "lstm", False, input, None, None, *weights, None, None, *results, None, None, where
         )
 
     results, nothing, empty = outputs(), input[:, :0], outputs(0)

@@ -6,6 +6,7 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
 from seqkernels import cpu, cuda, functional
@@ -33,15 +34,22 @@ class Ours(Provider):
         self,
         isa: str | None = None,
         recompute: bool = False,
+        packed: bool = False,
         graph: bool = False,
         precision: str | None = None,
     ) -> None:
-        """Of a lower ``precision``, beside peers whose float32 products are of the highest."""
+        """Of a lower ``precision``, beside peers whose float32 products are of the highest.
+
+        ``packed``: ragged sequences are packed in the call, as they are for torch's layers, in
+        place of ``lengths``.
+        """
         self.isa = isa
         self.recompute = recompute
+        self.packed = packed
         self.graph = graph
         self.precision = precision
-        variant = isa or precision or ("recompute" if recompute else "graph" if graph else None)
+        ways = {"recompute": recompute, "packed": packed, "graph": graph}
+        variant = isa or precision or next((way for way, taken in ways.items() if taken), None)
         self.name = f"seqkernels:{variant}" if variant else "seqkernels"
 
     def missing(self) -> str | None:
@@ -73,6 +81,11 @@ class Ours(Provider):
             raise Refusal("beside float32 at precision highest only")
         if self.precision and case.device != "cpu":
             raise Refusal("measured on the CPU only")
+        if self.packed:
+            if case.operation not in ("lstm", "rnn") or case.device != "cpu":
+                raise Refusal("recurrences on the CPU only")
+            if OPERATIONS[case.operation].sizes(case)["lengths"] == "full":
+                raise Refusal("for shorter sequences among longer ones")
         if self.recompute and (case.operation != "lstm" or not case.has_gradient):
             raise Refusal("gradients of an LSTM only")
 
@@ -118,6 +131,8 @@ class Ours(Provider):
         if self.recompute:
             layer.recompute = True
         leaves = with_parameters(layer, data)
+        if self.packed:
+            return passes(case, data, packed_forward(layer, data), leaves)
         return passes(
             case, data, lambda: named_states(*layer(data.input, lengths=data.lengths)), leaves
         )
@@ -183,6 +198,19 @@ def cell_forward(layer: nn.Module, data: Data):
     return lambda: {"h": layer(data.input, data.states["h"])}
 
 
+def packed_forward(layer: nn.Module, data: Data):
+    """A recurrent layer over sequences packed in the call, as in a model, as such a function."""
+    steps = len(data.input)
+
+    def forward() -> dict[str, Tensor]:
+        sequences = pack_padded_sequence(data.input, data.lengths, enforce_sorted=False)
+        output, states = layer(sequences)
+        output, _ = pad_packed_sequence(output, total_length=steps)
+        return named_states(output, states)
+
+    return forward
+
+
 def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """What a recurrent layer returns, by name."""
     if isinstance(states, tuple):
@@ -191,5 +219,5 @@ def named_states(output: Tensor, states: Tensor | tuple[Tensor, Tensor]) -> dict
 
 
 def providers() -> list[Provider]:
-    variants = [Ours(), Ours(recompute=True), Ours(graph=True), Ours(precision="high")]
-    return [*variants, *map(Ours, ("scalar", "avx2", "avx512", "avx512_bf16", "amx"))]
+    ways = [Ours(recompute=True), Ours(packed=True), Ours(graph=True), Ours(precision="high")]
+    return [Ours(), *ways, *map(Ours, ("scalar", "avx2", "avx512", "avx512_bf16", "amx"))]

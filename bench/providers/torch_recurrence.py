@@ -6,7 +6,6 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..cases import Case
 from ..operations import OPERATIONS, Data
@@ -18,7 +17,14 @@ from .base import (
     require_plain_layer,
     torch_precision,
 )
-from .ours import cell_forward, named_states, recurrent_cell, recurrent_layer, with_parameters
+from .ours import (
+    cell_forward,
+    named_states,
+    packed_forward,
+    recurrent_cell,
+    recurrent_layer,
+    with_parameters,
+)
 
 
 class TorchRecurrence(Provider):
@@ -48,15 +54,7 @@ class Layer(TorchRecurrence):
         layer.flatten_parameters()
         if data.lengths is None:
             return lambda: named_states(*layer(data.input)), leaves
-        steps = len(data.input)
-
-        def packed() -> dict[str, Tensor]:
-            sequences = pack_padded_sequence(data.input, data.lengths, enforce_sorted=False)
-            output, states = layer(sequences)
-            output, _ = pad_packed_sequence(output, total_length=steps)
-            return named_states(output, states)
-
-        return packed, leaves
+        return packed_forward(layer, data), leaves
 
 
 class Padded(TorchRecurrence):

@@ -7,17 +7,16 @@
 //         da^i = dc g i (1 - i),  da^f = dc c_{t-1} f (1 - f),  da^g = dc i (1 - g^2),
 //         da^o = dh tanh(c) o (1 - o),  dc_{t-1} = dc f
 //   RNN:  da = dh (1 - h^2), or dh where h > 0
-// and over the rows of many steps at once
-//   grad_input = W_ih^T da,  grad_weight_ih = da x^T,  grad_weight_hh = da h_{t-1}^T,  grad_bias =
-//   sum da
+// and over the rows of many steps at once what recurrence_row_gradients.h computes of da: the
+// gradients of inputs, weights and biases.
 //
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
-// another. Scratch, owned by the call: both weights packed the other way round, G H (I + H); da of
-// the rows that are multiplied together and of two steps, G H each; that of recurrent_gradients.h;
-// a state of zeros, H, unless the initial ones are given; the schedule, T + N integers; for each
-// thread pointers for the rows of one step; sums of block_rows rows, twice for each half; blocks of
-// the weight gradients' operands; and in matrix tiles, for each thread, a panel of weights and the
-// gradients of gates of some rows (row_product.h) as they are multiplied.
+// another. Scratch, owned by the call: W_hh packed the other way round, G H H; da of the rows that
+// are multiplied together and of two steps, G H each; that of recurrent_gradients.h and
+// recurrence_row_gradients.h; the schedule, T + N integers; for each thread pointers for the rows
+// of one step; sums of block_rows rows, twice for each half; and in matrix tiles, for each thread,
+// a panel of weights and the gradients of gates of some rows (row_product.h) as they are
+// multiplied.
 //
 // The steps' products W_hh^T da are added up in two halves, those of the gates of either half of
 // the hidden units, so that two threads with the same samples multiply what they have made
@@ -48,15 +47,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "gate_order.h"
 #include "product.h"
+#include "recurrence_row_gradients.h"
 #include "recurrence_schedule.h"
 #include "recurrent_gradients.h"
-#include "row_product.h"
 #include "weight_gradient.h"
 
 namespace seqkernels {
@@ -68,17 +66,17 @@ class RecurrenceBackwardKernel {
     using Left = typename Product::Left;
     using Packed = typename Product::Packed;
     using Layout = PanelLayout<Vector>;
-    using Operand = typename Gradient::template Operand<Number>;
     using Gradients = RecurrentGradients<Vector, cell_type, Number>;
     using Gate = typename Gradients::Gate;
     using Row = typename Gradients::Row;
     using RowsToCome = typename Gradients::RowsToCome;
+    using Others = RowGradients<Vector, Product, Gradient, Number>;
+    using Block = typename Others::Block;
     static constexpr int gates = Gradients::gates;
     static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
     // Rows whose sums are kept while all panels pass: whole tiles.
     static constexpr int64_t block_rows = 96;
-    static constexpr int64_t rows_of_block = Gradient::block_rows;
     static constexpr int most_halves = 2;
     // Hidden units are shared out in so many, whole vectors on any processor.
     static constexpr int64_t share_units = 16;
@@ -90,7 +88,6 @@ class RecurrenceBackwardKernel {
           shape_(arguments.shape),
           schedule_(shape_, arguments.lengths, arguments.batch_sizes),
           gradients_(arguments, schedule_),
-          input_layout_{shape_.inputs, gates * shape_.hidden, panel_units, 1},
           hidden_layout_{shape_.hidden, gates * shape_.hidden, panel_units, 1},
           order_(halves_of(shape_.hidden)),
           most_waiting_(waiting_rows_of(order_.count() * int64_t{sizeof(Gate)})),
@@ -103,15 +100,11 @@ class RecurrenceBackwardKernel {
     }
 
     void run(int threads) {
-        const bool needs_input = call_.grad_input != nullptr;
-        const bool needs_weights =
-            call_.grad_weight_ih != nullptr || call_.grad_weight_hh != nullptr;
-        const int64_t batch = shape_.batch, depth = order_.count();
-        const Scratch<Packed> input_weights(needs_input ? Product::packed_elements(input_layout_)
-                                                        : 0);
+        const int64_t batch = shape_.batch;
+        const Others others(call_, schedule_, order_, threads);
         const Scratch<Packed> hidden_weights(
             sum_of_halves([&](int h) { return Product::packed_elements(halves_[h].layout); }));
-        const Scratch<Gate> ring(checked_product({ring_rows_, depth}));
+        const Scratch<Gate> ring(checked_product({ring_rows_, order_.count()}));
         const int64_t most_rows = batch + 1;
         const Scratch<Row> rows(checked_product({most_rows, threads}));
         const Scratch<const Gate*> after(checked_product({most_rows, most_halves, threads}));
@@ -123,26 +116,13 @@ class RecurrenceBackwardKernel {
         gradients_.place_cell_states(initial_cells.data(), grad_cells.data());
         const int64_t step_copies = sum_of_halves(
             [&](int h) { return Product::left_elements(most_rows, halves_[h].layout.depth); });
-        const int64_t most_copies =
-            larger(step_copies, Product::left_elements(rows_together<Product>(depth), depth));
+        const int64_t most_copies = larger(step_copies, others.left_elements());
         const Scratch<Left> copies(checked_product({most_copies, threads}));
-        const int64_t panel_elements = larger(Product::pack_scratch_elements(input_layout_),
-                                              Product::pack_scratch_elements(hidden_layout_));
+        const int64_t panel_elements =
+            larger(others.pack_scratch_elements(), Product::pack_scratch_elements(hidden_layout_));
         const Scratch<T> panel_scratch(checked_product({panel_elements, threads}));
-        const Gradient gradient(order_, needs_weights, threads);
-        const int64_t row_count = schedule_.row_count();
-        const Operand inputs(shape_.inputs, call_.grad_weight_ih, depth, row_count);
-        const Operand states(shape_.hidden, call_.grad_weight_hh, depth, row_count);
-        const Scratch<T> bias_sums(call_.grad_bias == nullptr ? 0 : depth);
-        const int64_t zeros = call_.initial_hidden == nullptr ? shape_.hidden : 0;
-        const Scratch<Number> no_state(zeros);
-        std::memset(no_state.data(), 0, static_cast<std::size_t>(zeros) * sizeof(Number));
-        no_state_ = no_state.data();
         ring_ = ring.data();
-        input_weights_ = input_weights.data();
         place_halves(hidden_weights.data());
-        T* const grad_bias = call_.grad_bias == nullptr ? nullptr : bias_sums.data();
-        const bool needs_rows = needs_input || needs_weights || grad_bias != nullptr;
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
@@ -163,11 +143,15 @@ class RecurrenceBackwardKernel {
                 sums.data() + grid.row_part(thread) * (grid.column_parts > 1 ? 2 : 1) * all_sums,
                 all_sums,
                 sum_rows};
-            prepare(mine, panel_scratch.data() + thread * panel_elements, granted);
+            T* const panel = panel_scratch.data() + thread * panel_elements;
+            pack_hidden_weights(mine, panel);
+            others.pack(panel, thread, granted);
+            gradients_.start(thread, granted);
             barrier.wait(granted);
-            const auto multiply_rows_of = [&](const Block& block) {
-                if (!needs_rows) return;
-                multiply_block(block, gradient, inputs, states, grad_bias, mine, granted, barrier);
+            const auto add_others_of = [&](const Block& block) {
+                if (!others.are_wanted()) return;
+                const auto row = [&](int64_t k) { return ring_row(block.first, k); };
+                others.add(block, row, mine.copies, thread, granted, barrier);
                 barrier.wait(granted);
             };
             Progress now{};
@@ -175,8 +159,8 @@ class RecurrenceBackwardKernel {
                 run_step(step, mine, now, [&] { barrier.wait(granted); });
                 if (step == 0 || now.waiting_rows() < most_waiting_) continue;
                 barrier.wait(granted);
-                while (now.waiting_rows() >= rows_of_block) {
-                    multiply_rows_of(take_block(now, rows_of_block));
+                while (now.waiting_rows() >= Others::block_rows) {
+                    add_others_of(take_block(now, Others::block_rows));
                 }
             }
             if (call_.grad_initial_hidden != nullptr) {
@@ -186,11 +170,11 @@ class RecurrenceBackwardKernel {
             if (thread == 0) pass_through();
             // Of no rows there is one block.
             do {
-                multiply_rows_of(take_block(now, smaller(rows_of_block, now.waiting_rows())));
+                add_others_of(take_block(now, smaller(Others::block_rows, now.waiting_rows())));
             } while (now.waiting_rows() > 0);
-            clear_beyond(part_of(batch, 1, thread, granted));
+            others.clear_beyond(part_of(batch, 1, thread, granted));
             gradients_.finish(thread, granted);
-            if (thread == 0) store_bias_gradient(grad_bias);
+            if (thread == 0) others.store_bias_gradient();
         });
     }
 
@@ -224,7 +208,8 @@ class RecurrenceBackwardKernel {
     // Whole blocks of rows of which the gates' gradients are still in L2, or not far from it.
     static int64_t waiting_rows_of(int64_t row_bytes) {
         constexpr int64_t waiting_bytes = 4 << 20;
-        return larger(1, waiting_bytes / larger(1, row_bytes) / rows_of_block) * rows_of_block;
+        constexpr int64_t rows = Others::block_rows;
+        return larger(1, waiting_bytes / larger(1, row_bytes) / rows) * rows;
     }
 
     // Rows whose sums threads with the same samples keep, whole tiles.
@@ -287,8 +272,8 @@ class RecurrenceBackwardKernel {
         return ring_ + (place < ring_rows_ ? place : place - ring_rows_) * order_.count();
     }
 
-    void prepare(const Samples& mine, T* scratch, int threads) const {
-        // Each packs what it will multiply by, shared with those that have other samples.
+    // Each thread packs what it will multiply by, shared with those that have other samples.
+    void pack_hidden_weights(const Samples& mine, T* scratch) const {
         const Range all = items(mine);
         const Range part =
             part_of(all.end - all.begin, 1, mine.grid.row_part(mine.thread), mine.grid.row_parts);
@@ -296,22 +281,10 @@ class RecurrenceBackwardKernel {
             const int64_t first = h * hidden_layout_.panels();
             const Range panels{larger(all.begin + part.begin - first, 0),
                                smaller(all.begin + part.end - first, hidden_layout_.panels())};
-            pack(halves_[h].packed, halves_[h].layout, panels, halves_[h].weights, scratch);
+            pack_gate_weights<Product>(halves_[h].packed, halves_[h].layout, panels,
+                                       halves_[h].weights, scratch);
         }
-        if (call_.grad_input != nullptr) {
-            pack(input_weights_, input_layout_,
-                 part_of(input_layout_.panels(), 1, mine.thread, threads), input_operand(),
-                 scratch);
-        }
-        gradients_.start(mine.thread, threads);
     }
-    static void pack(Packed* packed, const Layout& layout, Range panels, const GateWeights& weights,
-                     T* scratch) {
-        Product::pack(packed, layout, panels, scratch, [&](T* target, int64_t panel) {
-            pack_panel(target, layout, panel, weights);
-        });
-    }
-    GateWeights input_operand() const { return {call_.weight_ih, order_, {0, order_.halves()}}; }
 
     // The gates' gradients of a step, or, of -1, the initial states'. wait() returns when all
     // threads have called it.
@@ -448,13 +421,6 @@ class RecurrenceBackwardKernel {
         }
     }
 
-    // Rows of which the other gradients are made.
-    struct Block {
-        GradientBlock rows;
-        int64_t first;
-        int64_t step, position;  // of the first
-    };
-
     // The next rows that wait, `count` of them.
     Block take_block(Progress& now, int64_t count) const {
         if (now.multiplied == 0) now.waiting_step = schedule_.longest() - 1;
@@ -471,74 +437,16 @@ class RecurrenceBackwardKernel {
         return block;
     }
 
-    // What sample n's hidden state was before a step.
-    const Number* state_before(int64_t n, int64_t step) const {
-        if (step > 0) return call_.output + schedule_.row(n, step - 1) * shape_.hidden;
-        return call_.initial_hidden == nullptr ? no_state_
-                                               : call_.initial_hidden + n * shape_.hidden;
-    }
-
-    void multiply_block(const Block& block, const Gradient& gradient, const Operand& inputs,
-                        const Operand& states, T* grad_bias, const Samples& mine, int threads,
-                        Barrier& barrier) const {
-        const Gate* left[rows_of_block];
-        const Number *input_rows[rows_of_block], *state_rows[rows_of_block];
-        Number* grad_rows[rows_of_block];
-        int64_t step = block.step, position = block.position;
-        for (int64_t k = 0; k < block.rows.depth; ++k, ++position) {
-            for (; position == schedule_.active(step); position = 0) --step;
-            const int64_t n = schedule_.sample(position), row = schedule_.row(n, step);
-            left[k] = ring_row(block.first, k);
-            input_rows[k] = schedule_.input_row(call_.input, n, step);
-            state_rows[k] = state_before(n, step);
-            grad_rows[k] =
-                call_.grad_input == nullptr ? nullptr : call_.grad_input + row * shape_.inputs;
-        }
-        if (call_.grad_input != nullptr) {
-            const int64_t panels = input_layout_.panels();
-            const Grid grid = product_grid(block.rows.depth, tile_rows, panels, threads);
-            multiply_rows<Vector, Product>(
-                input_layout_, input_weights_, input_operand(), grid.columns(panels, mine.thread),
-                grid.rows(block.rows.depth, tile_rows, mine.thread), nullptr,
-                [&](int64_t k) { return left[k]; }, [&](int64_t k) { return grad_rows[k]; },
-                mine.copies);
-        }
-        gradient.add(block.rows, left, grad_bias, inputs, input_rows, states, state_rows,
-                     mine.thread, threads, barrier);
-    }
-
-    // The inputs' gradients beyond the samples' lengths.
-    void clear_beyond(Range samples) const {
-        if (call_.grad_input == nullptr) return;
-        for (int64_t n = samples.begin; n < samples.end; ++n) {
-            schedule_.for_each_row_beyond(n, [&](int64_t row) {
-                std::memset(call_.grad_input + row * shape_.inputs, 0,
-                            static_cast<std::size_t>(shape_.inputs) * sizeof(Number));
-            });
-        }
-    }
-
-    // sums: in the gates' order
-    void store_bias_gradient(const T* sums) const {
-        if (sums == nullptr) return;
-        order_.for_each_gate([&](int64_t place, int64_t count, int64_t row) {
-            convert_numbers<Vector>(sums + place, call_.grad_bias + row, count);
-        });
-    }
-
     const RecurrenceBackward<Number>& call_;
     const RecurrenceShape& shape_;
     const Schedule schedule_;
     Gradients gradients_;
-    const Layout input_layout_;
     const Layout hidden_layout_;
     const GateOrder order_;
     const int64_t most_waiting_;  // rows of gates' gradients, but for those of a step
     const int64_t ring_rows_;
     Half halves_[most_halves] = {};
-    Packed* input_weights_ = nullptr;
     Gate* ring_ = nullptr;
-    const Number* no_state_ = nullptr;  // zeros, if the initial states are not given
 };
 
 template <class Vector, class Product, class Gradient, class Number>

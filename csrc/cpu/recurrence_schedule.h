@@ -36,13 +36,15 @@ class Schedule {
         return shape_.reverse ? length(n) - 1 - step : step;
     }
     // The row of (T, N, ...) of what sample n reads at its step'th step.
-    int64_t row(int64_t n, int64_t step) const {
+    // Inlined always: a copy compiled for one ISA must not be linked into another's kernels.
+    [[gnu::always_inline]] int64_t row(int64_t n, int64_t step) const {
         const int64_t at = time(n, step);
         return (is_packed_ ? first_rows_.data()[at] : at * shape_.batch) + n;
     }
     // What it reads there.
     template <class Number>
-    const Number* input_row(const RecurrenceInput<Number>& input, int64_t n, int64_t step) const {
+    [[gnu::always_inline]] const Number* input_row(const RecurrenceInput<Number>& input, int64_t n,
+                                                   int64_t step) const {
         const int64_t from_step = is_packed_
                                       ? first_rows_.data()[time(n, step)] * input.stride_batch
                                       : time(n, step) * input.stride_step;

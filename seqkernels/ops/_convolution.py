@@ -11,6 +11,7 @@ from .. import _cpu, checks, cpu, cuda
 from ._dispatch import (
     callable_operation,
     define,
+    room_for,
 )
 
 # Operations get a geometry as a plain list of integers.
@@ -49,7 +50,7 @@ def _run_forward(*arguments) -> None:
 
 def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channels_last):
     output, view = _empty_convolution(input, weight, geometry, channels_last)
-    argmax = output.new_empty(view.shape, dtype=torch.int32)
+    argmax = output.new_empty(*view.shape, dtype=torch.int32)
     bias = None if bias is None else bias.contiguous()
     _run_forward(input, weight, bias, lengths, view, argmax, geometry, activation)
     return output, argmax
@@ -63,9 +64,9 @@ def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, 
 def _empty_convolution_gradients(input, weight, needs) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients, contiguous, of input (N, L, C), weight (F, C, k) and bias; empty if not needed."""
     return (
-        input.new_empty(input.shape if needs[0] else 0),
-        weight.new_empty(weight.shape if needs[1] else 0),
-        weight.new_empty(weight.shape[0] if needs[2] else 0),
+        room_for(needs[0], input, *input.shape),
+        room_for(needs[1], weight, *weight.shape),
+        room_for(needs[2], weight, weight.shape[0]),
     )
 
 

@@ -32,6 +32,14 @@ def callable_operation(name: str, kernel):
     return call
 
 
+def room_for(needed: bool, like: Tensor, *sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A new tensor for a result, without elements if it is not needed.
+
+    Sizes one by one, since torch takes twice as long to read a tuple or a ``torch.Size``.
+    """
+    return like.new_empty(*(sizes if needed else (0,)), dtype=dtype)
+
+
 def are_plain(arguments: tuple) -> bool:
     """Whether these are of no kind, and nothing is going on, that anything but the kernel must see.
 

@@ -14,6 +14,7 @@ from . import _recurrence_cuda
 from ._dispatch import (
     callable_operation,
     define,
+    room_for,
 )
 
 
@@ -35,8 +36,8 @@ def _empty_recurrence(cell, input, weight_hh, batch_sizes, training) -> tuple[Te
     if cell != "lstm":
         return output, final, *(input.new_empty(0) for _ in range(3))
     kept = _accumulator(input.dtype)
-    gates = input.new_empty((*rows, 4 * hidden) if training else 0, dtype=kept)
-    cells = input.new_empty((*rows, hidden) if training else 0, dtype=kept)
+    gates = room_for(training, input, *rows, 4 * hidden, dtype=kept)
+    cells = room_for(training, input, *rows, hidden, dtype=kept)
     return output, final, input.new_empty(batch, hidden), gates, cells
 
 
@@ -141,12 +142,12 @@ def _empty_recurrence_gradients(
     """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
     state = (_batch(input, batch_sizes), weight_hh.shape[1])
     return (
-        input.new_empty(input.shape if needs[0] else 0),
-        input.new_empty(state if needs[1] else 0),
-        input.new_empty(state if needs[2] else 0),
-        weight_ih.new_empty(weight_ih.shape if needs[3] else 0),
-        weight_hh.new_empty(weight_hh.shape if needs[4] else 0),
-        weight_hh.new_empty(weight_hh.shape[0] if needs[5] else 0),
+        room_for(needs[0], input, *input.shape),
+        room_for(needs[1], input, *state),
+        room_for(needs[2], input, *state),
+        room_for(needs[3], input, *weight_ih.shape),
+        room_for(needs[4], input, *weight_hh.shape),
+        room_for(needs[5], input, weight_hh.shape[0]),
     )
 
 

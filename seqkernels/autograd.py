@@ -178,7 +178,7 @@ def _reference_recurrence(cell: str, reverse: bool, lengths, batch_sizes: list[i
     """``(input, hidden, cell_state, *weights) -> (output, h_n[, c_n])`` in torch's operations."""
     how = {"lengths": lengths, "reverse": reverse}
     if batch_sizes is not None:
-        how["batch_sizes"] = torch.tensor(batch_sizes)
+        how["batch_sizes"] = torch.tensor(batch_sizes, device="cpu")
 
     def lstm(input, hidden, cell_state, *weights):
         states = None if hidden is None else (hidden, cell_state)

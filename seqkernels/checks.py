@@ -177,11 +177,13 @@ def recurrence(
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     gates: int,
-) -> None:
-    """Check the arguments of ``functional.lstm`` (4 gates) and ``rnn`` (1)."""
+) -> list[int] | None:
+    """Check the arguments of ``functional.lstm`` (4 gates) and ``rnn`` (1); returns batch_sizes."""
     tensor("input", input)
+    sizes = None
     if batch_sizes is not None:
-        batch = (packed(input, batch_sizes, lengths),)
+        sizes = packed(input, batch_sizes, lengths)
+        batch = (sizes[0],)
     elif input.dim() not in (2, 3):
         raise ValueError(f"input: expected shape (T, N, I) or (T, I), got {_shape(input)}")
     else:
@@ -191,6 +193,7 @@ def recurrence(
         _states(input, hx, (*batch, hidden))
     if lengths is not None:
         check_lengths(lengths, input.shape[1] if input.dim() == 3 else None, input.shape[0], input)
+    return sizes
 
 
 def cell(
@@ -222,11 +225,13 @@ def state_pair(hx: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
     return hx
 
 
-def packed(input: Tensor, batch_sizes: Tensor, lengths: None) -> int:
-    """Check packed sequences; returns how many there are."""
+def packed(input: Tensor, batch_sizes: Tensor, lengths: Tensor | None) -> list[int]:
+    """Check packed sequences; returns how many of them there are at each step."""
+    tensor("input", input)
     if lengths is not None:
         raise ValueError(
-            "lengths: expected None with batch_sizes, which say how long sequences are"
+            "lengths: expected None with batch_sizes, which say how long sequences are, "
+            f"got {type(lengths).__name__}"
         )
     if input.dim() != 2:
         raise ValueError(f"input: expected shape (rows, I) with batch_sizes, got {_shape(input)}")
@@ -238,13 +243,22 @@ def packed(input: Tensor, batch_sizes: Tensor, lengths: None) -> int:
     if not batch_sizes.is_cpu:
         raise RuntimeError(f"batch_sizes: expected device cpu, got {batch_sizes.device}")
     sizes = batch_sizes.tolist()
-    if sizes[-1] < 1 or any(after > size for size, after in itertools.pairwise(sizes)):
-        raise ValueError(f"batch_sizes: expected numbers from 1 on that never grow, got {sizes}")
+    if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        before = itertools.chain([len(input)], sizes)
+        step, most, size = next(
+            (step, most, size)
+            for step, (most, size) in enumerate(zip(before, sizes, strict=False))
+            if not 1 <= size <= most
+        )
+        which = "that of the step before" if step else "the rows of input"
+        raise ValueError(
+            f"batch_sizes: expected from 1 to {most}, {which}, at step {step}, got {size}"
+        )
     if sum(sizes) != len(input):
         raise ValueError(
             f"batch_sizes: expected a sum of {len(input)}, the rows of input, got {sum(sizes)}"
         )
-    return sizes[0]
+    return sizes
 
 
 def check_lengths(lengths: Tensor, batch: int | None, limit: int, input: Tensor) -> None:

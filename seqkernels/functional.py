@@ -258,7 +258,7 @@ def lstm(
     """One layer of an LSTM in one direction: ``lstm_cell`` at every step of a sequence.
 
     Args:
-        input: (T, N, I), or (T, I) without a batch. Any strides.
+        input: (T, N, I), or (T, I) without a batch; with batch_sizes (rows, I). Any strides.
         hx: the initial state (h, c), each (N, H) or (H,); None means zeros (with which w_hh need
             not be multiplied: a NaN in it may show from the second step on only).
         w_ih: (4*H, I), the rows in the order i, f, g, o.
@@ -270,26 +270,28 @@ def lstm(
             ``lengths[n]``: what stands behind it in ``input``, even NaN, changes no bit of any
             result or gradient. Values on a CUDA device are not waited for to be checked: there one
             beyond T counts as T, below 0 as 0.
-        batch_sizes: (T,) integers on the CPU, those of a ``PackedSequence``: input is its data,
-            (rows, I), and so is output, (rows, H); N is the first of them. Without lengths.
+        batch_sizes: (T,) integers on the CPU, those of a ``PackedSequence`` whose data input is:
+            how many of the N sequences, the longest first, have each step. Without lengths. A graph
+            that is being compiled breaks where they are read.
         reverse: read from the last element (of each sequence) to the first.
         recompute: keep no gates and cell states (5 T N H numbers) for the backward pass, which
             runs the forward pass once more to get them. The results are the same to the bit. No
             effect on what torch's operations compute.
 
     Returns:
-        ``(output, (h_n, c_n))``: output (T, N, H) or (T, H), where ``output[t]`` is h after
-        ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n and c_n (N, H) or (H,), the state
-        after the last step, for a sequence of length 0 the initial one. On the CPU a single step,
-        T = 1, adds its products up in another order than a longer sequence does, and so do up to 4
+        ``(output, (h_n, c_n))``: output (T, N, H), (T, H) or (rows, H), where ``output[t]`` is h
+        after ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n and c_n (N, H) or (H,), the
+        state after the last step, for a sequence of length 0 the initial one. On the CPU a single
+        step, T = 1, adds its products up in another order than longer ones, and so do up to 4
         samples with more than 4 MiB of recurrent weights, in the type that is computed in: the last
         bits of results may differ from those of other sizes.
 
     Raises:
         TypeError: an argument that is no tensor; hx that is no tuple; lengths or batch_sizes of a
             floating-point dtype.
-        ValueError: input with a number of dimensions other than 2 or 3; lengths of another shape
-            than (N,), negative or beyond T; batch_sizes that no rows of input can be packed by.
+        ValueError: input with a number of dimensions other than 2 or 3, with batch_sizes than 2;
+            lengths of another shape than (N,), negative or beyond T; batch_sizes of another shape
+            than (T,), that grow or are less than 1, or whose sum is not the rows of input.
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     hx = checks.state_pair(hx)
@@ -300,22 +302,17 @@ def lstm(
         if found is not None:
             return found[0], found[1:]
     if batch_sizes is not None and not takes_packed(input):
-        checks.recurrence(input, hx, *weights, lengths, batch_sizes, gates=4)
+        checks.packed(input, batch_sizes, lengths)
         how = {"reverse": reverse, "recompute": recompute}
-        return reference.over_padded(
-            lambda padded, lengths: lstm(padded, hx, *weights, lengths=lengths, **how),
-            input,
-            batch_sizes,
-        )
+        return reference.over_padded(lstm, input, batch_sizes, hx, *weights, **how)
     if is_autocast(input):
         input, hx, w_ih, w_hh, b_ih, b_hh = _widest(input, hx, w_ih, w_hh, b_ih, b_hh)
     weights = (w_ih, w_hh, b_ih, b_hh)
-    checks.recurrence(input, hx, *weights, lengths, batch_sizes, gates=4)
+    sizes = checks.recurrence(input, hx, *weights, lengths, batch_sizes, gates=4)
     if not has_kernel("lstm", input):
         say_once("lstm", input)
         how = {"lengths": lengths, "batch_sizes": batch_sizes, "reverse": reverse}
         return reference.lstm(input, hx, *weights, **how)
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
     how = (*weights, _batched_lengths(lengths, input), sizes, reverse, recompute)
     if input.dim() == 3 or sizes is not None:
         h, c = hx or (None, None)
@@ -342,7 +339,7 @@ def rnn(
     """One layer of an RNN in one direction: ``rnn_cell`` at every step of a sequence.
 
     Args:
-        input: (T, N, I), or (T, I) without a batch. Any strides.
+        input: (T, N, I), or (T, I) without a batch; with batch_sizes (rows, I). Any strides.
         hx: the initial state, (N, H) or (H,); None means zeros.
         w_ih: (H, I).
         w_hh: (H, H).
@@ -354,15 +351,15 @@ def rnn(
         reverse: as in ``lstm``.
 
     Returns:
-        ``(output, h_n)``: output (T, N, H) or (T, H), where ``output[t]`` is h after ``input[t]``
-        was read, and 0 beyond ``lengths[n]``; h_n (N, H) or (H,), the state after the last step,
-        for a sequence of length 0 the initial one. Of the last bits the same is true as in
-        ``lstm``.
+        ``(output, h_n)``: output (T, N, H), (T, H) or (rows, H), where ``output[t]`` is h after
+        ``input[t]`` was read, and 0 beyond ``lengths[n]``; h_n (N, H) or (H,), the state after the
+        last step, for a sequence of length 0 the initial one. Of the last bits the same is true as
+        in ``lstm``.
 
     Raises:
         TypeError: an argument that is no tensor; lengths or batch_sizes of a floating-point dtype.
-        ValueError: input with a number of dimensions other than 2 or 3; an unknown nonlinearity;
-            wrong lengths or batch_sizes, as in ``lstm``.
+        ValueError: an unknown nonlinearity; a wrong number of dimensions, wrong lengths or
+            batch_sizes, as in ``lstm``.
         RuntimeError: shapes, dtypes or devices that do not fit together.
     """
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
@@ -375,33 +372,25 @@ def rnn(
         if found is not None:
             return found
     if batch_sizes is not None and not takes_packed(input):
-        checks.recurrence(input, states, *weights, lengths, batch_sizes, gates=1)
+        checks.packed(input, batch_sizes, lengths)
         how = {"nonlinearity": nonlinearity, "reverse": reverse}
-        return reference.over_padded(
-            lambda padded, lengths: rnn(padded, hx, *weights, lengths=lengths, **how),
-            input,
-            batch_sizes,
-        )
+        return reference.over_padded(rnn, input, batch_sizes, hx, *weights, **how)
     if is_autocast(input):
         input, states, w_ih, w_hh, b_ih, b_hh = _widest(input, states, w_ih, w_hh, b_ih, b_hh)
-    checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=1)
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    sizes = checks.recurrence(input, states, *weights, lengths, batch_sizes, gates=1)
     if not has_kernel("rnn", input):
         say_once("rnn", input)
         return reference.rnn(
             input,
             None if states is None else states[0],
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
+            *weights,
             nonlinearity=nonlinearity,
             lengths=lengths,
             batch_sizes=batch_sizes,
             reverse=reverse,
         )
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
-    lengths = _batched_lengths(lengths, input)
-    how = (w_ih, w_hh, b_ih, b_hh, lengths, sizes, reverse, nonlinearity)
+    how = (*weights, _batched_lengths(lengths, input), sizes, reverse, nonlinearity)
     if input.dim() == 3 or sizes is not None:
         (h,) = states or (None,)
         return autograd.rnn(input, h, *how)
@@ -418,7 +407,11 @@ def has_kernel(operation: str, input: Tensor) -> bool:
 
 
 def takes_packed(input: Tensor) -> bool:
-    """Whether packed sequences like ``input`` are read as they are: else they are padded first."""
+    """Whether packed sequences like ``input`` are read as they are: else they are padded first.
+
+    So they are on a GPU, whose kernels know lengths only, and in compiled graphs, where the sizes
+    of a batch are no plain numbers.
+    """
     if not isinstance(input, Tensor) or torch.compiler.is_compiling():
         return False
     return input.is_cpu and not cuda.is_on_device(input)

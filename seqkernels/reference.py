@@ -202,11 +202,7 @@ def lstm(
     checks.recurrence(input, hx, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=4)
     if batch_sizes is not None:
         weights = (w_ih, w_hh, b_ih, b_hh)
-        return over_padded(
-            lambda padded, lengths: lstm(padded, hx, *weights, lengths=lengths, reverse=reverse),
-            input,
-            batch_sizes,
-        )
+        return over_padded(lstm, input, batch_sizes, hx, *weights, reverse=reverse)
 
     def step(x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return _lstm_step(x, *states, w_ih, w_hh, b_ih, b_hh)
@@ -236,12 +232,8 @@ def rnn(
     states = None if hx is None else (hx,)
     checks.recurrence(input, states, w_ih, w_hh, b_ih, b_hh, lengths, batch_sizes, gates=1)
     if batch_sizes is not None:
-        weights, how = (w_ih, w_hh, b_ih, b_hh), {"nonlinearity": nonlinearity, "reverse": reverse}
-        return over_padded(
-            lambda padded, lengths: rnn(padded, hx, *weights, lengths=lengths, **how),
-            input,
-            batch_sizes,
-        )
+        how = {"nonlinearity": nonlinearity, "reverse": reverse}
+        return over_padded(rnn, input, batch_sizes, hx, w_ih, w_hh, b_ih, b_hh, **how)
 
     def step(x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_rnn_step(x, *states, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
@@ -252,13 +244,16 @@ def rnn(
     return output, h
 
 
-def over_padded(run, data: Tensor, batch_sizes: Tensor):
-    """``run(padded, lengths) -> (output, states)`` over packed sequences; the output packed too."""
+def over_padded(function, data: Tensor, batch_sizes: Tensor, *arguments, **keywords):
+    """``function``, ``lstm`` or ``rnn``, of packed sequences, which are padded for it.
+
+    The output is packed too.
+    """
     steps, batch = len(batch_sizes), int(batch_sizes[0])
-    runs = torch.arange(batch) < batch_sizes[:, None]
+    runs = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]
     rows = runs.nonzero(as_tuple=True)
     padded = data.new_zeros(steps, batch, data.shape[1]).index_put(rows, data)
-    output, states = run(padded, runs.sum(0))
+    output, states = function(padded, *arguments, lengths=runs.sum(0), **keywords)
     return output[rows], states
 
 

@@ -241,10 +241,10 @@ def test_batch_sizes_that_do_not_fit_are_refused(kernel):
         ([], "a sum of 5"),
         ([2, 2], "a sum of 5"),
         ([3, 3], "a sum of 5"),
-        ([2, 3], "numbers from 1 to 2"),
-        ([4, 0, 1], "numbers from 1 to 4"),
-        ([6, -1], "numbers from 1 to 5"),
-        ([5, 2**62, 2**62], "numbers from 1 to 5"),
+        ([2, 3], "from 1 to 2, that of the step before, at step 1, got 3"),
+        ([4, 0, 1], "from 1 to 4, that of the step before, at step 1, got 0"),
+        ([6, -1], "from 1 to 5, the rows of input, at step 0, got 6"),
+        ([5, 2**62, 2**62], "from 1 to 5, that of the step before, at step 1, got 4611"),
     ):
         mistake = packed | {"batch_sizes": sizes}
         assert_refused(kernel, mistake, ValueError, f"^batch_sizes: expected {message}")

@@ -17,6 +17,7 @@ from recurrences import (
     UNITS_IN_TILES,
     WIDTHS,
     any_sizes_and_lengths,
+    assert_like,
     assert_near,
     assert_no_worse_than_of_one,
     assert_right,
@@ -263,6 +264,16 @@ def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
         assert all(map(torch.equal, run(kind, given), [output[rows], *states]))
         strided = given | {"input": given["input"].T.contiguous().T}
         assert all(map(torch.equal, run(kind, strided), [output[rows], *states]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences_are_where_they_are_whatever_the_default_device(kind):
+    arguments = tensors(kind, (3, 2, 4, 5)) | {"lengths": torch.tensor([3, 2])}
+    given, rows = packed(arguments)
+    output, *states = run_reference(kind, arguments)
+    with torch.device("meta"), torch.autograd.forward_ad.dual_level():
+        found = run(kind, given)
+    assert_like(found, [output[rows], *states])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@
 // Shapes and ownership: RecurrenceBackward in kernels.h. No output aliases an input, and none
 // another. Scratch, owned by the call: W_hh packed the other way round, G H H; da of the rows that
 // are multiplied together and of two steps, G H each; that of recurrent_gradients.h and
-// recurrence_row_gradients.h; the schedule, T + N integers; for each thread pointers for the rows
+// recurrence_row_gradients.h; that of the schedule; for each thread pointers for the rows
 // of one step; sums of block_rows rows, twice for each half; and in matrix tiles, for each thread,
 // a panel of weights and the gradients of gates of some rows (row_product.h) as they are
 // multiplied.

@@ -10,7 +10,7 @@
 //
 // Shapes and ownership: RecurrenceForward in kernels.h. No output aliases an input, and none
 // another. Scratch, owned by the call: both weights packed, G H (I + H), but those that are read as
-// they lie; the inputs' part of a few steps (input_projection.h); the schedule, T + N integers; for
+// they lie; the inputs' part of a few steps (input_projection.h); that of the schedule; for
 // each thread pointers for the rows of one step; of numbers narrower than the sums, the running
 // cell states, N H; and in matrix tiles for each thread a panel of weights, and the states of one
 // step or the inputs of some rows as they are multiplied; recurrent weights that are read row by

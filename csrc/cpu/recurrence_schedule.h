@@ -19,7 +19,9 @@ static inline int64_t rows_of(const RecurrenceShape& shape, const int64_t* batch
 }
 
 // Samples are ordered by length, longest first (equal lengths by index), so that those still
-// running at a step are the first active(step) of the order.
+// running at a step are the first active(step) of the order. Packed sequences come in that order.
+//
+// Scratch, owned by the schedule: T + N integers, of packed sequences twice as many.
 class Schedule {
  public:
     // batch_sizes: of packed sequences, or null; see kernels.h
@@ -68,7 +70,7 @@ class Schedule {
 
     const RecurrenceShape& shape_;
     const bool is_packed_;
-    const int64_t* lengths_;
+    const int64_t* lengths_;  // those given, or packed_lengths_
     Scratch<int64_t> order_;
     Scratch<int64_t> active_;
     Scratch<int64_t> packed_lengths_;

@@ -26,20 +26,25 @@ const int64_t* data_of(const BatchSizes& batch_sizes) {
 }
 
 void expect_batch_sizes(const std::vector<int64_t>& batch_sizes, int64_t rows) {
-    int64_t sum = 0, most = rows;
-    for (const int64_t size : batch_sizes) {
+    int64_t left = rows, most = rows;
+    for (std::size_t step = 0; step < batch_sizes.size(); ++step) {
+        const int64_t size = batch_sizes[step];
         if (size < 1 || size > most) {
-            throw std::invalid_argument("batch_sizes: expected numbers from 1 to " +
-                                        std::to_string(most) + ", that of the step before, got " +
+            const char* which = step == 0 ? ", the rows of input," : ", that of the step before,";
+            throw std::invalid_argument("batch_sizes: expected from 1 to " + std::to_string(most) +
+                                        which + " at step " + std::to_string(step) + ", got " +
                                         std::to_string(size));
         }
         most = size;
-        sum += size;
-        if (sum > rows) break;
+        if (size > left) {
+            throw std::invalid_argument("batch_sizes: expected a sum of " + std::to_string(rows) +
+                                        ", the rows of input, got more");
+        }
+        left -= size;
     }
-    if (sum != rows || batch_sizes.empty()) {
+    if (left != 0 || batch_sizes.empty()) {
         throw std::invalid_argument("batch_sizes: expected a sum of " + std::to_string(rows) +
-                                    ", the rows of input, got " + std::to_string(sum));
+                                    ", the rows of input, got " + std::to_string(rows - left));
     }
 }
 

@@ -268,8 +268,14 @@ class RecurrentLayers(nn.Module):
             for direction in range(directions):
                 index = layer * directions + direction
                 states = None if hx is None else tuple(state[index] for state in hx)
-                how = (lengths, batch_sizes, direction == 1)
-                output, states = self._layer(input, states, weights[index], *how)
+                output, states = self._layer(
+                    input,
+                    states,
+                    weights[index],
+                    lengths=lengths,
+                    batch_sizes=batch_sizes,
+                    reverse=direction == 1,
+                )
                 outputs.append(output)
                 final_states.append(states)
             input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)

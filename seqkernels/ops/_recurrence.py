@@ -24,7 +24,12 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _batch(input: Tensor, batch_sizes: list[int] | None) -> int:
-    return input.shape[1] if batch_sizes is None else batch_sizes[0]
+    if batch_sizes is None:
+        return input.shape[1]
+    if len(batch_sizes) == 0 or batch_sizes[0] < 1:
+        first = batch_sizes[0] if batch_sizes else "none"
+        raise ValueError(f"batch_sizes: expected a first step of at least 1 sequence, got {first}")
+    return batch_sizes[0]
 
 
 def _empty_recurrence(cell, input, weight_hh, batch_sizes, training) -> tuple[Tensor, ...]:
@@ -50,6 +55,8 @@ def _running(cell: str, hidden: Tensor) -> Tensor | None:
 
 def _initial_states(cell, input, hidden, cell_state, weight_hh) -> tuple[Tensor, ...]:
     """The states before the first step, zeros where none are given."""
+    if (cell_state is not None) != (cell == "lstm" and hidden is not None):
+        raise ValueError(f"cell_state: expected one beside hidden, of an LSTM, got {cell_state}")
     if hidden is not None:
         return (hidden, cell_state) if cell == "lstm" else (hidden,)
     shape = (input.shape[1], weight_hh.shape[1])
@@ -140,6 +147,8 @@ def _empty_recurrence_gradients(
     input, weight_ih, weight_hh, batch_sizes, needs
 ) -> tuple[Tensor, ...]:
     """Gradients of input, hidden state, cell state, weight_ih, weight_hh, and of either bias."""
+    if len(needs) != 6:
+        raise ValueError(f"needs: expected one for each of 6 gradients, got {len(needs)}")
     state = (_batch(input, batch_sizes), weight_hh.shape[1])
     return (
         room_for(needs[0], input, *input.shape),

@@ -96,9 +96,9 @@ def backward(
     is_lstm = cell == "lstm"
     # The kernels want room for the states' gradients in any case.
     if not needs[1]:
-        grad_hidden = torch.empty_like(states[0])
+        grad_hidden = input.new_empty(*states[0].shape)
     if is_lstm and not needs[2]:
-        grad_cell = torch.empty_like(states[1])
+        grad_cell = input.new_empty(*states[1].shape)
     grad_gates = input.new_empty(*output.shape[:2], len(weight_hh))
     run = functools.partial(
         cuda.recurrence_backward,

@@ -57,6 +57,28 @@ def test_results_and_gradients_are_torchs(
     assert_no_worse(ours[1], torchs[1], exact[1], terms=TERMS * BATCH, what="gradients")
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("with_states", [False, True])
+@pytest.mark.parametrize("hidden", [5, 33, 260])
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_side_by_side_change_no_bit(
+    isa, set_threads, kind, hidden, with_states, threads
+):
+    """Without gradients both directions of a layer are one call."""
+    set_threads(threads)
+    for batch, bias in ((1, True), (4, False), (13, True)):
+        layer = build(seqkernels.nn, kind, 6, hidden, num_layers=2, bidirectional=True, bias=bias)
+        lengths = torch.arange(batch, 0, -1).clamp(max=4)
+        input = torch.randn(4, batch, 6)
+        states = tuple(torch.randn(4, batch, hidden) for _ in range(2 if kind == "LSTM" else 1))
+        hx = (states if kind == "LSTM" else states[0]) if with_states else None
+        packed = pack_padded_sequence(input[: int(lengths.max())], lengths)
+        for given, how in ((input, {}), (input, {"lengths": lengths}), (packed, {})):
+            expected = flatten(layer(given, hx, **how))
+            with torch.no_grad():
+                assert all(map(torch.equal, flatten(layer(given, hx, **how)), expected))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_output_has_the_metadata_of_the_input(kind):
     layer = build(seqkernels.nn, kind, INPUT_SIZE, HIDDEN_SIZE)

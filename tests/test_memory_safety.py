@@ -234,6 +234,37 @@ def test_values_out_of_range_are_refused(kernel):
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
 
 
+def test_both_directions_are_checked_before_either_runs():
+    right = recurrence_forward()
+    names = list(right)
+    arguments = {name: (right[name], right[name].clone()) for name in names[3:9] + names[11:14]}
+
+    def call(**changes):
+        given = {"cell": "lstm", "input": right["input"]} | arguments | changes
+        order = ("cell", "input", *names[3:9], "lengths", "batch_sizes", *names[11:14], "where")
+        others = {"lengths": right["lengths"], "batch_sizes": None, "where": (2, "highest")}
+        _cpu.recurrence_forward_of_both(*(({**others, **given})[name] for name in order))
+
+    for name in names[3:9] + names[11:14]:
+        first, second = arguments[name]
+        for wrong in (second[..., :-1], second.double(), second[None]):
+            for pair in ((first, wrong), (wrong, second)):
+                with pytest.raises(ValueError, match=rf"^(weight_ih|{name}): expected"):
+                    call(**{name: pair})
+    wider = {"weight_ih": torch.randn(24, 3), "weight_hh": torch.randn(24, 6)}
+    for name in ("bias_ih", "bias_hh"):
+        wider[name] = torch.randn(24)
+    for name in ("initial_hidden", "initial_cell", "final_hidden", "final_cell"):
+        wider[name] = torch.full((2, 6), 7.0)
+    wider["output"] = torch.full((4, 2, 6), 7.0)
+    with pytest.raises(ValueError, match=r"^weight_hh: expected as many units in both"):
+        call(**{name: (arguments[name][0], value) for name, value in wider.items()})
+    for name in ("output", "final_hidden", "final_cell"):
+        assert all(tensor.eq(7).all() for tensor in arguments[name])
+    call()
+    assert not any(tensor.eq(7).any() for tensor in arguments["final_hidden"])
+
+
 @pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])
 def test_batch_sizes_that_do_not_fit_are_refused(kernel):
     packed = {"lengths": None, "input": torch.randn(5, 3)}

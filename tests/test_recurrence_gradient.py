@@ -23,6 +23,7 @@ from recurrences import (
     assert_same,
     converted,
     cotangents_of,
+    falling_lengths,
     flatten,
     floating,
     gradients,
@@ -227,11 +228,7 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
-    for sizes, lengths in (
-        ((7, 8, 5, 21), [7, 7, 5, 3, 2, 2, 1, 1]),
-        ((1, 3, 6, 5), [1, 1, 1]),
-        ((40, 20, 9, UNITS_IN_TILES[kind]), list(range(40, 0, -2))),
-    ):
+    for sizes, lengths in falling_lengths(kind):
         arguments = converted(tensors(kind, sizes), dtype)
         arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
         given, rows = packed(arguments)

@@ -1,4 +1,5 @@
 // Face of the recurrence kernels: checks and unpacks views.
+#include <array>
 #include <iterator>
 #include <optional>
 #include <string>
@@ -6,6 +7,7 @@
 
 #include "core/checked.h"
 #include "cpu/isa.h"
+#include "cpu/recurrence_directions.h"
 #include "cpu_where.h"
 #include "expect.h"
 #include "module.h"
@@ -20,6 +22,10 @@ namespace py = pybind11;
 
 // The samples that each step of packed sequences has; nothing where sequences are not packed.
 using BatchSizes = std::optional<std::vector<int64_t>>;
+
+// One for each direction.
+template <class View>
+using Both = std::array<View, 2>;
 
 const int64_t* data_of(const BatchSizes& batch_sizes) {
     return batch_sizes ? batch_sizes->data() : nullptr;
@@ -126,14 +132,16 @@ TensorView as_sequence(const TensorView& view) {
     return sequence;
 }
 
-void run_forward(const std::string& cell, bool reverse, const TensorView& input,
-                 const OptionalView& initial_hidden, const OptionalView& initial_cell,
-                 const TensorView& weight_ih, const TensorView& weight_hh,
-                 const OptionalView& bias_ih, const OptionalView& bias_hh,
-                 const OptionalView& lengths, const BatchSizes& batch_sizes,
-                 const TensorView& output, const OptionalView& final_hidden,
-                 const OptionalView& final_cell, const OptionalView& gates,
-                 const OptionalView& cells, const CpuPlace& place) {
+// Calls run(shape, element bytes, kernel) with the checked call as kernel(threads).
+template <class Run>
+void with_forward(const std::string& cell, bool reverse, const TensorView& input,
+                  const OptionalView& initial_hidden, const OptionalView& initial_cell,
+                  const TensorView& weight_ih, const TensorView& weight_hh,
+                  const OptionalView& bias_ih, const OptionalView& bias_hh,
+                  const OptionalView& lengths, const BatchSizes& batch_sizes,
+                  const TensorView& output, const OptionalView& final_hidden,
+                  const OptionalView& final_cell, const OptionalView& gates,
+                  const OptionalView& cells, FloatPrecision precision, Run&& run) {
     const RecurrenceShape shape =
         checked_shape(input, batch_sizes, weight_ih, weight_hh, cell, reverse);
     const bool has_cell = shape.cell == RecurrentCell::lstm;
@@ -166,9 +174,18 @@ void run_forward(const std::string& cell, bool reverse, const TensorView& input,
         call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
         call.gates = sequence_data<Accumulator<T>>("gates", gates, accumulated, input, gate_rows);
         call.cells = sequence_data<Accumulator<T>>("cells", cells, accumulated, input, hidden);
-        const py::gil_scoped_release release;
-        active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
+        const Operations<T>& kernels = active_kernels().at<T>(precision);
+        run(shape, int64_t{sizeof(T)},
+            [&](int threads) { kernels.recurrence_forward(call, threads); });
     });
+}
+
+// What runs a call with_forward gives on some threads.
+auto on_threads(int threads) {
+    return [threads](const RecurrenceShape&, int64_t, const auto& kernel) {
+        const py::gil_scoped_release release;
+        kernel(threads);
+    };
 }
 
 void forward(const std::string& cell, bool reverse, const TensorView& input,
@@ -178,9 +195,38 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
              const BatchSizes& batch_sizes, const TensorView& output,
              const OptionalView& final_hidden, const OptionalView& final_cell,
              const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
-    run_forward(cell, reverse, input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih,
-                bias_hh, lengths, batch_sizes, output, final_hidden, final_cell, gates, cells,
-                place_of(where));
+    const CpuPlace place = place_of(where);
+    with_forward(cell, reverse, input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih,
+                 bias_hh, lengths, batch_sizes, output, final_hidden, final_cell, gates, cells,
+                 place.precision, on_threads(place.threads));
+}
+
+// Both directions over the same sequences, the one that reads forwards first.
+void forward_of_both(const std::string& cell, const TensorView& input,
+                     const Both<OptionalView>& initial_hidden,
+                     const Both<OptionalView>& initial_cell, const Both<TensorView>& weight_ih,
+                     const Both<TensorView>& weight_hh, const Both<OptionalView>& bias_ih,
+                     const Both<OptionalView>& bias_hh, const OptionalView& lengths,
+                     const BatchSizes& batch_sizes, const Both<TensorView>& output,
+                     const Both<OptionalView>& final_hidden, const Both<OptionalView>& final_cell,
+                     const CpuWhere& where) {
+    const CpuPlace place = place_of(where);
+    const auto with_direction = [&](std::size_t i, auto&& run) {
+        with_forward(cell, i == 1, input, initial_hidden[i], initial_cell[i], weight_ih[i],
+                     weight_hh[i], bias_ih[i], bias_hh[i], lengths, batch_sizes, output[i],
+                     final_hidden[i], final_cell[i], std::nullopt, std::nullopt, place.precision,
+                     run);
+    };
+    with_direction(0, [&](const RecurrenceShape& shape, int64_t bytes, const auto& forwards) {
+        with_direction(1, [&](const RecurrenceShape& other, int64_t, const auto& backwards) {
+            if (other.hidden != shape.hidden) {
+                throw std::invalid_argument("weight_hh: expected as many units in both directions");
+            }
+            const py::gil_scoped_release release;
+            const bool side_by_side = runs_side_by_side(shape, bytes, place.threads);
+            run_directions(side_by_side, forwards, backwards, place.threads);
+        });
+    });
 }
 
 OptionalView optional_view(PyObject* object) {
@@ -217,10 +263,10 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
         const py::object next = empty_like(hidden);
         const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
         if (!view_of(next, next_hidden)) return py::none();
-        run_forward(cell, false, as_sequence(views[0]), views[1], cell_view, views[2], views[3],
-                    biases[0], biases[1], std::nullopt, std::nullopt, as_sequence(next_hidden),
-                    std::nullopt, optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
-                    {thread_count(), FloatPrecision::highest});
+        with_forward(cell, false, as_sequence(views[0]), views[1], cell_view, views[2], views[3],
+                     biases[0], biases[1], std::nullopt, std::nullopt, as_sequence(next_hidden),
+                     std::nullopt, optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
+                     FloatPrecision::highest, on_threads(thread_count()));
         if (count == 2) return py::make_tuple(next, next_cell);
         return py::make_tuple(next);
     } catch (const std::invalid_argument&) {
@@ -297,6 +343,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
 
 void define_recurrence(py::module_& module) {
     module.def("recurrence_forward", &forward);
+    module.def("recurrence_forward_of_both", &forward_of_both);
     module.def("recurrence_step", &step);
     module.def("recurrence_backward", &backward);
 }

@@ -264,24 +264,36 @@ class RecurrentLayers(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0 and self.training:
                 input = drop(input, p=self.dropout)
-            outputs = []
-            for direction in range(directions):
-                index = layer * directions + direction
-                states = None if hx is None else tuple(state[index] for state in hx)
-                output, states = self._layer(
-                    input,
-                    states,
-                    weights[index],
-                    lengths=lengths,
-                    batch_sizes=batch_sizes,
-                    reverse=direction == 1,
-                )
-                outputs.append(output)
-                final_states.append(states)
+            here = range(layer * directions, (layer + 1) * directions)
+            states = [hx and tuple(state[index] for state in hx) for index in here]
+            found = self._run_directions(
+                input, states, [weights[index] for index in here], lengths, batch_sizes
+            )
+            outputs = [output for output, _ in found]
+            final_states += [states for _, states in found]
             input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
         if len(final_states) == 1:
             return input, tuple(state.unsqueeze(0) for state in final_states[0])
         return input, tuple(torch.stack(states) for states in zip(*final_states, strict=True))
+
+    def _run_directions(
+        self,
+        input: Tensor,
+        states: list[States | None],
+        weights: list[list[Tensor]],
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+    ) -> list[tuple[Tensor, States]]:
+        """A layer's output and final states in each of its directions."""
+        how = (lengths, batch_sizes)
+        if len(weights) == 2 and not torch.compiler.is_compiling():
+            found = ops.recurrence_directions(self.mode.lower(), input, states, *how, weights)
+            if found is not None:
+                return [(output, tuple(final)) for output, *final in found]
+        return [
+            self._layer(input, states[index], group, *how, reverse=index == 1)
+            for index, group in enumerate(weights)
+        ]
 
     def _has_kernel(self, input: Tensor, steps: int, batch: int, is_ragged: bool) -> bool:
         if self.proj_size:

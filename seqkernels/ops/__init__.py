@@ -11,7 +11,13 @@ An output that was not asked for comes back as a tensor without elements.
 
 from ._convolution import conv1d_max_pool, conv1d_max_pool_backward, convolution
 from ._dispatch import are_plain
-from ._recurrence import recurrence, recurrence_backward, recurrence_sequence, recurrence_step
+from ._recurrence import (
+    recurrence,
+    recurrence_backward,
+    recurrence_directions,
+    recurrence_sequence,
+    recurrence_step,
+)
 
 __all__ = [
     "are_plain",
@@ -20,6 +26,7 @@ __all__ = [
     "convolution",
     "recurrence",
     "recurrence_backward",
+    "recurrence_directions",
     "recurrence_sequence",
     "recurrence_step",
 ]

@@ -6,6 +6,8 @@ backward that gets none computes them once more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -312,9 +314,7 @@ def recurrence_sequence(
         if batch_sizes is not None and not batch_sizes.is_cpu:
             return None
         sizes = None if batch_sizes is None else batch_sizes.tolist()
-        batch, features = _batch(input, sizes), weights[1].shape[1]
-        output = input.new_empty(*input.shape[:-1], features)
-        final = tuple(input.new_empty(batch, features) for _ in range(2 if cell == "lstm" else 1))
+        output, *final = _room_for_sequence(cell, input, sizes, weights[1].shape[1])
         before = (*(states or (None,)), None)[:2]
         after = (*final, None)[:2]
         where = cpu.where(input, "rnn")
@@ -335,3 +335,48 @@ def recurrence_sequence(
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None
     return output, *final
+
+
+def _room_for_sequence(cell: str, input: Tensor, sizes: list[int] | None, features: int):
+    """Output and final states."""
+    states, batch = 2 if cell == "lstm" else 1, _batch(input, sizes)
+    output = input.new_empty(*input.shape[:-1], features)
+    return output, *(input.new_empty(batch, features) for _ in range(states))
+
+
+def recurrence_directions(
+    cell: str,
+    input: Tensor,
+    states: list[tuple[Tensor, ...] | None],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[list[Tensor]],
+) -> list[tuple[Tensor, ...]] | None:
+    """``recurrence_sequence`` in both directions at once: for each output and final states."""
+    given = [tensor for group in (*states, *weights) for tensor in group or ()]
+    if not _cpu.needs_only_kernel((input, lengths, *given)):
+        return None
+    try:
+        if cuda.is_on_device(input) or (batch_sizes is not None and not batch_sizes.is_cpu):
+            return None
+        sizes = None if batch_sizes is None else batch_sizes.tolist()
+        results = [_room_for_sequence(cell, input, sizes, group[1].shape[1]) for group in weights]
+        _cpu.recurrence_forward_of_both(
+            cell,
+            input,
+            *_in_pairs(2, states),
+            *_in_pairs(4, weights),
+            lengths,
+            sizes,
+            *_in_pairs(3, results),
+            cpu.where(input, "rnn"),
+        )
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return results
+
+
+def _in_pairs(count: int, groups: list[Sequence[Tensor] | None]) -> list[tuple]:
+    """The first tensors of two groups, the second ones, and so on; None where there is none."""
+    filled = [(*(group or ()), *(None,) * count)[:count] for group in groups]
+    return list(zip(*filled, strict=True))

@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 #include <tuple>
+#include <utility>
 
 #include "check.h"
 
@@ -129,6 +130,84 @@ Gradients differentiate(Problem p) {
     return gradients;
 }
 
+// A forward and a backward call, and every array that they read and write, of exactly the size that
+// they need.
+template <class T>
+struct Pass {
+    using Vector = std::vector<T>;
+
+    Vector hidden, cell, weight_ih, weight_hh, bias, grad_final_hidden, grad_final_cell;
+    Vector input, grad_output;
+    Vector output, final_hidden, final_cell;
+    std::vector<Accumulator<T>> gates, cells;
+    Vector grad_input, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh, grad_bias;
+    RecurrenceForward<T> forward{};
+    RecurrenceBackward<T> backward{};
+
+    // Sequences and their gradients as they are given, all else as the problem says.
+    Pass(const Problem& p, Vector sequences, Vector gradients, const int64_t* lengths,
+         const int64_t* batch_sizes)
+        : hidden(converted<T>(p.hidden)),
+          cell(converted<T>(p.cell)),
+          weight_ih(converted<T>(p.weight_ih)),
+          weight_hh(converted<T>(p.weight_hh)),
+          bias(converted<T>(p.bias)),
+          grad_final_hidden(converted<T>(p.grad_final_hidden)),
+          grad_final_cell(converted<T>(p.grad_final_cell)),
+          input(std::move(sequences)),
+          grad_output(std::move(gradients)),
+          output(grad_output.size()),
+          final_hidden(hidden.size()),
+          final_cell(cell.size()),
+          gates(output.size() * static_cast<std::size_t>(p.shape.gates())),
+          cells(output.size()),
+          grad_input(input.size()),
+          grad_hidden(hidden.size()),
+          grad_cell(cell.size()),
+          grad_weight_ih(weight_ih.size()),
+          grad_weight_hh(weight_hh.size()),
+          grad_bias(bias.size()) {
+        const RecurrenceShape& s = p.shape;
+        const bool is_lstm = s.cell == RecurrentCell::lstm;
+        forward.shape = s;
+        forward.input = {input.data(), s.batch * s.inputs, s.inputs};
+        forward.initial_hidden = hidden.data();
+        forward.initial_cell = is_lstm ? cell.data() : nullptr;
+        forward.weight_ih = {weight_ih.data(), s.inputs, 1};
+        forward.weight_hh = {weight_hh.data(), s.hidden, 1};
+        forward.bias_ih = bias.data();
+        forward.lengths = lengths;
+        forward.batch_sizes = batch_sizes;
+        forward.output = output.data();
+        forward.final_hidden = final_hidden.data();
+        forward.final_cell = is_lstm ? final_cell.data() : nullptr;
+        forward.gates = is_lstm ? gates.data() : nullptr;
+        forward.cells = is_lstm ? cells.data() : nullptr;
+        backward.shape = s;
+        backward.input = forward.input;
+        backward.initial_hidden = forward.initial_hidden;
+        backward.initial_cell = forward.initial_cell;
+        backward.weight_ih = forward.weight_ih;
+        backward.weight_hh = forward.weight_hh;
+        backward.lengths = lengths;
+        backward.batch_sizes = batch_sizes;
+        backward.output = output.data();
+        backward.gates = forward.gates;
+        backward.cells = forward.cells;
+        backward.grad_output = grad_output.data();
+        backward.grad_final_hidden = grad_final_hidden.data();
+        backward.grad_final_cell = is_lstm ? grad_final_cell.data() : nullptr;
+        backward.grad_input = grad_input.data();
+        backward.grad_initial_hidden = grad_hidden.data();
+        backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;
+        backward.grad_weight_ih = grad_weight_ih.data();
+        backward.grad_weight_hh = grad_weight_hh.data();
+        backward.grad_bias = grad_bias.data();
+    }
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+};
+
 template <class T>
 void run_case(const Problem& p, const Result& exact, const Gradients* exact_gradients,
               const Operations<T>& kernels, int threads) {
@@ -144,88 +223,44 @@ void run_case(const Problem& p, const Result& exact, const Gradients* exact_grad
             }
         }
     }
-    const auto hidden = converted<T>(p.hidden), cell = converted<T>(p.cell),
-               weight_ih = converted<T>(p.weight_ih), weight_hh = converted<T>(p.weight_hh),
-               bias = converted<T>(p.bias), grad_output = converted<T>(p.grad_output),
-               grad_final_hidden = converted<T>(p.grad_final_hidden),
-               grad_final_cell = converted<T>(p.grad_final_cell);
-    const auto outputs = p.grad_output.size();
-    std::vector<T> output(outputs), final_hidden(hidden.size()), final_cell(cell.size());
-    std::vector<Accumulator<T>> gates(outputs * static_cast<std::size_t>(s.gates())),
-        cells(outputs);
-
-    RecurrenceForward<T> forward{};
-    forward.shape = s;
-    forward.input = {input.data(), s.batch * s.inputs, s.inputs};
-    forward.initial_hidden = hidden.data();
-    forward.initial_cell = is_lstm ? cell.data() : nullptr;
-    forward.weight_ih = {weight_ih.data(), s.inputs, 1};
-    forward.weight_hh = {weight_hh.data(), s.hidden, 1};
-    forward.bias_ih = bias.data();
-    forward.lengths = p.lengths.empty() ? nullptr : p.lengths.data();
-    forward.output = output.data();
-    forward.final_hidden = final_hidden.data();
-    forward.final_cell = is_lstm ? final_cell.data() : nullptr;
-    forward.gates = gates.data();
-    forward.cells = nullptr;
-    kernels.recurrence_forward(forward, threads);
-    const std::vector<T> inference = output;
-    forward.cells = is_lstm ? cells.data() : nullptr;
-    kernels.recurrence_forward(forward, threads);
-    CHECK(is_same(inference, output));
+    Pass<T> pass(p, std::move(input), converted<T>(p.grad_output),
+                 p.lengths.empty() ? nullptr : p.lengths.data(), nullptr);
+    RecurrenceForward<T> inference = pass.forward;
+    inference.gates = inference.cells = nullptr;
+    kernels.recurrence_forward(inference, threads);
+    const std::vector<T> without_gradients = pass.output;
+    kernels.recurrence_forward(pass.forward, threads);
+    CHECK(is_same(without_gradients, pass.output));
 
     const double tolerance = (is_sixteen_bit<T> ? 2 : 64) * epsilon<T>();
-    CHECK(relative_error(output, exact.output) <= tolerance);
-    CHECK(relative_error(final_hidden, exact.final_hidden) <= tolerance);
-    if (is_lstm) CHECK(relative_error(final_cell, exact.final_cell) <= tolerance);
+    CHECK(relative_error(pass.output, exact.output) <= tolerance);
+    CHECK(relative_error(pass.final_hidden, exact.final_hidden) <= tolerance);
+    if (is_lstm) CHECK(relative_error(pass.final_cell, exact.final_cell) <= tolerance);
     if (exact_gradients == nullptr) return;
 
-    std::vector<T> grad_input(input.size()), grad_hidden(hidden.size()), grad_cell(cell.size()),
-        grad_weight_ih(weight_ih.size()), grad_weight_hh(weight_hh.size()), grad_bias(bias.size());
-    RecurrenceBackward<T> backward{};
-    backward.shape = s;
-    backward.input = forward.input;
-    backward.initial_hidden = forward.initial_hidden;
-    backward.initial_cell = forward.initial_cell;
-    backward.weight_ih = forward.weight_ih;
-    backward.weight_hh = forward.weight_hh;
-    backward.lengths = forward.lengths;
-    backward.output = output.data();
-    backward.gates = is_lstm ? gates.data() : nullptr;
-    backward.cells = forward.cells;
-    backward.grad_output = grad_output.data();
-    backward.grad_final_hidden = grad_final_hidden.data();
-    backward.grad_final_cell = is_lstm ? grad_final_cell.data() : nullptr;
-    backward.grad_input = grad_input.data();
-    backward.grad_initial_hidden = grad_hidden.data();
-    backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;
-    backward.grad_weight_ih = grad_weight_ih.data();
-    backward.grad_weight_hh = grad_weight_hh.data();
-    backward.grad_bias = grad_bias.data();
-    kernels.recurrence_backward(backward, threads);
-
+    kernels.recurrence_backward(pass.backward, threads);
     const double differences = 1e-7 + tolerance;
-    CHECK(relative_error(grad_input, exact_gradients->input) <= differences);
-    CHECK(relative_error(grad_hidden, exact_gradients->hidden) <= differences);
-    if (is_lstm) CHECK(relative_error(grad_cell, exact_gradients->cell) <= differences);
-    CHECK(relative_error(grad_weight_ih, exact_gradients->weight_ih) <= differences);
-    CHECK(relative_error(grad_weight_hh, exact_gradients->weight_hh) <= differences);
-    CHECK(relative_error(grad_bias, exact_gradients->bias) <= differences);
+    CHECK(relative_error(pass.grad_input, exact_gradients->input) <= differences);
+    CHECK(relative_error(pass.grad_hidden, exact_gradients->hidden) <= differences);
+    if (is_lstm) CHECK(relative_error(pass.grad_cell, exact_gradients->cell) <= differences);
+    CHECK(relative_error(pass.grad_weight_ih, exact_gradients->weight_ih) <= differences);
+    CHECK(relative_error(pass.grad_weight_hh, exact_gradients->weight_hh) <= differences);
+    CHECK(relative_error(pass.grad_bias, exact_gradients->bias) <= differences);
 
     // States that are not given are zeros, and their gradients need not be computed.
     const auto from_zeros = [&](const T* zeros) {
-        forward.initial_hidden = backward.initial_hidden = zeros;
-        forward.initial_cell = backward.initial_cell = is_lstm ? zeros : nullptr;
-        kernels.recurrence_forward(forward, threads);
-        kernels.recurrence_backward(backward, threads);
-        std::vector<std::vector<T>> results = {output,     final_hidden,   final_cell,
-                                               grad_input, grad_weight_ih, grad_weight_hh,
-                                               grad_bias};
+        pass.forward.initial_hidden = pass.backward.initial_hidden = zeros;
+        pass.forward.initial_cell = pass.backward.initial_cell = is_lstm ? zeros : nullptr;
+        kernels.recurrence_forward(pass.forward, threads);
+        kernels.recurrence_backward(pass.backward, threads);
+        std::vector<std::vector<T>> results = {
+            pass.output,         pass.final_hidden,   pass.final_cell, pass.grad_input,
+            pass.grad_weight_ih, pass.grad_weight_hh, pass.grad_bias};
         return results;
     };
-    const std::vector<T> zeros(hidden.size());
+    const std::vector<T> zeros(pass.hidden.size());
     const auto given = from_zeros(zeros.data());
-    backward.grad_initial_hidden = backward.grad_initial_cell = nullptr;
+    pass.backward.grad_initial_hidden = pass.backward.grad_initial_cell = nullptr;
     const auto absent = from_zeros(nullptr);
     for (std::size_t i = 0; i < given.size(); ++i) CHECK(is_same(given[i], absent[i]));
 }
@@ -271,82 +306,6 @@ TEST(recurrence_forward_agrees_with_its_equations) {
     check_shape(4, 0, 4, 5, false);
 }
 
-// Every array of a training pass over sequences, (T, N, ...) or packed.
-template <class T>
-struct Pass {
-    std::vector<T> input, output, grad_output, grad_input;
-    std::vector<Accumulator<T>> gates, cells;
-    std::vector<T> final_hidden, final_cell, grad_hidden, grad_cell, grad_weight_ih, grad_weight_hh,
-        grad_bias;
-
-    Pass(const RecurrenceShape& s, int64_t rows)
-        : input(size(rows, s.inputs)),
-          output(size(rows, s.hidden)),
-          grad_output(size(rows, s.hidden)),
-          grad_input(size(rows, s.inputs)),
-          gates(size(rows, s.gates() * s.hidden)),
-          cells(size(rows, s.hidden)),
-          final_hidden(size(s.batch, s.hidden)),
-          final_cell(size(s.batch, s.hidden)),
-          grad_hidden(size(s.batch, s.hidden)),
-          grad_cell(size(s.batch, s.hidden)),
-          grad_weight_ih(size(s.gates() * s.hidden, s.inputs)),
-          grad_weight_hh(size(s.gates() * s.hidden, s.hidden)),
-          grad_bias(size(s.gates(), s.hidden)) {}
-
-    static std::size_t size(int64_t rows, int64_t columns) {
-        return static_cast<std::size_t>(rows * columns);
-    }
-
-    // From states, weights and gradients of the final states that are taken of `p`.
-    void run(const Problem& p, const int64_t* lengths, const int64_t* batch_sizes,
-             const Operations<T>& kernels, int threads) {
-        const RecurrenceShape& s = p.shape;
-        const bool is_lstm = s.cell == RecurrentCell::lstm;
-        const auto hidden = converted<T>(p.hidden), cell = converted<T>(p.cell),
-                   weight_ih = converted<T>(p.weight_ih), weight_hh = converted<T>(p.weight_hh),
-                   bias = converted<T>(p.bias), grad_final = converted<T>(p.grad_final_hidden);
-        RecurrenceForward<T> forward{};
-        forward.shape = s;
-        forward.input = {input.data(), s.batch * s.inputs, s.inputs};
-        forward.initial_hidden = hidden.data();
-        forward.initial_cell = is_lstm ? cell.data() : nullptr;
-        forward.weight_ih = {weight_ih.data(), s.inputs, 1};
-        forward.weight_hh = {weight_hh.data(), s.hidden, 1};
-        forward.bias_ih = bias.data();
-        forward.lengths = lengths;
-        forward.batch_sizes = batch_sizes;
-        forward.output = output.data();
-        forward.final_hidden = final_hidden.data();
-        forward.final_cell = is_lstm ? final_cell.data() : nullptr;
-        forward.gates = is_lstm ? gates.data() : nullptr;
-        forward.cells = is_lstm ? cells.data() : nullptr;
-        kernels.recurrence_forward(forward, threads);
-        RecurrenceBackward<T> backward{};
-        backward.shape = s;
-        backward.input = forward.input;
-        backward.initial_hidden = forward.initial_hidden;
-        backward.initial_cell = forward.initial_cell;
-        backward.weight_ih = forward.weight_ih;
-        backward.weight_hh = forward.weight_hh;
-        backward.lengths = lengths;
-        backward.batch_sizes = batch_sizes;
-        backward.output = output.data();
-        backward.gates = forward.gates;
-        backward.cells = forward.cells;
-        backward.grad_output = grad_output.data();
-        backward.grad_final_hidden = grad_final.data();
-        backward.grad_final_cell = is_lstm ? grad_final.data() : nullptr;
-        backward.grad_input = grad_input.data();
-        backward.grad_initial_hidden = grad_hidden.data();
-        backward.grad_initial_cell = is_lstm ? grad_cell.data() : nullptr;
-        backward.grad_weight_ih = grad_weight_ih.data();
-        backward.grad_weight_hh = grad_weight_hh.data();
-        backward.grad_bias = grad_bias.data();
-        kernels.recurrence_backward(backward, threads);
-    }
-};
-
 // Packed sequences give to the bit what they give with padding and lengths.
 template <class T>
 void check_packed(const Problem& p, const Operations<T>& kernels, int threads) {
@@ -359,10 +318,6 @@ void check_packed(const Problem& p, const Operations<T>& kernels, int threads) {
         batch_sizes.push_back(std::count_if(lengths.begin(), lengths.end(), runs));
         for (int64_t n = 0; n < batch_sizes.back(); ++n) places.push_back(time * s.batch + n);
     }
-    const auto rows = static_cast<int64_t>(places.size());
-    Pass<T> padded(s, s.steps * s.batch), packed(s, rows);
-    padded.input = converted<T>(p.input);
-    padded.grad_output = converted<T>(p.grad_output);
     const auto pack = [&](const std::vector<T>& from, int64_t columns) {
         std::vector<T> to;
         for (const int64_t place : places) {
@@ -371,10 +326,13 @@ void check_packed(const Problem& p, const Operations<T>& kernels, int threads) {
         }
         return to;
     };
-    packed.input = pack(padded.input, s.inputs);
-    packed.grad_output = pack(padded.grad_output, s.hidden);
-    padded.run(p, lengths.data(), nullptr, kernels, threads);
-    packed.run(p, nullptr, batch_sizes.data(), kernels, threads);
+    Pass<T> padded(p, converted<T>(p.input), converted<T>(p.grad_output), lengths.data(), nullptr);
+    Pass<T> packed(p, pack(padded.input, s.inputs), pack(padded.grad_output, s.hidden), nullptr,
+                   batch_sizes.data());
+    for (const Pass<T>* pass : {&padded, &packed}) {
+        kernels.recurrence_forward(pass->forward, threads);
+        kernels.recurrence_backward(pass->backward, threads);
+    }
     CHECK(is_same(packed.output, pack(padded.output, s.hidden)));
     CHECK(is_same(packed.grad_input, pack(padded.grad_input, s.inputs)));
     for (const auto result :

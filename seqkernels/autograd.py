@@ -220,6 +220,8 @@ def _if_needed(gradients, needs) -> list[Tensor | None]:
 
 
 class _Conv1dMaxPool(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(input, weight, bias, lengths, geometry, activation, channels_last):
         return ops.conv1d_max_pool(
@@ -264,6 +266,8 @@ class _Conv1dMaxPool(torch.autograd.Function):
 
 
 class _Recurrence(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(cell, reverse, recompute, batch_sizes, *tensors):
         return ops.recurrence(cell, reverse, *tensors, batch_sizes, not recompute)

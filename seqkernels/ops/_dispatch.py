@@ -17,6 +17,29 @@ def define(schema: str, kernel, shapes, devices: tuple[str, ...] = ("CPU",)) -> 
     for device in devices:
         library.impl(name, kernel, device)
     torch.library.register_fake(f"seqkernels::{name}", shapes, lib=library)
+    torch.library.register_vmap(f"seqkernels::{name}", _one_after_the_other(name), lib=library)
+
+
+def _one_after_the_other(name: str):
+    """How ``torch.vmap`` maps an operation over a dimension that the kernels do not know."""
+
+    def run(info, in_dims, *arguments):
+        if info.batch_size == 0:
+            raise RuntimeError(f"seqkernels::{name}: expected to be mapped over something, got 0")
+        operation = getattr(torch.ops.seqkernels, name).default
+
+        def of(argument, dimension, index: int):
+            is_mapped = isinstance(argument, Tensor) and dimension is not None
+            return argument.select(dimension, index) if is_mapped else argument
+
+        results = [
+            operation(*(of(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
+            for index in range(info.batch_size)
+        ]
+        stacked = tuple(map(torch.stack, zip(*results, strict=True)))
+        return stacked, (0,) * len(stacked)
+
+    return run
 
 
 def callable_operation(name: str, kernel):

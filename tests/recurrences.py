@@ -93,16 +93,6 @@ def converted(arguments: dict, dtype: torch.dtype) -> dict:
     return {name: mapped(convert, value) for name, value in arguments.items()}
 
 
-def falling_lengths(kind: str) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Sizes (T, N, I, H), and lengths of samples that can be packed in their order."""
-    return [
-        ((7, 8, 5, 21), [7, 7, 5, 3, 2, 2, 1, 1]),
-        ((1, 3, 6, 5), [1, 1, 1]),
-        ((9, 1, 6, 7), [9]),
-        ((40, 20, 9, UNITS_IN_TILES[kind]), list(range(40, 0, -2))),
-    ]
-
-
 def packed(arguments: dict) -> tuple[dict, tuple[Tensor, Tensor]]:
     """The same sequences packed, longest first as their lengths are, and where their rows lay."""
     lengths = arguments["lengths"]
@@ -110,6 +100,21 @@ def packed(arguments: dict) -> tuple[dict, tuple[Tensor, Tensor]]:
     rows = runs.nonzero(as_tuple=True)
     given = {"input": arguments["input"][rows], "lengths": None, "batch_sizes": runs.sum(1)}
     return arguments | given, rows
+
+
+def ragged_and_packed(kind: str, dtype: torch.dtype, reverse: bool):
+    """Arguments with lengths, the same packed, and where their rows lay: of several sizes."""
+    for sizes, lengths in (
+        ((7, 8, 5, 21), [7, 7, 5, 3, 2, 2, 1, 1]),
+        ((1, 3, 6, 5), [1, 1, 1]),
+        ((9, 1, 6, 7), [9]),
+        ((40, 20, 9, UNITS_IN_TILES[kind]), list(range(40, 0, -2))),
+    ):
+        arguments = converted(tensors(kind, sizes), dtype)
+        arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
+        given, rows = packed(arguments)
+        assert functional.takes_packed(given["input"])
+        yield arguments, given, rows
 
 
 def flatten(result) -> list[Tensor]:

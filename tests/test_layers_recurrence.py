@@ -27,6 +27,7 @@ from recurrent_layers import (
     random_states,
     results_and_gradients,
 )
+from seqkernels import ops
 from tolerance import assert_no_worse
 
 
@@ -77,6 +78,10 @@ def test_directions_side_by_side_change_no_bit(
             expected = flatten(layer(given, hx, **how))
             with torch.no_grad():
                 assert all(map(torch.equal, flatten(layer(given, hx, **how)), expected))
+        with torch.no_grad():
+            first, without = layer.all_weights[:2], [None, None]
+            ours = (layer.mode.lower(), input, without, None, None, first)
+            assert ops.recurrence_directions(*ours) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)

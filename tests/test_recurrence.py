@@ -23,11 +23,11 @@ from recurrences import (
     assert_right,
     assert_same,
     converted,
-    falling_lengths,
     flatten,
     leaves_of,
     mapped,
     packed,
+    ragged_and_packed,
     run,
     run_reference,
     run_torch,
@@ -252,13 +252,10 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
-    for sizes, lengths in falling_lengths(kind):
-        arguments = converted(tensors(kind, sizes), dtype)
-        arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
-        given, rows = packed(arguments)
+    for arguments, tight, rows in ragged_and_packed(kind, dtype, reverse):
         output, *states = run(kind, arguments)
-        assert all(map(torch.equal, run(kind, given), [output[rows], *states]))
-        strided = given | {"input": given["input"].T.contiguous().T}
+        assert all(map(torch.equal, run(kind, tight), [output[rows], *states]))
+        strided = tight | {"input": tight["input"].T.contiguous().T}
         assert all(map(torch.equal, run(kind, strided), [output[rows], *states]))
 
 

@@ -23,13 +23,12 @@ from recurrences import (
     assert_same,
     converted,
     cotangents_of,
-    falling_lengths,
     flatten,
     floating,
     gradients,
     leaves_of,
     mapped,
-    packed,
+    ragged_and_packed,
     run,
     run_reference,
     run_torch,
@@ -228,13 +227,10 @@ def test_batch_mates_and_padding_change_no_bit(isa, dtype, kind, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_sequences_are_read_as_they_are(isa, dtype, kind, reverse):
-    for sizes, lengths in falling_lengths(kind):
-        arguments = converted(tensors(kind, sizes), dtype)
-        arguments |= {"reverse": reverse, "lengths": torch.tensor(lengths)}
-        given, rows = packed(arguments)
+    for arguments, tight, rows in ragged_and_packed(kind, dtype, reverse):
         grad_output, *rest = cotangents_of(run(kind, arguments))
         grad_input, *expected = gradients(run, kind, arguments, [grad_output, *rest])
-        found = gradients(run, kind, given, [grad_output[rows], *rest])
+        found = gradients(run, kind, tight, [grad_output[rows], *rest])
         assert all(map(torch.equal, found, [grad_input[rows], *expected]))
 
 

@@ -9,7 +9,7 @@
 // by side (AMD family 26, 1 MiB of L2; at one hour and, when barriers took longer, at another):
 //   N 1   T 25, H 64 56/50, 96/62       T 50, H 128 167/158, 275/183   H 192 325/287, 435/309
 //   T 50, H 128   N 2 213/199, 326/226   N 4 323/307, 459/356           N 8 562/550, 796/652
-// With more weights (H 224 and 256) both take as long.
+// Beyond, one direction alone on two threads / on one: N 1, H 256 236/489, N 16, H 128 503/964.
 #pragma once
 
 #include <exception>

@@ -220,7 +220,9 @@ void forward_of_both(const std::string& cell, const TensorView& input,
     with_direction(0, [&](const RecurrenceShape& shape, int64_t bytes, const auto& forwards) {
         with_direction(1, [&](const RecurrenceShape& other, int64_t, const auto& backwards) {
             if (other.hidden != shape.hidden) {
-                throw std::invalid_argument("weight_hh: expected as many units in both directions");
+                throw std::invalid_argument("weight_hh: expected " + std::to_string(shape.hidden) +
+                                            " units in both directions, got " +
+                                            std::to_string(other.hidden));
             }
             const py::gil_scoped_release release;
             const bool side_by_side = runs_side_by_side(shape, bytes, place.threads);

@@ -1,7 +1,13 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
 
 #include "range.h"
 
@@ -38,6 +44,36 @@ inline void relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// Until when this process's threads do not give their cores away, since other processes took long
+// to give them back.
+std::atomic<std::chrono::steady_clock::rep> crowded_until{0};
+
+bool is_crowded() {
+    return std::chrono::steady_clock::now().time_since_epoch().count() <
+           crowded_until.load(std::memory_order_relaxed);
+}
+
+void give_core_away() {
+    using Clock = std::chrono::steady_clock;
+    constexpr auto long_time = std::chrono::microseconds(500);
+    constexpr Clock::duration remembered = std::chrono::milliseconds(100);
+    const Clock::time_point begin = Clock::now();
+    sched_yield();
+    const Clock::time_point end = Clock::now();
+    if (end - begin > long_time) {
+        crowded_until.store((end + remembered).time_since_epoch().count(),
+                            std::memory_order_relaxed);
+    }
+}
+
+// Linux's futex: sleeps until woken, unless the number is no longer the one given.
+void sleep_while(const std::atomic<unsigned>& number, unsigned value) {
+    syscall(SYS_futex, &number, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+void wake_all(const std::atomic<unsigned>& number) {
+    syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
 }  // namespace
@@ -98,17 +134,30 @@ void Barrier::wait(int threads) {
     const unsigned generation = generation_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_release);
+        generation_.store(generation + 1, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_all(generation_);
         return;
     }
     constexpr int spins_before_yielding = 1000;
     for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
         if (spins < spins_before_yielding) {
             relax();
+        } else if (is_crowded()) {
+            sleep(generation);
         } else {
-            sched_yield();
+            give_core_away();
         }
     }
+}
+
+// A sleeper is counted before it looks at the generation once more, and who wakes it changes that
+// before looking for sleepers: one of the two sees the other.
+void Barrier::sleep(unsigned generation) {
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    while (generation_.load(std::memory_order_seq_cst) == generation) {
+        sleep_while(generation_, generation);
+    }
+    sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 }  // namespace seqkernels

@@ -1,5 +1,9 @@
 // The threads of a region, and the barrier between them.
+#include <sched.h>
+#include <sys/resource.h>
+
 #include <atomic>
+#include <chrono>
 
 #include "check.h"
 #include "core/checked.h"
@@ -52,6 +56,60 @@ TEST(barrier_separates_phases) {
         }
     });
     CHECK(wrong == 0);
+}
+
+// This thread on one core of those that it may run on, while the object lives.
+class OnOneCore {
+ public:
+    OnOneCore() {
+        sched_getaffinity(0, sizeof(before_), &before_);
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        for (std::size_t core = 0; CPU_COUNT(&one) == 0 && core < CPU_SETSIZE; ++core) {
+            if (CPU_ISSET(core, &before_)) CPU_SET(core, &one);
+        }
+        sched_setaffinity(0, sizeof(one), &one);
+    }
+    ~OnOneCore() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+ private:
+    cpu_set_t before_;
+};
+
+int64_t times_asleep() {
+    rusage usage{};
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nvcsw;
+}
+
+TEST(barrier_sleeps_where_others_keep_the_core) {
+    constexpr int phases = 20;
+    constexpr std::chrono::milliseconds work(3);
+    std::vector<int> done(8, 0);
+    Barrier barrier;
+    std::atomic<int> wrong{0}, threads_granted{0};
+    std::atomic<int64_t> asleep{0};
+    run_parallel(3, [&](int thread, int threads) {
+        const OnOneCore on_one_core;
+        threads_granted = threads;
+        barrier.wait(threads);
+        const int64_t before = times_asleep();
+        for (int phase = 1; phase <= phases; ++phase) {
+            if (phase % threads == thread) {  // works while the others wait
+                const auto begin = std::chrono::steady_clock::now();
+                while (std::chrono::steady_clock::now() - begin < work) continue;
+            }
+            done[static_cast<std::size_t>(thread)] = phase;
+            barrier.wait(threads);
+            for (int other = 0; other < threads; ++other) {
+                if (done[static_cast<std::size_t>(other)] != phase) ++wrong;
+            }
+            barrier.wait(threads);
+        }
+        asleep += times_asleep() - before;
+    });
+    CHECK(wrong == 0);
+    CHECK(threads_granted == 1 || asleep > 0);
 }
 
 TEST(checked_product_raises_on_overflow) {

@@ -73,7 +73,6 @@ class RecurrenceBackwardKernel {
     using Others = RowGradients<Vector, Product, Gradient, Number>;
     using Block = typename Others::Block;
     static constexpr int gates = Gradients::gates;
-    static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = Product::vectors;
     // Rows whose sums are kept while all panels pass: whole tiles.
     static constexpr int64_t block_rows = 96;
@@ -127,9 +126,8 @@ class RecurrenceBackwardKernel {
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
-            const Grid grid = recurrence_grid(
-                batch, tile_rows, shares_of(shape_.hidden),
-                hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
+            const Grid grid =
+                recurrence_grid<Product>(batch, shares_of(shape_.hidden), hidden_layout_, granted);
             const int64_t sum_rows = rows_of_sums(grid.row_parts);
             const int64_t all_sums =
                 order_.halves() * hidden_layout_.panels() * sum_rows * panel_units;

@@ -101,7 +101,6 @@ class RecurrenceForwardKernel {
     using States = RecurrentStates<Vector, cell_type, Number>;
     using Row = typename States::Row;
     static constexpr int gates = States::gates;
-    static constexpr int tile_rows = Product::rows;
     static constexpr int panel_units = gates == 4 ? 1 : Product::vectors;
     // Rows whose sums are kept while a panel passes: whole tiles.
     static constexpr int64_t block_rows = unpacked_block_rows;
@@ -155,9 +154,8 @@ class RecurrenceForwardKernel {
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            const Grid grid = recurrence_grid(
-                shape_.batch, tile_rows, hidden_layout_.panels(),
-                hidden_layout_.elements() * static_cast<int64_t>(sizeof(T)), granted);
+            const Grid grid = recurrence_grid<Product>(shape_.batch, hidden_layout_.panels(),
+                                                       hidden_layout_, granted);
             // Where each thread's panels are its own, it packs them in its first step.
             const bool packs_on_the_way =
                 !always_packs && grid.row_parts == 1 && shape_.batch <= block_rows;

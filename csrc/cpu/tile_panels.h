@@ -92,17 +92,19 @@ struct TilePanels {
         const int64_t count = layout.units_of(p) * layout.groups;
         Packed* const target = packed + p * panel_elements(layout);
         TileMagnitude magnitude;
-        for (int64_t k = 0; k < blocks(layout.depth) * block_depth; k += 2) {
+        for (int64_t block = 0; block < blocks(layout.depth); ++block) {
             for (int64_t v = 0; v < count; ++v) {
-                const Vector first = column(k, v), second = column(k + 1, v);
-                magnitude.take(first);
-                magnitude.take(second);
-                __m512i cut[planes];
-                cut_into_pairs(first.value, second.value, cut);
-                Packed* line = vector_at(target, layout, p, v, k / block_depth) +
-                               k % block_depth * Vector::width;
-                for (int q = 0; q < planes; ++q) {
-                    _mm512_storeu_si512(line + q * tile_numbers, cut[q]);
+                Packed* line = vector_at(target, layout, p, v, block);
+                for (int64_t k = block * block_depth; k < (block + 1) * block_depth; k += 2) {
+                    const Vector first = column(k, v), second = column(k + 1, v);
+                    magnitude.take(first);
+                    magnitude.take(second);
+                    __m512i cut[planes];
+                    cut_into_pairs(first.value, second.value, cut);
+                    for (int q = 0; q < planes; ++q) {
+                        _mm512_storeu_si512(line + q * tile_numbers, cut[q]);
+                    }
+                    line += block_depth;
                 }
             }
         }

@@ -46,8 +46,8 @@ inline void relax() {
 #endif
 }
 
-// Until when this process's threads do not give their cores away, since other processes took long
-// to give them back.
+// Until when this process's threads do not give their cores away, since what ran there kept them
+// for long.
 std::atomic<std::chrono::steady_clock::rep> crowded_until{0};
 
 bool is_crowded() {
@@ -67,6 +67,10 @@ void give_core_away() {
                             std::memory_order_relaxed);
     }
 }
+
+static_assert(sizeof(std::atomic<unsigned>) == sizeof(unsigned) &&
+                  std::atomic<unsigned>::is_always_lock_free,
+              "what the system sleeps on is the number itself");
 
 // Linux's futex: sleeps until woken, unless the number is no longer the one given.
 void sleep_while(const std::atomic<unsigned>& number, unsigned value) {
@@ -138,9 +142,9 @@ void Barrier::wait(int threads) {
         if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_all(generation_);
         return;
     }
-    constexpr int spins_before_yielding = 1000;
+    constexpr int spins_at_first = 1000;
     for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
-        if (spins < spins_before_yielding) {
+        if (spins < spins_at_first) {
             relax();
         } else if (is_crowded()) {
             sleep(generation);

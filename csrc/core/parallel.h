@@ -60,11 +60,12 @@ class SharedItems {
 
 // A barrier for the threads of one region. It spins, since a step of a recurrence lasts
 // microseconds, and gives its core away after a thousand turns, so that a machine with fewer free
-// cores than threads still gets on. Where another process then keeps the core for long, it sleeps
-// for a while in place of that: else two threads would each wait for the other's core in turn (an
-// LSTM of 256 units, 16 sequences of 50 steps, two threads, family 6 model 167: 2.5 ms; beside a
-// process of the lowest priority on each core 13.1 ms, so 2.5; beside one of the same 13 to 202 ms,
-// so 7 to 12).
+// cores than threads still gets on. Where what runs there then keeps the core for half a
+// millisecond or more, all barriers of the process sleep until woken, in place of that, for the
+// next tenth of a second: else one thread after the other would lose its core for a time slice
+// while the rest wait for it. (An LSTM of 256 units, 16 sequences of 50 steps, two threads, family
+// 6 model 167: 2.5 ms; beside a process of the lowest priority on each core 13.1 ms without sleep,
+// 2.5 with; beside one of the same priority 13 to 202, and 7 to 12.)
 class Barrier {
  public:
     void wait(int threads);

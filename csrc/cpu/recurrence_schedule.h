@@ -108,16 +108,20 @@ static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels,
 }
 
 // The steps of a recurrence. Split by samples, threads need not wait for each other, but each of
-// them reads all recurrent weights, laid out as given, at every step: right while these stay in its
+// them reads all recurrent weights at every step: right while these take no more than 1 MiB of its
 // own L2. Split by hidden units, each reads its own part of them, and all wait for each other after
-// every step. (Of three planes, N 64, two threads on family 6 model 167: LSTM, H 256, of 1.5 MiB
-// then, 4 % faster split by units; RNN, H 512, 17 %, and H 384, of 0.8 MiB, 48 % slower.)
+// every step. (Three planes of N 64, two threads, family 6 model 167 with 2 MiB: where they take
+// 1.5 MiB, LSTM of H 256 and RNN of H 512, splitting by units is 4 and 17 % faster; 0.8 MiB, RNN of
+// H 384, a third slower.)
 // columns: at most so many parts of the hidden units
-template <class Product, class Layout>
-inline Grid recurrence_grid(int64_t batch, int64_t columns, const Layout& weights, int threads) {
+template <class Product>
+inline Grid recurrence_grid(int64_t batch, int64_t columns,
+                            const PanelLayout<typename Product::Vector>& weights, int threads) {
     constexpr int64_t private_cache_bytes = 1 << 20;
-    const int64_t bytes =
-        Product::packed_elements(weights) * int64_t{sizeof(typename Product::Packed)};
+    // A single plane counts as float32: half of that was not measured.
+    constexpr int64_t number_bytes = larger(
+        sizeof(typename Product::T), Product::left_planes * sizeof(typename Product::Packed));
+    const int64_t bytes = weights.elements() * number_bytes;
     if (batch >= threads * Product::rows && bytes <= private_cache_bytes) return {threads, 1};
     const int64_t column_parts = larger(1, smaller(columns, threads));
     return {larger(1, smaller(batch, threads / column_parts)), column_parts};

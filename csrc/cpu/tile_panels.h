@@ -104,7 +104,7 @@ struct TilePanels {
                     for (int q = 0; q < planes; ++q) {
                         _mm512_storeu_si512(line + q * tile_numbers, cut[q]);
                     }
-                    line += block_depth;
+                    line += 2 * Vector::width;
                 }
             }
         }

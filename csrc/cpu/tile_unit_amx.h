@@ -5,7 +5,7 @@
 // columns. Two tiles of rows times two of columns fill the eight registers.
 //
 // Cost of 32 x 32 sums and 32 depths: 4, 12 or 24 products of 16 cycles, 4, 8 or 14 tile loads of
-// 8, with one, two or three planes. Limit: the one tile unit, 1024 multiply-adds a cycle. Measured,
+// 8, with one, two or three planes. Limit: the one tile unit, 512 multiply-adds a cycle. Measured,
 // GFLOP/s of one core (family 6, model 167, 3.8 GHz; tiles alone 3840, vectors 246, amx_rate.cpp
 // and machine_rates.h), 256 windows by 128 columns of 384 depths, random numbers: one plane 2770,
 // two 745, three 413. Of zeros three planes reach 500: the processor slows down by what the numbers

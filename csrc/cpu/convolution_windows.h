@@ -16,10 +16,11 @@
 // 512 words 5 %, but of 56 words 3 % slower, in one plane 6 %); in one plane two tiles of rows at a
 // time by half or a third of the depths, so that the columns stay in L1 (C 300 4 % slower to 24 %
 // faster, C 256 14 % slower); in three planes neighbouring windows together (winograd_windows.h),
-// their sums cut into planes: errors half as large, N 64, L 512, C 128 a sixth faster at best, but
-// 50 sentences of 20 to 56 words up to a third slower, since the weights of all terms, 1.5 MB of
-// 100 filters of 3, fill L2 and so many more numbers are cut (of random numbers a core of family 6
-// model 167 multiplies 420 GFLOP/s from L1, 330 from L2, 230 from L3).
+// their sums cut into planes: errors half as large, but, on a noisy machine, N 64, L 512, C 128 8
+// to 18 % faster, 50 sentences of 56 words at half the speed to 9 % faster, one of them at 0.6 of
+// it. The weights of all terms, 1.5 MB of 100 filters of 3, fill L2, and 1.75 times as many numbers
+// are cut (of random numbers a core of family 6 model 167 multiplies 420 GFLOP/s from L1, 330 from
+// L2, 230 from L3).
 #pragma once
 
 #include <cstdint>

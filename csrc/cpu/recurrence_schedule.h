@@ -110,9 +110,9 @@ static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels,
 // The steps of a recurrence. Split by samples, threads need not wait for each other, but each of
 // them reads all recurrent weights at every step: right while these take no more than 1 MiB of its
 // own L2. Split by hidden units, each reads its own part of them, and all wait for each other after
-// every step. (Three planes of N 64, two threads, family 6 model 167 with 2 MiB: where they take
-// 1.5 MiB, LSTM of H 256 and RNN of H 512, splitting by units is 4 and 17 % faster; 0.8 MiB, RNN of
-// H 384, a third slower.)
+// every step. (Three planes of N 64, inference, two threads, family 6 model 167 with 2 MiB: where
+// they take 1.5 MiB, LSTM of H 256 and RNN of H 512, splitting by units is 4 and 17 % faster; 0.8
+// MiB, RNN of H 384, a third slower. In training the two are within 4 %.)
 // columns: at most so many parts of the hidden units
 template <class Product>
 inline Grid recurrence_grid(int64_t batch, int64_t columns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -27,7 +28,6 @@ from recurrent_layers import (
     random_states,
     results_and_gradients,
 )
-from seqkernels import ops
 from tolerance import assert_no_worse
 
 
@@ -61,27 +61,38 @@ def test_results_and_gradients_are_torchs(
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("with_states", [False, True])
 @pytest.mark.parametrize("hidden", [5, 33, 260])
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_directions_side_by_side_change_no_bit(
-    isa, set_threads, kind, hidden, with_states, threads
+def test_layers_and_directions_side_by_side_change_no_bit(
+    isa, set_threads, kind, bidirectional, hidden, with_states, threads
 ):
-    """Without gradients both directions of a layer are one call."""
+    """Without gradients all layers are one call, in which layers or directions run at once."""
     set_threads(threads)
-    for batch, bias in ((1, True), (4, False), (13, True)):
-        layer = build(seqkernels.nn, kind, 6, hidden, num_layers=2, bidirectional=True, bias=bias)
-        lengths = torch.arange(batch, 0, -1).clamp(max=4)
-        input = torch.randn(4, batch, 6)
-        states = tuple(torch.randn(4, batch, hidden) for _ in range(2 if kind == "LSTM" else 1))
-        hx = (states if kind == "LSTM" else states[0]) if with_states else None
+    for steps, batch, num_layers, bias in ((17, 1, 4, True), (1, 4, 2, False), (9, 13, 2, True)):
+        how = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias}
+        layer = build(seqkernels.nn, kind, 6, hidden, **how)
+        lengths = torch.arange(batch, 0, -1).clamp(max=steps)
+        input = torch.randn(steps, batch, 6)
+        count, states = num_layers * (1 + bidirectional), 2 if kind == "LSTM" else 1
+        hx = tuple(torch.randn(count, batch, hidden) for _ in range(states))
+        hx = (hx if kind == "LSTM" else hx[0]) if with_states else None
         packed = pack_padded_sequence(input[: int(lengths.max())], lengths)
-        for given, how in ((input, {}), (input, {"lengths": lengths}), (packed, {})):
-            expected = flatten(layer(given, hx, **how))
-            with torch.no_grad():
-                assert all(map(torch.equal, flatten(layer(given, hx, **how)), expected))
-        with torch.no_grad():
-            first, without = layer.all_weights[:2], [None, None]
-            ours = (layer.mode.lower(), input, without, None, None, first)
-            assert ops.recurrence_directions(*ours) is not None
+        for given, keywords in ((input, {}), (input, {"lengths": lengths}), (packed, {})):
+            expected = flatten(layer(given, hx, **keywords))
+            with mock.patch.object(layer, "_layer", side_effect=AssertionError), torch.no_grad():
+                found = flatten(layer(given, hx, **keywords))
+            assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layers_of_other_types_are_one_call_too(isa, set_threads, dtype, bidirectional):
+    set_threads(2)
+    layer = build(seqkernels.nn, "LSTM", 6, 33, num_layers=3, bidirectional=bidirectional).to(dtype)
+    input = torch.randn(20, 2, 6).to(dtype)
+    expected = flatten(layer(input))
+    with mock.patch.object(layer, "_layer", side_effect=AssertionError), torch.no_grad():
+        assert all(map(torch.equal, flatten(layer(input)), expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)

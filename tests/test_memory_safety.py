@@ -234,35 +234,73 @@ def test_values_out_of_range_are_refused(kernel):
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
 
 
-def test_both_directions_are_checked_before_either_runs():
-    right = recurrence_forward()
-    names = list(right)
-    arguments = {name: (right[name], right[name].clone()) for name in names[3:9] + names[11:14]}
+def stack_of_layers() -> dict:
+    """Two layers in two directions: 3 inputs, 5 hidden units."""
+    return {
+        "cell": "lstm",
+        "directions": 2,
+        "input": torch.randn(4, 2, 3),
+        "initial_hidden": torch.randn(4, 2, 5),
+        "initial_cell": torch.randn(4, 2, 5),
+        "weights": [
+            [torch.randn(20, inputs), torch.randn(20, 5), torch.randn(20), torch.randn(20)]
+            for inputs in (3, 3, 10, 10)
+        ],
+        "lengths": torch.tensor([4, 1]),
+        "batch_sizes": None,
+        "outputs": [torch.full((4, 2, 10), 7.0) for _ in range(2)],
+        "final_hidden": torch.full((4, 2, 5), 7.0),
+        "final_cell": torch.full((4, 2, 5), 7.0),
+        "where": (2, "highest"),
+    }
 
-    def call(**changes):
-        given = {"cell": "lstm", "input": right["input"]} | arguments | changes
-        order = ("cell", "input", *names[3:9], "lengths", "batch_sizes", *names[11:14], "where")
-        others = {"lengths": right["lengths"], "batch_sizes": None, "where": (2, "highest")}
-        _cpu.recurrence_forward_of_both(*(({**others, **given})[name] for name in order))
 
-    for name in names[3:9] + names[11:14]:
-        first, second = arguments[name]
-        for wrong in (second[..., :-1], second.double(), second[None]):
-            for pair in ((first, wrong), (wrong, second)):
-                with pytest.raises(ValueError, match=rf"^(weight_ih|{name}): expected"):
-                    call(**{name: pair})
-    wider = {"weight_ih": torch.randn(24, 3), "weight_hh": torch.randn(24, 6)}
-    for name in ("bias_ih", "bias_hh"):
-        wider[name] = torch.randn(24)
+def test_all_layers_are_checked_before_any_runs():
+    def refused(message: str, change) -> None:
+        arguments = stack_of_layers()
+        change(arguments)
+        with pytest.raises(ValueError, match=message):
+            _cpu.recurrence_forward_of_layers(*arguments.values())
+        written = (*arguments["outputs"], arguments["final_hidden"], arguments["final_cell"])
+        assert all(tensor.eq(7).all() for tensor in written)
+
+    def wrong(tensor):
+        return tensor[..., :-1], tensor.double(), tensor[None]
+
+    right = stack_of_layers()
     for name in ("initial_hidden", "initial_cell", "final_hidden", "final_cell"):
-        wider[name] = torch.full((2, 6), 7.0)
-    wider["output"] = torch.full((4, 2, 6), 7.0)
-    with pytest.raises(ValueError, match=r"^weight_hh: expected 5 units .* got 6"):
-        call(**{name: (arguments[name][0], value) for name, value in wider.items()})
-    for name in ("output", "final_hidden", "final_cell"):
-        assert all(tensor.eq(7).all() for tensor in arguments[name])
-    call()
-    assert not any(tensor.eq(7).any() for tensor in arguments["final_hidden"])
+        for value in (*wrong(right[name]), right[name][:-1]):
+            refused(f"^{name}: expected", lambda given, n=name, v=value: given.update({n: v}))
+        refused(
+            f"^{name}: expected 4 of them",
+            lambda given, n=name: given.update({n: torch.full((5, 2, 5), 7.0)}),
+        )
+    for layer in range(4):
+        for place, name in enumerate(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+            for value in wrong(right["weights"][layer][place]):
+
+                def change(given, layer=layer, place=place, value=value):
+                    given["weights"][layer][place] = value
+
+                refused(f"^(weight_ih|{name}): expected", change)
+    for layer in range(2):
+        for value in (torch.full((4, 2, 9), 7.0), torch.full((4, 2, 20), 7.0)[..., ::2]):
+
+            def change(given, layer=layer, value=value):
+                given["outputs"][layer] = value
+
+            refused("^(output|weight_ih|input): expected", change)
+    wider = [[torch.randn(24, 10), torch.randn(24, 6), torch.randn(24), torch.randn(24)]] * 2
+    refused(
+        "^weight_hh: expected 5 units in all layers, got 6",
+        lambda given: given.update(weights=given["weights"][:2] + wider),
+    )
+    refused("^weights: expected", lambda given: given.update(weights=given["weights"][:3]))
+    refused("^weights: expected", lambda given: given.update(weights=[], outputs=[]))
+    for directions in (0, 3, -1):
+        refused("^weights: expected", lambda given, d=directions: given.update(directions=d))
+    _cpu.recurrence_forward_of_layers(*right.values())
+    assert not any(right[name].eq(7).any() for name in ("final_hidden", "final_cell"))
 
 
 @pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])

@@ -80,6 +80,9 @@ void wake_all(const std::atomic<unsigned>& number) {
     syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
+// Counts may pass beyond 32 bits and begin anew.
+bool is_below(unsigned count, unsigned least) { return static_cast<int>(count - least) < 0; }
+
 }  // namespace
 
 bool bind_openmp(const char* library, bool load) {
@@ -133,35 +136,43 @@ int64_t SharedItems::take(int thread) {
     return -1;
 }
 
-void Barrier::wait(int threads) {
-    if (threads == 1) return;
-    const unsigned generation = generation_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_seq_cst);
-        if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_all(generation_);
-        return;
-    }
+void AwaitedCount::raise_to(unsigned count) {
+    count_.store(count, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_all(count_);
+}
+
+void AwaitedCount::wait_for(unsigned least) const {
     constexpr int spins_at_first = 1000;
-    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
+    for (int spins = 0; is_below(now(), least); ++spins) {
         if (spins < spins_at_first) {
             relax();
         } else if (is_crowded()) {
-            sleep(generation);
+            sleep_until(least);
         } else {
             give_core_away();
         }
     }
 }
 
-// A sleeper is counted before it looks at the generation once more, and who wakes it changes that
-// before looking for sleepers: one of the two sees the other.
-void Barrier::sleep(unsigned generation) {
+// A sleeper is counted before it looks at the count once more, and who raises that does so before
+// looking for sleepers: one of the two sees the other.
+void AwaitedCount::sleep_until(unsigned least) const {
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    while (generation_.load(std::memory_order_seq_cst) == generation) {
-        sleep_while(generation_, generation);
+    for (unsigned seen; is_below(seen = count_.load(std::memory_order_seq_cst), least);) {
+        sleep_while(count_, seen);
     }
     sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Barrier::wait(int threads) {
+    if (threads == 1) return;
+    const unsigned next = generation_.now() + 1;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        generation_.raise_to(next);
+        return;
+    }
+    generation_.wait_for(next);
 }
 
 }  // namespace seqkernels

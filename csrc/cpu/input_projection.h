@@ -39,12 +39,13 @@ class InputProjection {
     static constexpr int64_t spare_rows = Product::rows;
 
  public:
-    // row_count: rows of all steps    samples: the most of one step
+    // row_count: rows of all steps    samples: the most of one step    in_parts: whether rows that
+    // have room together are projected few by few all the same
     InputProjection(const Layout& layout, const Matrix& weight, int64_t row_count, int64_t samples,
-                    int threads)
+                    bool in_parts, int threads)
         : layout_(layout),
           weight_(weight),
-          is_unpacked_(row_count <= most_rows_unpacked(layout)),
+          is_unpacked_(!in_parts && row_count <= most_rows_unpacked(layout)),
           line_(layout.units * layout.groups),
           most_rows_(larger(
               larger(rows_together<Product>(layout.depth), most_rows_unpacked(layout)), samples)),

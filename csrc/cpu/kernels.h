@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../core/convolution.h"
+#include "../core/parallel.h"
 #include "../core/recurrence.h"
 #include "../core/stored.h"
 
@@ -37,13 +38,19 @@ struct RecurrenceForward {
     // (T,) contiguous, at least 1, none larger than the one before, the first N; or null. Then
     // there are no lengths.
     const int64_t* batch_sizes;
-    T* output;        // (T, N, H) contiguous, written whole
-    T* final_hidden;  // (N, H) contiguous, or null if it is not wanted
-    T* final_cell;    // (N, H) contiguous; null without a cell state
+    T* output;              // (T, N, H), written whole
+    int64_t output_stride;  // between its rows, H or more
+    T* final_hidden;        // (N, H) contiguous, or null if it is not wanted
+    T* final_cell;          // (N, H) contiguous; null without a cell state
     // (T, N, G H) contiguous: where an LSTM leaves the gates after their activations for the
     // backward, given together with `cells`, else null. Not written where lengths end.
     Accumulator<T>* gates;
     Accumulator<T>* cells;  // (T, N, H) contiguous: every cell state, for the backward; or null
+    // Of a call on one thread, while others run: how many steps of the input another one has made,
+    // and where to say how many of the output there are. Null where all are there, and nobody waits
+    // (of 16-bit types, and of a single step, always).
+    const AwaitedCount* input_steps;
+    AwaitedCount* output_steps;
 };
 
 template <class T>

@@ -122,9 +122,13 @@ class RecurrenceForwardKernel {
           input_layout_{shape_.hidden, shape_.inputs, panel_units, gates},
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
-    void run(int threads) {
+    void run(int most_threads) {
+        const Grid of_all = recurrence_grid<Product>(shape_.batch, hidden_layout_.panels(),
+                                                     hidden_layout_, most_threads);
+        // Others would do nothing but pack.
+        const int threads = static_cast<int>(of_all.row_parts * of_all.column_parts);
         const Projection projection(input_layout_, call_.weight_ih, schedule_.row_count(),
-                                    shape_.batch, threads);
+                                    shape_.batch, is_in_wavefront(), threads);
         const Scratch<T> cell_states(states_.running_cell_elements());
         const bool reads_rows = !always_packs && reads_weight_rows();
         const bool steps_unpacked =
@@ -191,6 +195,7 @@ class RecurrenceForwardKernel {
                 run_step(step, grid, thread, mine, part, row,
                          weights_of(step, reads_rows, steps_unpacked, packs_on_the_way));
                 row += grid.dealt(schedule_.active(step), thread);
+                say_made(step + 1);
             }
             states_.end_steps();
             barrier.wait(granted);
@@ -275,11 +280,30 @@ class RecurrenceForwardKernel {
         Product::pack_matrix(hidden_weights_, hidden_layout_, panels, scratch, call_.weight_hh);
     }
 
+    bool is_in_wavefront() const {
+        return call_.input_steps != nullptr || call_.output_steps != nullptr;
+    }
+    // Steps that are waited for, and projected, together where another thread makes the inputs:
+    // few, of a sequence that is not long, since who waits begins so much later.
+    int64_t steps_awaited() const {
+        constexpr int64_t most_rows = 8;
+        return larger(1, smaller(most_rows / shape_.batch, schedule_.longest() / most_rows));
+    }
+    void say_made(int64_t steps) const {
+        if (call_.output_steps == nullptr) return;
+        if (steps % steps_awaited() == 0 || steps == schedule_.longest()) {
+            call_.output_steps->raise_to(static_cast<unsigned>(steps));
+        }
+    }
+
     // Step after step is projected until a thread's room is full; returns the first that is not.
     int64_t project_from(int64_t step, const Grid& grid, int thread,
                          const typename Projection::Part& part, Left* copies) const {
+        int64_t end = schedule_.longest();
+        if (is_in_wavefront()) end = smaller(end, step + steps_awaited());
+        if (call_.input_steps != nullptr) call_.input_steps->wait_for(static_cast<unsigned>(end));
         int64_t rows = 0;
-        for (; step < schedule_.longest(); ++step) {
+        for (; step < end; ++step) {
             const int64_t count = grid.dealt(schedule_.active(step), thread);
             if (rows > 0 && !part.has_room(rows, count)) break;
             for (int64_t i = 0; i < count; ++i) {

@@ -66,9 +66,9 @@ class RecurrentStates {
         const int64_t row = schedule_.row(n, step);
         Row result{};
         if (call_.gates != nullptr) result.gates = call_.gates + row * gates * hidden;
-        result.hidden = call_.output + row * hidden;
+        result.hidden = output_row(row);
         result.hidden_before = step == 0 ? row_or_null(call_.initial_hidden, n)
-                                         : call_.output + schedule_.row(n, step - 1) * hidden;
+                                         : output_row(schedule_.row(n, step - 1));
         if constexpr (is_lstm) {
             result.cell =
                 call_.cells == nullptr ? running_cell_ + n * hidden : call_.cells + row * hidden;
@@ -126,17 +126,16 @@ class RecurrentStates {
         for (int64_t n = samples.begin; n < samples.end; ++n) {
             const int64_t length = schedule_.length(n);
             schedule_.for_each_row_beyond(n, [&](int64_t row) {
-                std::memset(call_.output + row * hidden, 0,
-                            static_cast<std::size_t>(hidden) * sizeof(Number));
+                std::memset(output_row(row), 0, static_cast<std::size_t>(hidden) * sizeof(Number));
             });
-            const int64_t last = length > 0 ? schedule_.row(n, length - 1) * hidden : 0;
+            const int64_t last = length > 0 ? schedule_.row(n, length - 1) : 0;
             if (call_.final_hidden != nullptr) {
-                copy(length > 0 ? call_.output + last : row_or_null(call_.initial_hidden, n),
+                copy(length > 0 ? output_row(last) : row_or_null(call_.initial_hidden, n),
                      call_.final_hidden + n * hidden, hidden);
             }
             if (is_lstm && (is_narrow || call_.cells != nullptr || length == 0)) {
-                const T* running =
-                    call_.cells == nullptr ? running_cell_ + n * hidden : call_.cells + last;
+                const T* running = call_.cells == nullptr ? running_cell_ + n * hidden
+                                                          : call_.cells + last * hidden;
                 copy(length > 0 ? running : row_or_null(initial_cell_, n),
                      call_.final_cell + n * hidden, hidden);
             }
@@ -144,6 +143,8 @@ class RecurrentStates {
     }
 
  private:
+    Number* output_row(int64_t row) const { return call_.output + row * call_.output_stride; }
+
     template <class State>
     const State* row_or_null(const State* states, int64_t n) const {
         return states == nullptr ? nullptr : states + n * shape_.hidden;

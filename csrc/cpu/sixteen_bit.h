@@ -175,7 +175,7 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     const Widened initial_cell(call.initial_cell, states, threads);
     const Widened bias_ih(call.bias_ih, rows, threads), bias_hh(call.bias_hh, rows, threads);
     const int64_t sequence_rows = rows_of(shape, call.batch_sizes);
-    const Narrowed output(call.output, checked_product({sequence_rows, shape.hidden}));
+    const Scratch<float> output(checked_product({sequence_rows, shape.hidden}));
     const Narrowed final_hidden(call.final_hidden, states), final_cell(call.final_cell, states);
     RecurrenceForward<float> wide{};
     wide.shape = shape;
@@ -189,12 +189,19 @@ void sixteen_bit_recurrence_forward(const RecurrenceForward<Narrow>& call, int t
     wide.lengths = call.lengths;
     wide.batch_sizes = call.batch_sizes;
     wide.output = output.data();
+    wide.output_stride = shape.hidden;
     wide.final_hidden = final_hidden.data();
     wide.final_cell = final_cell.data();
     wide.gates = call.gates;
     wide.cells = call.cells;
     recurrence_forward<Vector, Product>(wide, threads);
-    for (const Narrowed* result : {&output, &final_hidden, &final_cell}) result->finish(threads);
+    share_out(sequence_rows, 1, sequence_rows * shape.hidden, threads, [&](Range part) {
+        for (int64_t row = part.begin; row < part.end; ++row) {
+            convert_numbers<Vector>(output.data() + row * shape.hidden,
+                                    call.output + row * call.output_stride, shape.hidden);
+        }
+    });
+    for (const Narrowed* result : {&final_hidden, &final_cell}) result->finish(threads);
 }
 
 template <class Vector, class Narrow, class Product, class Gradient>

@@ -1,13 +1,13 @@
 // Face of the recurrence kernels: checks and unpacks views.
-#include <array>
 #include <iterator>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/checked.h"
 #include "cpu/isa.h"
-#include "cpu/recurrence_directions.h"
+#include "cpu/recurrence_layers.h"
 #include "cpu_where.h"
 #include "expect.h"
 #include "module.h"
@@ -22,10 +22,6 @@ namespace py = pybind11;
 
 // The samples that each step of packed sequences has; nothing where sequences are not packed.
 using BatchSizes = std::optional<std::vector<int64_t>>;
-
-// One for each direction.
-template <class View>
-using Both = std::array<View, 2>;
 
 const int64_t* data_of(const BatchSizes& batch_sizes) {
     return batch_sizes ? batch_sizes->data() : nullptr;
@@ -132,60 +128,69 @@ TensorView as_sequence(const TensorView& view) {
     return sequence;
 }
 
-// Calls run(shape, element bytes, kernel) with the checked call as kernel(threads).
-template <class Run>
-void with_forward(const std::string& cell, bool reverse, const TensorView& input,
-                  const OptionalView& initial_hidden, const OptionalView& initial_cell,
-                  const TensorView& weight_ih, const TensorView& weight_hh,
-                  const OptionalView& bias_ih, const OptionalView& bias_hh,
-                  const OptionalView& lengths, const BatchSizes& batch_sizes,
-                  const TensorView& output, const OptionalView& final_hidden,
-                  const OptionalView& final_cell, const OptionalView& gates,
-                  const OptionalView& cells, FloatPrecision precision, Run&& run) {
-    const RecurrenceShape shape =
-        checked_shape(input, batch_sizes, weight_ih, weight_hh, cell, reverse);
+// What a forward call is given; each view but those of `input`, the weights and `output` may be
+// absent.
+struct ForwardViews {
+    TensorView input;
+    OptionalView initial_hidden, initial_cell;
+    TensorView weight_ih, weight_hh;
+    OptionalView bias_ih, bias_hh;
+    OptionalView lengths;
+    TensorView output;
+    OptionalView final_hidden, final_cell, gates, cells;
+};
+
+// The checked call. directions: how many of them share the rows of output, of which it is the
+// `direction`th.
+template <class T>
+RecurrenceForward<T> forward_call(const RecurrenceShape& shape, const ForwardViews& views,
+                                  const BatchSizes& batch_sizes, int64_t directions,
+                                  int64_t direction) {
     const bool has_cell = shape.cell == RecurrentCell::lstm;
-    expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
-    expect_given("final_cell", final_cell, has_cell);
-    if (!has_cell) expect_given("cells", cells, false);
-    expect_given("gates", gates, cells.has_value());
+    expect_given("initial_cell", views.initial_cell, has_cell && views.initial_hidden.has_value());
+    expect_given("final_cell", views.final_cell, has_cell);
+    if (!has_cell) expect_given("cells", views.cells, false);
+    expect_given("gates", views.gates, views.cells.has_value());
+    const TensorView& input = views.input;
     const DataType dtype = input.dtype;
+    constexpr DataType accumulated = data_type_of<Accumulator<T>>();
     const int64_t batch = shape.batch, hidden = shape.hidden;
     const int64_t gate_rows = shape.gates() * hidden;
-    with_element_type("input", input, [&](auto element) {
-        using T = decltype(element);
-        constexpr DataType accumulated = data_type_of<Accumulator<T>>();
-        RecurrenceForward<T> call{};
-        call.shape = shape;
-        call.input = input_view<T>(input);
-        call.initial_hidden =
-            contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
-        call.initial_cell =
-            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
-        call.weight_ih = matrix_view(weight_ih);
-        call.weight_hh = matrix_view(weight_hh);
-        call.bias_ih = contiguous_data<T>("bias_ih", bias_ih, dtype, {gate_rows});
-        call.bias_hh = contiguous_data<T>("bias_hh", bias_hh, dtype, {gate_rows});
-        call.lengths = lengths_of(lengths, shape, batch_sizes);
-        call.batch_sizes = data_of(batch_sizes);
-        call.output = sequence_data<T>("output", output, dtype, input, hidden);
-        call.final_hidden =
-            contiguous_data<T>("final_hidden", final_hidden, dtype, {batch, hidden});
-        call.final_cell = contiguous_data<T>("final_cell", final_cell, dtype, {batch, hidden});
-        call.gates = sequence_data<Accumulator<T>>("gates", gates, accumulated, input, gate_rows);
-        call.cells = sequence_data<Accumulator<T>>("cells", cells, accumulated, input, hidden);
-        const Operations<T>& kernels = active_kernels().at<T>(precision);
-        run(shape, int64_t{sizeof(T)},
-            [&](int threads) { kernels.recurrence_forward(call, threads); });
-    });
+    const auto state = [&](const char* name, const OptionalView& view) {
+        return contiguous_data<T>(name, view, dtype, {batch, hidden});
+    };
+    RecurrenceForward<T> call{};
+    call.shape = shape;
+    call.input = input_view<T>(input);
+    call.initial_hidden = state("initial_hidden", views.initial_hidden);
+    call.initial_cell = state("initial_cell", views.initial_cell);
+    call.weight_ih = matrix_view(views.weight_ih);
+    call.weight_hh = matrix_view(views.weight_hh);
+    call.bias_ih = contiguous_data<T>("bias_ih", views.bias_ih, dtype, {gate_rows});
+    call.bias_hh = contiguous_data<T>("bias_hh", views.bias_hh, dtype, {gate_rows});
+    call.lengths = lengths_of(views.lengths, shape, batch_sizes);
+    call.batch_sizes = data_of(batch_sizes);
+    call.output_stride = checked_product({directions, hidden});
+    call.output = sequence_data<T>("output", views.output, dtype, input, call.output_stride);
+    if (call.output != nullptr) call.output += direction * hidden;
+    call.final_hidden = state("final_hidden", views.final_hidden);
+    call.final_cell = state("final_cell", views.final_cell);
+    call.gates = sequence_data<Accumulator<T>>("gates", views.gates, accumulated, input, gate_rows);
+    call.cells = sequence_data<Accumulator<T>>("cells", views.cells, accumulated, input, hidden);
+    return call;
 }
 
-// What runs a call with_forward gives on some threads.
-auto on_threads(int threads) {
-    return [threads](const RecurrenceShape&, int64_t, const auto& kernel) {
+// One layer in one direction.
+void run_forward(const std::string& cell, bool reverse, const ForwardViews& views,
+                 const BatchSizes& batch_sizes, const CpuPlace& place) {
+    const RecurrenceShape shape =
+        checked_shape(views.input, batch_sizes, views.weight_ih, views.weight_hh, cell, reverse);
+    with_element_type("input", views.input, [&](auto element) {
+        using T = decltype(element);
+        const RecurrenceForward<T> call = forward_call<T>(shape, views, batch_sizes, 1, 0);
         const py::gil_scoped_release release;
-        kernel(threads);
-    };
+        active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
+    });
 }
 
 void forward(const std::string& cell, bool reverse, const TensorView& input,
@@ -195,39 +200,88 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
              const BatchSizes& batch_sizes, const TensorView& output,
              const OptionalView& final_hidden, const OptionalView& final_cell,
              const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
-    const CpuPlace place = place_of(where);
-    with_forward(cell, reverse, input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih,
-                 bias_hh, lengths, batch_sizes, output, final_hidden, final_cell, gates, cells,
-                 place.precision, on_threads(place.threads));
+    run_forward(cell, reverse,
+                {input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih, bias_hh,
+                 lengths, output, final_hidden, final_cell, gates, cells},
+                batch_sizes, place_of(where));
 }
 
-// Both directions over the same sequences, the one that reads forwards first.
-void forward_of_both(const std::string& cell, const TensorView& input,
-                     const Both<OptionalView>& initial_hidden,
-                     const Both<OptionalView>& initial_cell, const Both<TensorView>& weight_ih,
-                     const Both<TensorView>& weight_hh, const Both<OptionalView>& bias_ih,
-                     const Both<OptionalView>& bias_hh, const OptionalView& lengths,
-                     const BatchSizes& batch_sizes, const Both<TensorView>& output,
-                     const Both<OptionalView>& final_hidden, const Both<OptionalView>& final_cell,
-                     const CpuWhere& where) {
+// weight_ih, weight_hh, bias_ih and bias_hh of one layer in one direction.
+using LayerWeights = std::tuple<TensorView, TensorView, OptionalView, OptionalView>;
+
+// Entry i of an array of `count`, of three dimensions; nothing of nothing.
+template <class T>
+OptionalView entry_of(const char* name, const OptionalView& views, int64_t count, int64_t i) {
+    if (!views) return std::nullopt;
+    expect_dimensions(name, *views, 3);
+    if (views->sizes[0] != count) {
+        throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(count) +
+                                    " of them, one of each layer and direction, got shape " +
+                                    shape_text(views->sizes, 3));
+    }
+    TensorView entry = *views;
+    entry.dimensions = 2;
+    for (int d = 0; d < 2; ++d) {
+        entry.sizes[d] = views->sizes[d + 1];
+        entry.strides[d] = views->strides[d + 1];
+    }
+    entry.data = static_cast<T*>(entry.data) + i * views->strides[0];
+    return entry;
+}
+
+// A stack of layers, in one direction or, where `directions` is 2, in both: the output of a layer,
+// (T, N, directions * H), is the input of the next. Weights, initial and final states are those of
+// layer after layer, in each of the direction that reads forwards first.
+void forward_of_layers(const std::string& cell, int64_t directions, const TensorView& input,
+                       const OptionalView& initial_hidden, const OptionalView& initial_cell,
+                       const std::vector<LayerWeights>& weights, const OptionalView& lengths,
+                       const BatchSizes& batch_sizes, const std::vector<TensorView>& outputs,
+                       const OptionalView& final_hidden, const OptionalView& final_cell,
+                       const CpuWhere& where) {
     const CpuPlace place = place_of(where);
-    const auto with_direction = [&](std::size_t i, auto&& run) {
-        with_forward(cell, i == 1, input, initial_hidden[i], initial_cell[i], weight_ih[i],
-                     weight_hh[i], bias_ih[i], bias_hh[i], lengths, batch_sizes, output[i],
-                     final_hidden[i], final_cell[i], std::nullopt, std::nullopt, place.precision,
-                     run);
-    };
-    with_direction(0, [&](const RecurrenceShape& shape, int64_t bytes, const auto& forwards) {
-        with_direction(1, [&](const RecurrenceShape& other, int64_t, const auto& backwards) {
-            if (other.hidden != shape.hidden) {
-                throw std::invalid_argument("weight_hh: expected " + std::to_string(shape.hidden) +
-                                            " units in both directions, got " +
-                                            std::to_string(other.hidden));
+    const auto layers = static_cast<int64_t>(outputs.size());
+    const auto count = static_cast<int64_t>(weights.size());
+    if ((directions != 1 && directions != 2) || layers == 0 || count != layers * directions) {
+        throw std::invalid_argument("weights: expected those of " + std::to_string(layers) +
+                                    " layers, at least 1, in " + std::to_string(directions) +
+                                    " directions, 1 or 2, got " + std::to_string(count));
+    }
+    with_element_type("input", input, [&](auto element) {
+        using T = decltype(element);
+        std::vector<RecurrenceForward<T>> calls;
+        calls.reserve(weights.size());
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t layer = i / directions, direction = i % directions;
+            const auto& [weight_ih, weight_hh, bias_ih, bias_hh] =
+                weights[static_cast<std::size_t>(i)];
+            const TensorView& output = outputs[static_cast<std::size_t>(layer)];
+            const TensorView& layer_input =
+                layer == 0 ? input : outputs[static_cast<std::size_t>(layer - 1)];
+            const RecurrenceShape shape =
+                checked_shape(layer_input, batch_sizes, weight_ih, weight_hh, cell, direction == 1);
+            if (i > 0 && shape.hidden != calls[0].shape.hidden) {
+                throw std::invalid_argument(
+                    "weight_hh: expected " + std::to_string(calls[0].shape.hidden) +
+                    " units in all layers, got " + std::to_string(shape.hidden));
             }
-            const py::gil_scoped_release release;
-            const bool side_by_side = runs_side_by_side(shape, bytes, place.threads);
-            run_directions(side_by_side, forwards, backwards, place.threads);
-        });
+            const ForwardViews views{layer_input,
+                                     entry_of<T>("initial_hidden", initial_hidden, count, i),
+                                     entry_of<T>("initial_cell", initial_cell, count, i),
+                                     weight_ih,
+                                     weight_hh,
+                                     bias_ih,
+                                     bias_hh,
+                                     lengths,
+                                     output,
+                                     entry_of<T>("final_hidden", final_hidden, count, i),
+                                     entry_of<T>("final_cell", final_cell, count, i),
+                                     std::nullopt,
+                                     std::nullopt};
+            calls.push_back(forward_call<T>(shape, views, batch_sizes, directions, direction));
+        }
+        const py::gil_scoped_release release;
+        run_layers<T>(calls.data(), layers, directions, active_kernels().at<T>(place.precision),
+                      place.threads);
     });
 }
 
@@ -265,10 +319,11 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
         const py::object next = empty_like(hidden);
         const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
         if (!view_of(next, next_hidden)) return py::none();
-        with_forward(cell, false, as_sequence(views[0]), views[1], cell_view, views[2], views[3],
-                     biases[0], biases[1], std::nullopt, std::nullopt, as_sequence(next_hidden),
-                     std::nullopt, optional_view(next_cell.ptr()), std::nullopt, std::nullopt,
-                     FloatPrecision::highest, on_threads(thread_count()));
+        run_forward(cell, false,
+                    {as_sequence(views[0]), views[1], cell_view, views[2], views[3], biases[0],
+                     biases[1], std::nullopt, as_sequence(next_hidden), std::nullopt,
+                     optional_view(next_cell.ptr()), std::nullopt, std::nullopt},
+                    std::nullopt, {thread_count(), FloatPrecision::highest});
         if (count == 2) return py::make_tuple(next, next_cell);
         return py::make_tuple(next);
     } catch (const std::invalid_argument&) {
@@ -345,7 +400,7 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
 
 void define_recurrence(py::module_& module) {
     module.def("recurrence_forward", &forward);
-    module.def("recurrence_forward_of_both", &forward_of_both);
+    module.def("recurrence_forward_of_layers", &forward_of_layers);
     module.def("recurrence_step", &step);
     module.def("recurrence_backward", &backward);
 }

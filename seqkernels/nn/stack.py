@@ -199,30 +199,38 @@ class RecurrentLayers(nn.Module):
         weights: list[list[Tensor]],
         lengths: Tensor | None,
     ) -> tuple[Tensor, States] | None:
-        """One layer in one direction over a batch, without gradients, in as few steps as can be.
+        """All layers over a batch, without gradients, in as few steps as can be.
 
         None where anything is out of the ordinary, or wrong: see ``ops.recurrence_sequence``.
         """
-        if len(weights) > 1 or self.proj_size or not isinstance(input, Tensor) or input.dim() != 3:
+        if not isinstance(input, Tensor) or input.dim() != 3:
             return None
-        states = None
-        if hx is not None:
-            if not all(isinstance(state, Tensor) and state.dim() == 3 for state in hx):
-                return None
-            if any(len(state) != 1 for state in hx):
-                return None
-            states = tuple(state[0] for state in hx)
         time_major = input.transpose(0, 1) if self.batch_first else input
         if len(time_major) == 0:
             return None
-        four = (*weights[0], None, None)[:4]
-        mode = self.mode.lower()
-        found = ops.recurrence_sequence(mode, False, time_major, states, lengths, None, *four)
+        found = self._run_at_once(time_major, hx, weights, lengths, None)
         if found is None:
             return None
-        output, *final = found
-        states = tuple(state.unsqueeze(0) for state in final)
+        output, states = found
         return output.transpose(0, 1) if self.batch_first else output, states
+
+    def _run_at_once(
+        self,
+        input: Tensor,
+        hx: States | None,
+        weights: list[list[Tensor]],
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, States] | None:
+        """``_run_layers`` in one call of the kernels, if they are all that is needed."""
+        drops = self.dropout > 0 and self.training and self.num_layers > 1
+        if self.proj_size or drops:
+            return None
+        directions = 2 if self.bidirectional else 1
+        found = ops.recurrence_layers(
+            self.mode.lower(), directions, input, hx, lengths, batch_sizes, weights
+        )
+        return None if found is None else (found[0], found[1:])
 
     def _run_packed(
         self, input: PackedSequence, hx: States | None, weights: list[list[Tensor]]
@@ -259,41 +267,28 @@ class RecurrentLayers(nn.Module):
 
         With batch_sizes the input is (rows, I), packed. ``drop`` is what dropout does.
         """
+        if not torch.compiler.is_compiling():
+            found = self._run_at_once(input, hx, weights, lengths, batch_sizes)
+            if found is not None:
+                return found
         directions = 2 if self.bidirectional else 1
         final_states = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0 and self.training:
                 input = drop(input, p=self.dropout)
-            here = range(layer * directions, (layer + 1) * directions)
-            states = [hx and tuple(state[index] for state in hx) for index in here]
-            found = self._run_directions(
-                input, states, [weights[index] for index in here], lengths, batch_sizes
-            )
-            outputs = [output for output, _ in found]
-            final_states += [states for _, states in found]
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                states = hx and tuple(state[index] for state in hx)
+                output, final = self._layer(
+                    input, states, weights[index], lengths, batch_sizes, reverse=direction == 1
+                )
+                outputs.append(output)
+                final_states.append(final)
             input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
         if len(final_states) == 1:
             return input, tuple(state.unsqueeze(0) for state in final_states[0])
         return input, tuple(torch.stack(states) for states in zip(*final_states, strict=True))
-
-    def _run_directions(
-        self,
-        input: Tensor,
-        states: list[States | None],
-        weights: list[list[Tensor]],
-        lengths: Tensor | None,
-        batch_sizes: Tensor | None,
-    ) -> list[tuple[Tensor, States]]:
-        """A layer's output and final states in each of its directions."""
-        how = (lengths, batch_sizes)
-        if len(weights) == 2 and not torch.compiler.is_compiling():
-            found = ops.recurrence_directions(self.mode.lower(), input, states, *how, weights)
-            if found is not None:
-                return [(output, tuple(final)) for output, *final in found]
-        return [
-            self._layer(input, states[index], group, *how, reverse=index == 1)
-            for index, group in enumerate(weights)
-        ]
 
     def _has_kernel(self, input: Tensor, steps: int, batch: int, is_ragged: bool) -> bool:
         if self.proj_size:

@@ -14,7 +14,7 @@ from ._dispatch import are_plain
 from ._recurrence import (
     recurrence,
     recurrence_backward,
-    recurrence_directions,
+    recurrence_layers,
     recurrence_sequence,
     recurrence_step,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "convolution",
     "recurrence",
     "recurrence_backward",
-    "recurrence_directions",
+    "recurrence_layers",
     "recurrence_sequence",
     "recurrence_step",
 ]

@@ -344,39 +344,45 @@ def _room_for_sequence(cell: str, input: Tensor, sizes: list[int] | None, featur
     return output, *(input.new_empty(batch, features) for _ in range(states))
 
 
-def recurrence_directions(
+def recurrence_layers(
     cell: str,
+    directions: int,
     input: Tensor,
-    states: list[tuple[Tensor, ...] | None],
+    states: Sequence[Tensor] | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     weights: list[list[Tensor]],
-) -> list[tuple[Tensor, ...]] | None:
-    """``recurrence_sequence`` in both directions at once: for each output and final states."""
-    given = [tensor for group in (*states, *weights) for tensor in group or ()]
-    if not _cpu.needs_only_kernel((input, lengths, *given)):
+) -> tuple[Tensor, ...] | None:
+    """``recurrence_sequence`` of a stack of layers, in one direction or both.
+
+    Output (T, N, directions * H), or packed; initial and final states are
+    (layers * directions, N, H), in the order of the weights.
+    """
+    given = [tensor for group in weights for tensor in group]
+    if not _cpu.needs_only_kernel((input, lengths, *(states or ()), *given)):
         return None
     try:
         if cuda.is_on_device(input) or (batch_sizes is not None and not batch_sizes.is_cpu):
             return None
         sizes = None if batch_sizes is None else batch_sizes.tolist()
-        results = [_room_for_sequence(cell, input, sizes, group[1].shape[1]) for group in weights]
-        _cpu.recurrence_forward_of_both(
+        rows, hidden, count = input.shape[:-1], weights[0][1].shape[1], len(weights)
+        outputs = [
+            input.new_empty(*rows, directions * hidden) for _ in range(count // directions)
+        ]
+        batch = _batch(input, sizes)
+        final = [input.new_empty(count, batch, hidden) for _ in range(2 if cell == "lstm" else 1)]
+        _cpu.recurrence_forward_of_layers(
             cell,
+            directions,
             input,
-            *_in_pairs(2, states),
-            *_in_pairs(4, weights),
+            *(*(states or (None,)), None)[:2],
+            [(*group, None, None)[:4] for group in weights],
             lengths,
             sizes,
-            *_in_pairs(3, results),
+            outputs,
+            *(*final, None)[:2],
             cpu.where(input, "rnn"),
         )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None
-    return results
-
-
-def _in_pairs(count: int, groups: list[Sequence[Tensor] | None]) -> list[tuple]:
-    """The first tensors of two groups, the second ones, and so on; None where there is none."""
-    filled = [(*(group or ()), *(None,) * count)[:count] for group in groups]
-    return list(zip(*filled, strict=True))
+    return outputs[-1], *final

@@ -68,6 +68,7 @@ std::vector<T> recur(const Kernels<T>& kernels) {
     forward.weight_hh = {weight_hh.data(), 35, 1};
     forward.bias_ih = bias.data();
     forward.output = output.data();
+    forward.output_stride = shape.hidden;
     forward.final_hidden = final_hidden.data();
     forward.final_cell = final_cell.data();
     forward.gates = gates.data();

@@ -58,6 +58,29 @@ TEST(barrier_separates_phases) {
     CHECK(wrong == 0);
 }
 
+TEST(who_waits_for_a_count_sees_what_was_done_before) {
+    constexpr unsigned steps = 2000;
+    std::vector<unsigned> made(steps, 0);
+    AwaitedCount count;
+    std::atomic<int> wrong{0};
+    run_parallel(2, [&](int thread, int threads) {
+        for (unsigned step = 0; thread == 0 && step < steps; ++step) {
+            made[step] = step + 1;
+            count.raise_to(step + 1);
+        }
+        for (unsigned step = 0; thread == threads - 1 && step < steps; ++step) {
+            count.wait_for(step + 1);
+            if (made[step] != step + 1) ++wrong;
+        }
+    });
+    CHECK(wrong == 0);
+    AwaitedCount late;
+    late.raise_to(~0u);
+    late.raise_to(2);  // 3 more
+    late.wait_for(1);
+    CHECK(late.now() == 2);
+}
+
 // This thread on one core while the object lives, if the system allows it.
 class OnCore {
  public:

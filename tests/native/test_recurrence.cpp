@@ -179,6 +179,7 @@ struct Pass {
         forward.lengths = lengths;
         forward.batch_sizes = batch_sizes;
         forward.output = output.data();
+        forward.output_stride = s.hidden;
         forward.final_hidden = final_hidden.data();
         forward.final_cell = is_lstm ? final_cell.data() : nullptr;
         forward.gates = is_lstm ? gates.data() : nullptr;

@@ -366,9 +366,7 @@ def recurrence_layers(
             return None
         sizes = None if batch_sizes is None else batch_sizes.tolist()
         rows, hidden, count = input.shape[:-1], weights[0][1].shape[1], len(weights)
-        outputs = [
-            input.new_empty(*rows, directions * hidden) for _ in range(count // directions)
-        ]
+        outputs = [input.new_empty(*rows, directions * hidden) for _ in range(count // directions)]
         batch = _batch(input, sizes)
         final = [input.new_empty(count, batch, hidden) for _ in range(2 if cell == "lstm" else 1)]
         _cpu.recurrence_forward_of_layers(

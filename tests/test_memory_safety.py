@@ -240,67 +240,57 @@ def stack_of_layers() -> dict:
         "cell": "lstm",
         "directions": 2,
         "input": torch.randn(4, 2, 3),
-        "initial_hidden": torch.randn(4, 2, 5),
-        "initial_cell": torch.randn(4, 2, 5),
+        "states": (torch.randn(4, 2, 5), torch.randn(4, 2, 5)),
+        "lengths": torch.tensor([4, 1]),
+        "batch_sizes": None,
         "weights": [
             [torch.randn(20, inputs), torch.randn(20, 5), torch.randn(20), torch.randn(20)]
             for inputs in (3, 3, 10, 10)
         ],
-        "lengths": torch.tensor([4, 1]),
-        "batch_sizes": None,
-        "outputs": [torch.full((4, 2, 10), 7.0) for _ in range(2)],
-        "final_hidden": torch.full((4, 2, 5), 7.0),
-        "final_cell": torch.full((4, 2, 5), 7.0),
         "where": (2, "highest"),
     }
 
 
-def test_all_layers_are_checked_before_any_runs():
-    def refused(message: str, change) -> None:
-        arguments = stack_of_layers()
-        change(arguments)
-        with pytest.raises(ValueError, match=message):
-            _cpu.recurrence_forward_of_layers(*arguments.values())
-        written = (*arguments["outputs"], arguments["final_hidden"], arguments["final_cell"])
-        assert all(tensor.eq(7).all() for tensor in written)
+def test_a_stack_of_layers_declines_what_does_not_fit():
+    def answer(**changes):
+        return _cpu.recurrence_stack(*(stack_of_layers() | changes).values())
 
-    def wrong(tensor):
-        return tensor[..., :-1], tensor.double(), tensor[None]
+    def odd(tensor):
+        yield from (tensor[..., :-1], tensor.double(), tensor[None], tensor[:-1])
+        yield from (torch.empty_like(tensor, device="meta"), tensor.to_sparse(), tensor.numpy(), 1)
+        yield torch._efficientzerotensor(tensor.shape)
+        yield torch.complex(torch.zeros_like(tensor), tensor).conj().imag
 
     right = stack_of_layers()
-    for name in ("initial_hidden", "initial_cell", "final_hidden", "final_cell"):
-        for value in (*wrong(right[name]), right[name][:-1]):
-            refused(f"^{name}: expected", lambda given, n=name, v=value: given.update({n: v}))
-        refused(
-            f"^{name}: expected 4 of them",
-            lambda given, n=name: given.update({n: torch.full((5, 2, 5), 7.0)}),
-        )
-    for layer in range(4):
-        for place, name in enumerate(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
-            for value in wrong(right["weights"][layer][place]):
-
-                def change(given, layer=layer, place=place, value=value):
-                    given["weights"][layer][place] = value
-
-                refused(f"^(weight_ih|{name}): expected", change)
-    for layer in range(2):
-        for value in (torch.full((4, 2, 9), 7.0), torch.full((4, 2, 20), 7.0)[..., ::2]):
-
-            def change(given, layer=layer, value=value):
-                given["outputs"][layer] = value
-
-            refused("^(output|weight_ih|input): expected", change)
+    output, *final = answer()
+    assert output.shape == (4, 2, 10) and [len(state) for state in final] == [4, 4]
+    packed = {"input": torch.randn(5, 3), "lengths": None}
+    assert answer(**packed, batch_sizes=[2, 1, 1, 1])[0].shape == (5, 10)
+    assert answer(states=None) is not None
+    assert answer(weights=[group[:2] for group in right["weights"]]) is not None
+    for wrong in odd(right["input"]):
+        if not (isinstance(wrong, torch.Tensor) and wrong.shape == (3, 2, 3)):
+            assert answer(input=wrong) is None
+    first, second = right["states"]
+    for wrong in (*odd(first), first.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert answer(states=(wrong, second)) is answer(states=(first, wrong)) is None
+    assert answer(states=(first,)) is answer(states=(first, second, second)) is None
+    for layer, group in enumerate(right["weights"]):
+        for place, tensor in enumerate(group):
+            for wrong in odd(tensor):
+                weights = stack_of_layers()["weights"]
+                weights[layer][place] = wrong
+                assert answer(weights=weights) is None, (layer, place)
     wider = [[torch.randn(24, 10), torch.randn(24, 6), torch.randn(24), torch.randn(24)]] * 2
-    refused(
-        "^weight_hh: expected 5 units in all layers, got 6",
-        lambda given: given.update(weights=given["weights"][:2] + wider),
-    )
-    refused("^weights: expected", lambda given: given.update(weights=given["weights"][:3]))
-    refused("^weights: expected", lambda given: given.update(weights=[], outputs=[]))
-    for directions in (0, 3, -1):
-        refused("^weights: expected", lambda given, d=directions: given.update(directions=d))
-    _cpu.recurrence_forward_of_layers(*right.values())
-    assert not any(right[name].eq(7).any() for name in ("final_hidden", "final_cell"))
+    for weights in ([], right["weights"][:3], right["weights"][:2] + wider, [[], []]):
+        assert answer(weights=weights) is None
+    assert answer(directions=0) is answer(directions=3) is answer(directions=-1) is None
+    assert answer(lengths=torch.tensor([5, 1])) is answer(lengths=torch.tensor([4])) is None
+    for sizes in ([], [2, 2], [2, 3], [4, 0, 1], [6, -1], [5, 2**62, 2**62]):
+        assert answer(**packed, batch_sizes=sizes) is None
+    assert answer(cell="gru") is answer(where=(0, "highest")) is answer(where=(1, "low")) is None
+    wanting = right["weights"][0][0].clone().requires_grad_()
+    assert answer(weights=[[wanting, *right["weights"][0][1:]], *right["weights"][1:]]) is None
 
 
 @pytest.mark.parametrize("kernel", [_cpu.recurrence_forward, _cpu.recurrence_backward])

@@ -2,10 +2,10 @@
 #include <iterator>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "core/checked.h"
+#include "core/scratch.h"
 #include "cpu/isa.h"
 #include "cpu/recurrence_layers.h"
 #include "cpu_where.h"
@@ -206,8 +206,11 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
                 batch_sizes, place_of(where));
 }
 
-// weight_ih, weight_hh, bias_ih and bias_hh of one layer in one direction.
-using LayerWeights = std::tuple<TensorView, TensorView, OptionalView, OptionalView>;
+// Those of one layer in one direction.
+struct LayerWeights {
+    TensorView weight_ih, weight_hh;
+    OptionalView bias_ih, bias_hh;
+};
 
 // Entry i of an array of `count`, of three dimensions; nothing of nothing.
 template <class T>
@@ -230,49 +233,53 @@ OptionalView entry_of(const char* name, const OptionalView& views, int64_t count
 }
 
 // A stack of layers, in one direction or, where `directions` is 2, in both: the output of a layer,
-// (T, N, directions * H), is the input of the next. Weights, initial and final states are those of
-// layer after layer, in each of the direction that reads forwards first.
-void forward_of_layers(const std::string& cell, int64_t directions, const TensorView& input,
-                       const OptionalView& initial_hidden, const OptionalView& initial_cell,
-                       const std::vector<LayerWeights>& weights, const OptionalView& lengths,
-                       const BatchSizes& batch_sizes, const std::vector<TensorView>& outputs,
-                       const OptionalView& final_hidden, const OptionalView& final_cell,
-                       const CpuWhere& where) {
-    const CpuPlace place = place_of(where);
-    const auto layers = static_cast<int64_t>(outputs.size());
+// (T, N, directions * H), is the input of the next. Weights, initial and final states, (layers *
+// directions, N, H), are those of layer after layer, in each of the direction that reads forwards
+// first.
+void run_stack(const std::string& cell, int64_t directions, const TensorView& input,
+               const OptionalView& initial_hidden, const OptionalView& initial_cell,
+               const std::vector<LayerWeights>& weights, const OptionalView& lengths,
+               const BatchSizes& batch_sizes, const TensorView& output,
+               const OptionalView& final_hidden, const OptionalView& final_cell,
+               const CpuPlace& place) {
     const auto count = static_cast<int64_t>(weights.size());
-    if ((directions != 1 && directions != 2) || layers == 0 || count != layers * directions) {
-        throw std::invalid_argument("weights: expected those of " + std::to_string(layers) +
-                                    " layers, at least 1, in " + std::to_string(directions) +
-                                    " directions, 1 or 2, got " + std::to_string(count));
+    if ((directions != 1 && directions != 2) || count == 0 || count % directions != 0) {
+        throw std::invalid_argument("weights: expected those of layers in " +
+                                    std::to_string(directions) + " directions, 1 or 2, got " +
+                                    std::to_string(count));
     }
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
+        const int64_t layers = count / directions;
+        TensorView between = output;
+        int64_t numbers = 1;
+        for (int i = 0; i < output.dimensions; ++i)
+            numbers = checked_product({numbers, output.sizes[i]});
+        const Scratch<T> all_between(checked_product({layers - 1, numbers}));
         std::vector<RecurrenceForward<T>> calls;
         calls.reserve(weights.size());
+        TensorView of_layer = input;
         for (int64_t i = 0; i < count; ++i) {
             const int64_t layer = i / directions, direction = i % directions;
-            const auto& [weight_ih, weight_hh, bias_ih, bias_hh] =
-                weights[static_cast<std::size_t>(i)];
-            const TensorView& output = outputs[static_cast<std::size_t>(layer)];
-            const TensorView& layer_input =
-                layer == 0 ? input : outputs[static_cast<std::size_t>(layer - 1)];
-            const RecurrenceShape shape =
-                checked_shape(layer_input, batch_sizes, weight_ih, weight_hh, cell, direction == 1);
+            if (direction == 0 && layer > 0) of_layer = between;
+            if (direction == 0) between.data = all_between.data() + layer * numbers;
+            const LayerWeights& own = weights[static_cast<std::size_t>(i)];
+            const RecurrenceShape shape = checked_shape(of_layer, batch_sizes, own.weight_ih,
+                                                        own.weight_hh, cell, direction == 1);
             if (i > 0 && shape.hidden != calls[0].shape.hidden) {
                 throw std::invalid_argument(
                     "weight_hh: expected " + std::to_string(calls[0].shape.hidden) +
                     " units in all layers, got " + std::to_string(shape.hidden));
             }
-            const ForwardViews views{layer_input,
+            const ForwardViews views{of_layer,
                                      entry_of<T>("initial_hidden", initial_hidden, count, i),
                                      entry_of<T>("initial_cell", initial_cell, count, i),
-                                     weight_ih,
-                                     weight_hh,
-                                     bias_ih,
-                                     bias_hh,
+                                     own.weight_ih,
+                                     own.weight_hh,
+                                     own.bias_ih,
+                                     own.bias_hh,
                                      lengths,
-                                     output,
+                                     layer + 1 < layers ? between : output,
                                      entry_of<T>("final_hidden", final_hidden, count, i),
                                      entry_of<T>("final_cell", final_cell, count, i),
                                      std::nullopt,
@@ -285,11 +292,32 @@ void forward_of_layers(const std::string& cell, int64_t directions, const Tensor
     });
 }
 
-OptionalView optional_view(PyObject* object) {
-    if (object == Py_None) return std::nullopt;
+TensorView required_view(py::handle object) {
     TensorView view;
-    if (!view_of(object, view)) throw py::type_error("expected a tensor or None");
+    if (!view_of(object, view)) throw py::type_error("expected a tensor");
     return view;
+}
+
+OptionalView optional_view(py::handle object) {
+    if (object.is_none()) return std::nullopt;
+    return required_view(object);
+}
+
+// What compute() returns, or None where it finds something wrong.
+template <class Compute>
+py::object or_none(Compute&& compute) {
+    try {
+        return compute();
+    } catch (const std::invalid_argument&) {
+        return py::none();
+    } catch (const py::builtin_exception&) {
+        return py::none();
+    } catch (const py::error_already_set& error) {
+        for (PyObject* kind : {PyExc_RuntimeError, PyExc_TypeError, PyExc_ValueError}) {
+            if (error.matches(kind)) return py::none();
+        }
+        throw;
+    }
 }
 
 // The states of one step, its input (N, I), after `states`: a sequence of length 1 whose output is
@@ -307,35 +335,70 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
     PyObject* const given[] = {input.ptr(),     hidden.ptr(),  cell_state.ptr(), weight_ih.ptr(),
                                weight_hh.ptr(), bias_ih.ptr(), bias_hh.ptr()};
     if (!need_only_kernel(given, std::size(given))) return py::none();
-    try {
-        TensorView views[4], next_hidden;
-        for (int i = 0; i < 4; ++i) {
-            constexpr int required[] = {0, 1, 3, 4};
-            if (!view_of(given[required[i]], views[i])) return py::none();
-        }
-        expect_dimensions("input", views[0], 2);
-        const OptionalView cell_view = optional_view(given[2]);
-        const OptionalView biases[] = {optional_view(given[5]), optional_view(given[6])};
+    return or_none([&]() -> py::object {
+        const TensorView sequence = required_view(input);
+        expect_dimensions("input", sequence, 2);
         const py::object next = empty_like(hidden);
         const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
-        if (!view_of(next, next_hidden)) return py::none();
         run_forward(cell, false,
-                    {as_sequence(views[0]), views[1], cell_view, views[2], views[3], biases[0],
-                     biases[1], std::nullopt, as_sequence(next_hidden), std::nullopt,
-                     optional_view(next_cell.ptr()), std::nullopt, std::nullopt},
+                    {as_sequence(sequence), required_view(hidden), optional_view(cell_state),
+                     required_view(weight_ih), required_view(weight_hh), optional_view(bias_ih),
+                     optional_view(bias_hh), std::nullopt, as_sequence(required_view(next)),
+                     std::nullopt, optional_view(next_cell), std::nullopt, std::nullopt},
                     std::nullopt, {thread_count(), FloatPrecision::highest});
         if (count == 2) return py::make_tuple(next, next_cell);
         return py::make_tuple(next);
-    } catch (const std::invalid_argument&) {
-        return py::none();
-    } catch (const py::builtin_exception&) {
-        return py::none();
-    } catch (const py::error_already_set& error) {
-        for (PyObject* kind : {PyExc_RuntimeError, PyExc_TypeError, PyExc_ValueError}) {
-            if (error.matches(kind)) return py::none();
-        }
-        throw;
+    });
+}
+
+// The output and final states of a stack of layers (run_stack); states: the initial ones, or None.
+// A group of weights are weight_ih and weight_hh, and bias_ih and bias_hh if there are any. None as
+// `step`.
+py::object stack(const std::string& cell, int64_t directions, py::handle input, py::handle states,
+                 py::handle lengths, const BatchSizes& batch_sizes, const py::list& weights,
+                 const CpuWhere& where) {
+    std::vector<PyObject*> given{input.ptr(), lengths.ptr()};
+    const py::tuple initial = states.is_none() ? py::tuple() : py::tuple(states.cast<py::object>());
+    for (const py::handle state : initial) given.push_back(state.ptr());
+    for (const py::handle group : weights) {
+        const auto own = py::reinterpret_borrow<py::object>(group).cast<py::list>();
+        if (own.size() != 2 && own.size() != 4) return py::none();
+        for (const py::handle tensor : own) given.push_back(tensor.ptr());
     }
+    if (weights.size() == 0 || initial.size() > 2) return py::none();
+    if (!need_only_kernel(given.data(), static_cast<Py_ssize_t>(given.size()))) return py::none();
+    return or_none([&]() -> py::object {
+        std::vector<LayerWeights> views;
+        for (const py::handle group : weights) {
+            const auto own = py::reinterpret_borrow<py::list>(group);
+            const bool has_bias = own.size() == 4;
+            views.push_back({required_view(own[0]), required_view(own[1]),
+                             has_bias ? optional_view(own[2]) : std::nullopt,
+                             has_bias ? optional_view(own[3]) : std::nullopt});
+        }
+        const TensorView sequences = required_view(input);
+        expect_dimensions("input", sequences, batch_sizes ? 2 : 3);
+        expect_dimensions("weight_hh", views[0].weight_hh, 2);
+        if (batch_sizes && batch_sizes->empty()) return py::none();
+        const int64_t batch = batch_sizes ? batch_sizes->front() : sequences.sizes[1];
+        const int64_t hidden = views[0].weight_hh.sizes[1], width = directions * hidden;
+        const py::object new_empty = input.attr("new_empty");
+        const py::object output = batch_sizes
+                                      ? new_empty(sequences.sizes[0], width)
+                                      : new_empty(sequences.sizes[0], sequences.sizes[1], width);
+        const bool has_cell = cell_named(cell) == RecurrentCell::lstm;
+        const auto count = static_cast<int64_t>(views.size());
+        const py::object final_hidden = new_empty(count, batch, hidden);
+        const py::object final_cell =
+            has_cell ? new_empty(count, batch, hidden) : py::object(py::none());
+        run_stack(cell, directions, sequences,
+                  initial.size() > 0 ? optional_view(initial[0]) : std::nullopt,
+                  initial.size() > 1 ? optional_view(initial[1]) : std::nullopt, views,
+                  optional_view(lengths), batch_sizes, required_view(output),
+                  required_view(final_hidden), optional_view(final_cell), place_of(where));
+        if (has_cell) return py::make_tuple(output, final_hidden, final_cell);
+        return py::make_tuple(output, final_hidden);
+    });
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,
@@ -400,8 +463,8 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
 
 void define_recurrence(py::module_& module) {
     module.def("recurrence_forward", &forward);
-    module.def("recurrence_forward_of_layers", &forward_of_layers);
     module.def("recurrence_step", &step);
+    module.def("recurrence_stack", &stack);
     module.def("recurrence_backward", &backward);
 }
 

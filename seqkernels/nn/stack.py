@@ -227,7 +227,7 @@ class RecurrentLayers(nn.Module):
         if self.proj_size or drops:
             return None
         directions = 2 if self.bidirectional else 1
-        found = ops.recurrence_layers(
+        found = ops.recurrence_stack(
             self.mode.lower(), directions, input, hx, lengths, batch_sizes, weights
         )
         return None if found is None else (found[0], found[1:])

@@ -14,8 +14,8 @@ from ._dispatch import are_plain
 from ._recurrence import (
     recurrence,
     recurrence_backward,
-    recurrence_layers,
     recurrence_sequence,
+    recurrence_stack,
     recurrence_step,
 )
 
@@ -26,7 +26,7 @@ __all__ = [
     "convolution",
     "recurrence",
     "recurrence_backward",
-    "recurrence_layers",
     "recurrence_sequence",
+    "recurrence_stack",
     "recurrence_step",
 ]

@@ -6,8 +6,6 @@ backward that gets none computes them once more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -344,11 +342,11 @@ def _room_for_sequence(cell: str, input: Tensor, sizes: list[int] | None, featur
     return output, *(input.new_empty(batch, features) for _ in range(states))
 
 
-def recurrence_layers(
+def recurrence_stack(
     cell: str,
     directions: int,
     input: Tensor,
-    states: Sequence[Tensor] | None,
+    states: tuple[Tensor, ...] | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     weights: list[list[Tensor]],
@@ -358,29 +356,10 @@ def recurrence_layers(
     Output (T, N, directions * H), or packed; initial and final states are
     (layers * directions, N, H), in the order of the weights.
     """
-    given = [tensor for group in weights for tensor in group]
-    if not _cpu.needs_only_kernel((input, lengths, *(states or ()), *given)):
+    if not isinstance(input, Tensor) or cuda.is_on_device(input):
         return None
-    try:
-        if cuda.is_on_device(input) or (batch_sizes is not None and not batch_sizes.is_cpu):
-            return None
-        sizes = None if batch_sizes is None else batch_sizes.tolist()
-        rows, hidden, count = input.shape[:-1], weights[0][1].shape[1], len(weights)
-        outputs = [input.new_empty(*rows, directions * hidden) for _ in range(count // directions)]
-        batch = _batch(input, sizes)
-        final = [input.new_empty(count, batch, hidden) for _ in range(2 if cell == "lstm" else 1)]
-        _cpu.recurrence_forward_of_layers(
-            cell,
-            directions,
-            input,
-            *(*(states or (None,)), None)[:2],
-            [(*group, None, None)[:4] for group in weights],
-            lengths,
-            sizes,
-            outputs,
-            *(*final, None)[:2],
-            cpu.where(input, "rnn"),
-        )
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    if batch_sizes is not None and not batch_sizes.is_cpu:
         return None
-    return outputs[-1], *final
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    where = cpu.where(input, "rnn")
+    return _cpu.recurrence_stack(cell, directions, input, states, lengths, sizes, weights, where)

@@ -68,10 +68,11 @@ def test_layers_and_directions_side_by_side_change_no_bit(
 ):
     """Without gradients all layers are one call, in which layers or directions run at once."""
     set_threads(threads)
-    for steps, batch, num_layers, bias in ((17, 1, 4, True), (1, 4, 2, False), (9, 13, 2, True)):
+    cases = ((17, 1, 4, True), (17, 4, 3, False), (1, 4, 2, False), (9, 13, 2, True))
+    for steps, batch, num_layers, bias in cases:
         how = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias}
         layer = build(seqkernels.nn, kind, 6, hidden, **how)
-        lengths = torch.arange(batch, 0, -1).clamp(max=steps)
+        lengths = torch.linspace(steps, 1, batch).long()
         input = torch.randn(steps, batch, 6)
         count, states = num_layers * (1 + bidirectional), 2 if kind == "LSTM" else 1
         hx = tuple(torch.randn(count, batch, hidden) for _ in range(states))
@@ -84,15 +85,29 @@ def test_layers_and_directions_side_by_side_change_no_bit(
             assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.bfloat16, "highest"),
+        (torch.float16, "highest"),
+        (torch.float64, "highest"),
+        (torch.float32, "medium"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_layers_of_other_types_are_one_call_too(isa, set_threads, dtype, bidirectional):
+def test_layers_of_other_types_are_one_call_too(isa, set_threads, dtype, precision, bidirectional):
     set_threads(2)
     layer = build(seqkernels.nn, "LSTM", 6, 33, num_layers=3, bidirectional=bidirectional).to(dtype)
     input = torch.randn(20, 2, 6).to(dtype)
-    expected = flatten(layer(input))
-    with mock.patch.object(layer, "_layer", side_effect=AssertionError), torch.no_grad():
-        assert all(map(torch.equal, flatten(layer(input)), expected))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        expected = flatten(layer(input))
+        with mock.patch.object(layer, "_layer", side_effect=AssertionError), torch.no_grad():
+            assert all(map(torch.equal, flatten(layer(input)), expected))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("kind", KINDS)

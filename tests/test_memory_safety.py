@@ -274,7 +274,8 @@ def test_a_stack_of_layers_declines_what_does_not_fit():
     first, second = right["states"]
     for wrong in (*odd(first), first.transpose(1, 2).contiguous().transpose(1, 2)):
         assert answer(states=(wrong, second)) is answer(states=(first, wrong)) is None
-    assert answer(states=(first,)) is answer(states=(first, second, second)) is None
+    for states in ((first,), (first, second, second), (None, None), (first, None), (), 1, first):
+        assert answer(states=states) is None
     for layer, group in enumerate(right["weights"]):
         for place, tensor in enumerate(group):
             for wrong in odd(tensor):
@@ -284,9 +285,21 @@ def test_a_stack_of_layers_declines_what_does_not_fit():
     wider = [[torch.randn(24, 10), torch.randn(24, 6), torch.randn(24), torch.randn(24)]] * 2
     for weights in ([], right["weights"][:3], right["weights"][:2] + wider, [[], []]):
         assert answer(weights=weights) is None
-    assert answer(directions=0) is answer(directions=3) is answer(directions=-1) is None
+    for directions in (0, 3, -1, 2**62):
+        assert answer(directions=directions) is None
     assert answer(lengths=torch.tensor([5, 1])) is answer(lengths=torch.tensor([4])) is None
-    for sizes in ([], [2, 2], [2, 3], [4, 0, 1], [6, -1], [5, 2**62, 2**62]):
+    for sizes in (
+        [],
+        [2, 2],
+        [2, 3],
+        [4, 0, 1],
+        [6, -1],
+        [5, 2**62, 2**62],
+        [5.0],
+        [[5]],
+        5,
+        [2**70],
+    ):
         assert answer(**packed, batch_sizes=sizes) is None
     assert answer(cell="gru") is answer(where=(0, "highest")) is answer(where=(1, "low")) is None
     wanting = right["weights"][0][0].clone().requires_grad_()

@@ -127,7 +127,7 @@ class RecurrenceBackwardKernel {
         run_parallel(threads, [&](int thread, int granted) {
             [[maybe_unused]] const typename Product::Session session{};
             const Grid grid =
-                recurrence_grid<Product>(batch, shares_of(shape_.hidden), hidden_layout_, granted);
+                recurrence_grid<Product>(shape_, shares_of(shape_.hidden), hidden_layout_, granted);
             const int64_t sum_rows = rows_of_sums(grid.row_parts);
             const int64_t all_sums =
                 order_.halves() * hidden_layout_.panels() * sum_rows * panel_units;

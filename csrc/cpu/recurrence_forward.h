@@ -123,8 +123,7 @@ class RecurrenceForwardKernel {
           hidden_layout_{shape_.hidden, shape_.hidden, panel_units, gates} {}
 
     void run(int most_threads) {
-        const Grid of_all = recurrence_grid<Product>(shape_.batch, hidden_layout_.panels(),
-                                                     hidden_layout_, most_threads);
+        const Grid of_all = grid_of(most_threads);
         // Others would do nothing but pack.
         const int threads = static_cast<int>(of_all.row_parts * of_all.column_parts);
         const Projection projection(input_layout_, call_.weight_ih, schedule_.row_count(),
@@ -158,8 +157,7 @@ class RecurrenceForwardKernel {
 
         Barrier barrier;
         run_parallel(threads, [&](int thread, int granted) {
-            const Grid grid = recurrence_grid<Product>(shape_.batch, hidden_layout_.panels(),
-                                                       hidden_layout_, granted);
+            const Grid grid = grid_of(granted);
             // Where each thread's panels are its own, it packs them in its first step.
             const bool packs_on_the_way =
                 !always_packs && grid.row_parts == 1 && shape_.batch <= block_rows;
@@ -273,6 +271,10 @@ class RecurrenceForwardKernel {
     bool reads_weight_rows() const {
         const int64_t most_samples = is_by_intel() ? 4 : 2;
         return shape_.batch <= most_samples && is_beyond_caches(hidden_layout_);
+    }
+
+    Grid grid_of(int threads) const {
+        return recurrence_grid<Product>(shape_, hidden_layout_.panels(), hidden_layout_, threads);
     }
 
     void pack_hidden_weights(T* scratch, int thread, int threads) const {

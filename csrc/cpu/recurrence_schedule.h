@@ -114,22 +114,24 @@ static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels,
 // they take 1.5 MiB, LSTM of H 256 and RNN of H 512, splitting by units is 4 and 17 % faster; 0.8
 // MiB, RNN of H 384, a third slower. In training the two are within 4 %.)
 // Where a step is short, so that a barrier takes longer than a thread more saves, they are split
-// among fewer threads, if need be one. (One thread in place of two, inference, T 50, vectors,
-// family 6 model 167: LSTM of N 1, H 32 1.47 times faster, H 48 1.24, H 64 1.07, H 96 0.82; N 2,
-// H 48 1.17, H 64 0.94; RNN of N 1, H 128 1.18, H 192 0.96.)
-// columns: at most so many parts of the hidden units
+// among fewer threads, if need be one. (One thread in place of two, T 50, as many inputs as hidden
+// units, vectors, family 6 model 167: LSTM of N 1, H 32 1.47 times faster, in training 1.19, H 48
+// 1.24, H 64 1.07, in training 0.96, H 96 0.82; N 2, H 48 1.17, H 64 0.94; RNN of N 1, H 128 1.18,
+// H 192 0.96.) columns: at most so many parts of the hidden units
 template <class Product>
-inline Grid recurrence_grid(int64_t batch, int64_t columns,
+inline Grid recurrence_grid(const RecurrenceShape& shape, int64_t columns,
                             const PanelLayout<typename Product::Vector>& weights, int threads) {
     constexpr int64_t private_cache_bytes = 1 << 20;
     // A single plane counts as float32: half of that was not measured.
     constexpr int64_t number_bytes = larger(
         sizeof(typename Product::T), Product::left_planes * sizeof(typename Product::Packed));
     const int64_t bytes = weights.elements() * number_bytes;
+    const int64_t batch = shape.batch;
     if (batch >= threads * Product::rows && bytes <= private_cache_bytes) return {threads, 1};
     // Of a thread's part of a step; with samples of its own it reads all weights.
-    constexpr int64_t least_by_columns = 1 << 13, least_by_rows = 1 << 14;
-    const int64_t multiply_adds = batch * weights.elements();
+    constexpr int64_t least_by_columns = 1 << 14, least_by_rows = 1 << 15;
+    const int64_t multiply_adds =
+        batch * shape.gates() * shape.hidden * (shape.inputs + shape.hidden);
     const int64_t column_parts =
         larger(1, smaller(smaller(columns, threads), multiply_adds / least_by_columns));
     const int64_t row_parts =

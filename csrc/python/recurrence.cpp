@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/checked.h"
+#include "core/range.h"
 #include "core/scratch.h"
 #include "cpu/isa.h"
 #include "cpu/recurrence_layers.h"
@@ -140,8 +141,8 @@ struct ForwardViews {
     OptionalView final_hidden, final_cell, gates, cells;
 };
 
-// The checked call. directions: how many of them share the rows of output, of which it is the
-// `direction`th.
+// The checked call. A row of output holds what each of the `directions` gives, one after the other;
+// this is the `direction`th.
 template <class T>
 RecurrenceForward<T> forward_call(const RecurrenceShape& shape, const ForwardViews& views,
                                   const BatchSizes& batch_sizes, int64_t directions,
@@ -206,7 +207,7 @@ void forward(const std::string& cell, bool reverse, const TensorView& input,
                 batch_sizes, place_of(where));
 }
 
-// Those of one layer in one direction.
+// The weights of one layer in one direction.
 struct LayerWeights {
     TensorView weight_ih, weight_hh;
     OptionalView bias_ih, bias_hh;
@@ -243,26 +244,32 @@ void run_stack(const std::string& cell, int64_t directions, const TensorView& in
                const OptionalView& final_hidden, const OptionalView& final_cell,
                const CpuPlace& place) {
     const auto count = static_cast<int64_t>(weights.size());
-    if ((directions != 1 && directions != 2) || count == 0 || count % directions != 0) {
+    if (count % directions != 0) {
         throw std::invalid_argument("weights: expected those of layers in " +
-                                    std::to_string(directions) + " directions, 1 or 2, got " +
+                                    std::to_string(directions) + " directions, got " +
                                     std::to_string(count));
     }
     with_element_type("input", input, [&](auto element) {
         using T = decltype(element);
         const int64_t layers = count / directions;
-        TensorView between = output;
         int64_t numbers = 1;
-        for (int i = 0; i < output.dimensions; ++i)
+        for (int i = 0; i < output.dimensions; ++i) {
             numbers = checked_product({numbers, output.sizes[i]});
-        const Scratch<T> all_between(checked_product({layers - 1, numbers}));
+        }
+        // Of each layer that runs at once with others, and of the one below.
+        const int64_t outputs_between = smaller(layers - 1, most_side_by_side + 1);
+        const Scratch<T> between(checked_product({outputs_between, numbers}));
+        const auto output_of = [&](int64_t layer) {
+            if (layer + 1 == layers) return output;
+            TensorView view = output;
+            view.data = between.data() + layer % outputs_between * numbers;
+            return view;
+        };
         std::vector<RecurrenceForward<T>> calls;
         calls.reserve(weights.size());
-        TensorView of_layer = input;
         for (int64_t i = 0; i < count; ++i) {
             const int64_t layer = i / directions, direction = i % directions;
-            if (direction == 0 && layer > 0) of_layer = between;
-            if (direction == 0) between.data = all_between.data() + layer * numbers;
+            const TensorView of_layer = layer == 0 ? input : output_of(layer - 1);
             const LayerWeights& own = weights[static_cast<std::size_t>(i)];
             const RecurrenceShape shape = checked_shape(of_layer, batch_sizes, own.weight_ih,
                                                         own.weight_hh, cell, direction == 1);
@@ -279,7 +286,7 @@ void run_stack(const std::string& cell, int64_t directions, const TensorView& in
                                      own.bias_ih,
                                      own.bias_hh,
                                      lengths,
-                                     layer + 1 < layers ? between : output,
+                                     output_of(layer),
                                      entry_of<T>("final_hidden", final_hidden, count, i),
                                      entry_of<T>("final_cell", final_cell, count, i),
                                      std::nullopt,
@@ -355,48 +362,53 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
 // A group of weights are weight_ih and weight_hh, and bias_ih and bias_hh if there are any. None as
 // `step`.
 py::object stack(const std::string& cell, int64_t directions, py::handle input, py::handle states,
-                 py::handle lengths, const BatchSizes& batch_sizes, const py::list& weights,
+                 py::handle lengths, py::handle batch_sizes, const py::list& weights,
                  const CpuWhere& where) {
-    std::vector<PyObject*> given{input.ptr(), lengths.ptr()};
-    const py::tuple initial = states.is_none() ? py::tuple() : py::tuple(states.cast<py::object>());
-    for (const py::handle state : initial) given.push_back(state.ptr());
-    for (const py::handle group : weights) {
-        const auto own = py::reinterpret_borrow<py::object>(group).cast<py::list>();
-        if (own.size() != 2 && own.size() != 4) return py::none();
-        for (const py::handle tensor : own) given.push_back(tensor.ptr());
-    }
-    if (weights.size() == 0 || initial.size() > 2) return py::none();
-    if (!need_only_kernel(given.data(), static_cast<Py_ssize_t>(given.size()))) return py::none();
     return or_none([&]() -> py::object {
+        const auto sizes = batch_sizes.cast<BatchSizes>();
+        const auto initial = states.is_none() ? py::tuple() : states.cast<py::tuple>();
+        std::vector<PyObject*> given{input.ptr(), lengths.ptr()};
+        for (const py::handle state : initial) given.push_back(state.ptr());
+        for (const py::handle group : weights) {
+            const auto own = group.cast<py::list>();
+            if (own.size() != 2 && own.size() != 4) return py::none();
+            for (const py::handle tensor : own) given.push_back(tensor.ptr());
+        }
+        if (!need_only_kernel(given.data(), static_cast<Py_ssize_t>(given.size()))) {
+            return py::none();
+        }
+        const TensorView sequences = required_view(input);
+        expect_dimensions("input", sequences, sizes ? 2 : 3);
         std::vector<LayerWeights> views;
         for (const py::handle group : weights) {
-            const auto own = py::reinterpret_borrow<py::list>(group);
+            const auto own = group.cast<py::list>();
             const bool has_bias = own.size() == 4;
             views.push_back({required_view(own[0]), required_view(own[1]),
                              has_bias ? optional_view(own[2]) : std::nullopt,
                              has_bias ? optional_view(own[3]) : std::nullopt});
         }
-        const TensorView sequences = required_view(input);
-        expect_dimensions("input", sequences, batch_sizes ? 2 : 3);
+        if (views.empty() || (directions != 1 && directions != 2)) return py::none();
         expect_dimensions("weight_hh", views[0].weight_hh, 2);
-        if (batch_sizes && batch_sizes->empty()) return py::none();
-        const int64_t batch = batch_sizes ? batch_sizes->front() : sequences.sizes[1];
-        const int64_t hidden = views[0].weight_hh.sizes[1], width = directions * hidden;
-        const py::object new_empty = input.attr("new_empty");
-        const py::object output = batch_sizes
-                                      ? new_empty(sequences.sizes[0], width)
-                                      : new_empty(sequences.sizes[0], sequences.sizes[1], width);
-        const bool has_cell = cell_named(cell) == RecurrentCell::lstm;
+        const int64_t hidden = views[0].weight_hh.sizes[1];
+        const int64_t width = checked_product({directions, hidden});
         const auto count = static_cast<int64_t>(views.size());
+        if (sizes && sizes->empty()) return py::none();
+        const int64_t batch = sizes ? sizes->front() : sequences.sizes[1];
+        const auto is_lstm = cell_named(cell) == RecurrentCell::lstm;
+        if (initial.size() != (states.is_none() ? 0u : is_lstm ? 2u : 1u)) return py::none();
+        OptionalView initial_views[2];
+        for (std::size_t i = 0; i < initial.size(); ++i)
+            initial_views[i] = required_view(initial[i]);
+
+        const py::object new_empty = input.attr("new_empty");
+        const py::object output = sizes ? new_empty(sequences.sizes[0], width)
+                                        : new_empty(sequences.sizes[0], sequences.sizes[1], width);
         const py::object final_hidden = new_empty(count, batch, hidden);
-        const py::object final_cell =
-            has_cell ? new_empty(count, batch, hidden) : py::object(py::none());
-        run_stack(cell, directions, sequences,
-                  initial.size() > 0 ? optional_view(initial[0]) : std::nullopt,
-                  initial.size() > 1 ? optional_view(initial[1]) : std::nullopt, views,
-                  optional_view(lengths), batch_sizes, required_view(output),
-                  required_view(final_hidden), optional_view(final_cell), place_of(where));
-        if (has_cell) return py::make_tuple(output, final_hidden, final_cell);
+        const py::object final_cell = is_lstm ? new_empty(count, batch, hidden) : py::none();
+        run_stack(cell, directions, sequences, initial_views[0], initial_views[1], views,
+                  optional_view(lengths), sizes, required_view(output), required_view(final_hidden),
+                  optional_view(final_cell), place_of(where));
+        if (is_lstm) return py::make_tuple(output, final_hidden, final_cell);
         return py::make_tuple(output, final_hidden);
     });
 }

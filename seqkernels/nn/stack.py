@@ -201,7 +201,7 @@ class RecurrentLayers(nn.Module):
     ) -> tuple[Tensor, States] | None:
         """All layers over a batch, without gradients, in as few steps as can be.
 
-        None where anything is out of the ordinary, or wrong: see ``ops.recurrence_sequence``.
+        None where anything is out of the ordinary, or wrong: see ``ops.recurrence_stack``.
         """
         if not isinstance(input, Tensor) or input.dim() != 3:
             return None
@@ -244,7 +244,8 @@ class RecurrentLayers(nn.Module):
         if not self._has_kernel(data, len(batch_sizes), int(batch_sizes[0]), True):
             output, states = fallback.run_packed(self, data, batch_sizes, hx, weights)
         elif functional.takes_packed(data):
-            output, states = self._run_layers(data, hx, weights, None, batch_sizes)
+            how = (data, hx, weights, None, batch_sizes)
+            output, states = self._run_at_once(*how) or self._run_layers(*how)
         else:  # padded once for all layers
             padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
             drop = functools.partial(_drop_packed_rows, lengths=lengths)
@@ -267,10 +268,6 @@ class RecurrentLayers(nn.Module):
 
         With batch_sizes the input is (rows, I), packed. ``drop`` is what dropout does.
         """
-        if not torch.compiler.is_compiling():
-            found = self._run_at_once(input, hx, weights, lengths, batch_sizes)
-            if found is not None:
-                return found
         directions = 2 if self.bidirectional else 1
         final_states = []
         for layer in range(self.num_layers):

@@ -358,8 +358,10 @@ def recurrence_stack(
     """
     if not isinstance(input, Tensor) or cuda.is_on_device(input):
         return None
-    if batch_sizes is not None and not batch_sizes.is_cpu:
-        return None
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    sizes = batch_sizes
+    if batch_sizes is not None:
+        if not isinstance(batch_sizes, Tensor) or not batch_sizes.is_cpu:
+            return None
+        sizes = batch_sizes.tolist()
     where = cpu.where(input, "rnn")
     return _cpu.recurrence_stack(cell, directions, input, states, lengths, sizes, weights, where)

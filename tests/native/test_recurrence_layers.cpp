@@ -69,6 +69,13 @@ void check_stack(const Sizes& s, const int64_t* lengths, const Operations<T>& ke
         CHECK(is_same(found.final_hidden, expected.final_hidden));
         CHECK(is_same(found.final_cell, expected.final_cell));
     }
+    // Within a region one thread is granted, which runs a layer after the one that it waits for.
+    Stack<T> found(s, lengths);
+    run_parallel(2, [&](int thread, int) {
+        if (thread != 0) return;
+        run_layers<T>(found.calls.data(), s.layers, s.directions, kernels, 2);
+    });
+    CHECK(is_same(found.outputs.back(), expected.outputs.back()));
 }
 
 TEST(layers_side_by_side_change_no_bit) {
@@ -87,8 +94,9 @@ TEST(layers_side_by_side_change_no_bit) {
 
 TEST(which_layers_run_side_by_side) {
     const RecurrenceShape small{50, 1, 20, 20, RecurrentCell::lstm, false};
-    RecurrenceShape large = small, short_one = small, many = small;
+    RecurrenceShape large = small, short_one = small, many = small, wide = small;
     large.hidden = 300;
+    wide.inputs = 2000;
     short_one.steps = 1;
     many.batch = 64;
     for (const bool is_wavefront : {false, true}) {
@@ -100,8 +108,10 @@ TEST(which_layers_run_side_by_side) {
         CHECK(side_by_side(large, 4, is_wavefront, 2, 2) == 1);
         CHECK(side_by_side(many, 4, is_wavefront, 2, 2) == 1);
     }
-    CHECK(side_by_side(short_one, 4, false, 2, 2) == 2);
-    CHECK(side_by_side(short_one, 4, true, 2, 2) == 1);
+    for (const RecurrenceShape& shape : {short_one, wide}) {
+        CHECK(side_by_side(shape, 4, false, 2, 2) == 2);
+        CHECK(side_by_side(shape, 4, true, 2, 2) == 1);
+    }
 }
 
 // Kernels of which the first layer's fails.

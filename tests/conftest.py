@@ -61,18 +61,18 @@ def isa(request):
         yield request.param
 
 
-def anywhere(name: str, emulated_gpu_folder) -> contextlib.AbstractContextManager:
+def anywhere(name: str, build_folder) -> contextlib.AbstractContextManager:
     if name.startswith("cuda-"):
-        return gpu.kernels(name.removeprefix("cuda-"), lambda: emulated_gpu_folder)
+        return gpu.kernels(name.removeprefix("cuda-"), lambda: build_folder)
     return in_use(name)
 
 
 @pytest.fixture(scope="session")
-def emulated_gpu_folder(tmp_path_factory):
+def build_folder(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return tmp_path_factory.mktemp("emulated_gpu")
+        return tmp_path_factory.mktemp("for_processor")
     # One for all workers, of whom one builds while the others wait.
-    folder = tmp_path_factory.getbasetemp().parent / "emulated_gpu"
+    folder = tmp_path_factory.getbasetemp().parent / "for_processor"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -81,9 +81,9 @@ CUDA_KERNELS = tuple(f"cuda-{name}" for name in seqkernels.cuda.KERNELS)
 
 
 @pytest.fixture(params=(*KNOWN_ISAS, *CUDA_KERNELS))
-def kernels(request, emulated_gpu_folder):
+def kernels(request, build_folder):
     """``isa``'s, and each set of CUDA kernels: on the machine's GPU, or else on an emulated one."""
-    with anywhere(request.param, emulated_gpu_folder):
+    with anywhere(request.param, build_folder):
         yield request.param
 
 

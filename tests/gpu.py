@@ -10,18 +10,14 @@ import contextlib
 import functools
 import importlib.util
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-import filelock
 import torch
 from torch import Tensor
 
+import builds
 from seqkernels import cuda, functional
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
@@ -81,16 +77,10 @@ def emulated_module(folder: pathlib.Path):
 @functools.lru_cache(maxsize=1)
 def _built(folder: pathlib.Path) -> tuple:
     """The module, or None and what the build said: a build that failed is not tried again."""
-    options = ("-DSEQKERNELS_EMULATED_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}")
-    with filelock.FileLock(folder.with_suffix(".lock")):
-        for command in (
-            ("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options),
-            ("cmake", "--build", folder, "--target", "_emulated_cuda"),
-        ):
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            printed = result.stdout + result.stderr
-            if result.returncode != 0 or "warning:" in printed:
-                return None, f"{command}\n{printed}"
+    try:
+        builds.build_for_processor(folder, "_emulated_cuda")
+    except AssertionError as error:
+        return None, str(error)
     (library,) = folder.glob("_emulated_cuda*.so")
     specification = importlib.util.spec_from_file_location("_emulated_cuda", library)
     module = importlib.util.module_from_spec(specification)

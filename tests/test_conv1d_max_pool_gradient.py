@@ -340,9 +340,7 @@ def test_gradients_of_what_needs_no_rounding_are_exact(kernels, sizes, keywords)
 
 
 @pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
-def test_threads_and_strides_change_no_bit_of_windows_together(
-    kernels, set_threads, sizes, keywords
-):
+def test_threads_and_strides_change_no_bit_of_windows_together(isa, set_threads, sizes, keywords):
     batch, channels, length, filters, taps = sizes
     arguments = tensors((3 * batch, channels, 5 * length, filters, taps)) | keywords
     arguments = converted(arguments, torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 import runpy
 import struct
@@ -13,13 +12,12 @@ from unittest import mock
 import pytest
 import torch
 
+import builds
 import gpu
 import recurrences
 import seqkernels
 from convolutions import converted, gradients, laid_out, tensors
 from seqkernels import cuda, functional
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 needs_gpu = pytest.mark.skipif(
     not cuda.is_available(), reason="no GPU here, or no CUDA kernels in this installation"
@@ -27,8 +25,8 @@ needs_gpu = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def emulated(emulated_gpu_folder):
-    return gpu.emulated_module(emulated_gpu_folder)
+def emulated(build_folder):
+    return gpu.emulated_module(build_folder)
 
 
 # The build
@@ -40,7 +38,7 @@ def setup_arguments(monkeypatch, **environment: str) -> list[str]:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with mock.patch("setuptools.setup") as setup:
-        runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
+        runpy.run_path(str(builds.ROOT / "setup.py"), run_name="__main__")
     return setup.call_args.kwargs["cmake_args"]
 
 
@@ -100,19 +98,11 @@ def embedded_code(library: bytes) -> set[str]:
 
 
 def test_compiles_quietly_for_every_architecture(tmp_path):
-    compiler = runpy.run_path(str(ROOT / "setup.py"))["cuda_compiler"]()
+    compiler = runpy.run_path(str(builds.ROOT / "setup.py"))["cuda_compiler"]()
     if compiler is None:
         pytest.skip("no CUDA compiler (nvcc) on this machine")
     options = ("-DSEQKERNELS_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}")
-    options += (f"-DCMAKE_CUDA_COMPILER={compiler}",)
-    for command in (
-        ("cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path, *options),
-        ("cmake", "--build", tmp_path, "--target", "_cuda"),
-    ):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        printed = result.stdout + result.stderr
-        assert result.returncode == 0, printed
-        assert "warning" not in printed.lower(), printed
+    builds.build(tmp_path, "_cuda", *options, f"-DCMAKE_CUDA_COMPILER={compiler}")
     (library,) = tmp_path.glob("_cuda*.so")
     assert embedded_code(library.read_bytes()) == {"sm_80", "sm_86", "sm_89", "sm_90", "compute_90"}
     process = subprocess.run(
@@ -273,9 +263,9 @@ def test_the_face_of_recurrences_refuses_a_step_that_is_none(emulated):
 
 
 @pytest.fixture(params=cuda.KERNELS)
-def cuda_kernels(request, emulated_gpu_folder):
+def cuda_kernels(request, build_folder):
     """Each set of CUDA kernels, on the machine's GPU or an emulated one."""
-    with gpu.kernels(request.param, lambda: emulated_gpu_folder):
+    with gpu.kernels(request.param, lambda: build_folder):
         yield request.param
 
 

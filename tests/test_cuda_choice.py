@@ -52,8 +52,8 @@ def test_layers_that_are_compiled_keep_to_the_choice(choice):
 
 
 @pytest.fixture
-def fast_kernels(emulated_gpu_folder):
-    with gpu.kernels("fast", lambda: emulated_gpu_folder):
+def fast_kernels(build_folder):
+    with gpu.kernels("fast", lambda: build_folder):
         yield
 
 

@@ -37,8 +37,8 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def fast_kernels(emulated_gpu_folder):
-    with gpu.kernels("fast", lambda: emulated_gpu_folder):
+def fast_kernels(build_folder):
+    with gpu.kernels("fast", lambda: build_folder):
         yield
 
 

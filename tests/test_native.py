@@ -10,17 +10,7 @@ import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def build(folder: pathlib.Path, *options: str) -> pathlib.Path:
-    """Build the C++ test binary with CMake; returns its path."""
-    configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder]
-    options = ("-DSEQKERNELS_PYTHON=OFF", "-DSEQKERNELS_TESTS=ON", *options)
-    run([*configure, *options])
-    output = run(["cmake", "--build", folder])
-    assert "warning:" not in output, output
-    return folder / "seqkernels_native_tests"
+import builds
 
 
 def run(command) -> str:
@@ -39,9 +29,13 @@ def passes(binary: pathlib.Path) -> bool:
     return all(" 0 failures" in output for output in outputs)
 
 
+NAME = "seqkernels_native_tests"
+
+
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> pathlib.Path:
-    return build(tmp_path_factory.mktemp("plain"), "-DCMAKE_BUILD_TYPE=Release")
+def plain(build_folder) -> pathlib.Path:
+    builds.build_for_processor(build_folder, NAME)
+    return build_folder / NAME
 
 
 def test_kernels(plain):
@@ -49,7 +43,10 @@ def test_kernels(plain):
 
 
 def test_kernels_under_sanitizers(tmp_path):
-    assert passes(build(tmp_path, "-DSEQKERNELS_SANITIZE=ON"))
+    folder = tmp_path / "sanitized"
+    options = ("-DSEQKERNELS_PYTHON=OFF", "-DSEQKERNELS_TESTS=ON", "-DSEQKERNELS_SANITIZE=ON")
+    builds.build(folder, NAME, *options)
+    assert passes(folder / NAME)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])

@@ -1,9 +1,9 @@
 """What a short call of ours spends: in the layer, Python, allocation, boundary, kernel.
 
 Each part is the difference of two medians, of calls made in turns: of the layer and the function
-behind it; of the function and what it does last; of the native call and one of an empty batch on
-one thread, which is checked like any other and then has nothing to do. What it takes to wake the
-other threads is counted as the kernel's.
+that it calls; of the function and what it does last; of the native call and one of an empty batch
+on one thread, which is checked like any other and then has nothing to do. What it takes to wake
+the other threads is counted as the kernel's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 import seqkernels
-from seqkernels import _cpu, functional
+from seqkernels import _cpu, functional, ops
 
 from .report import duration, markdown_table
 from .statistics import median
@@ -106,7 +106,7 @@ def cell(batch: int, hidden: int) -> Parts:
 
 def sequence(steps: int, batch: int, hidden: int) -> Parts:
     layer = seqkernels.nn.LSTM(hidden, hidden)
-    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+    weights = layer.all_weights[0]
     input = torch.randn(steps, batch, hidden)
     where = (torch.get_num_threads(), "highest")
 
@@ -122,7 +122,7 @@ def sequence(steps: int, batch: int, hidden: int) -> Parts:
     results, nothing, empty = outputs(), input[:, :0], outputs(0)
     return {
         "layer": lambda: layer(input),
-        "function": lambda: functional.lstm(input, None, *weights),
+        "function": lambda: ops.recurrence_stack("lstm", 1, input, None, None, None, [weights]),
         "allocation": outputs,
         "native": lambda: native(input, results),
         "boundary": lambda: native(nothing, empty, (1, "highest")),

@@ -28,7 +28,9 @@ def build(folder: pathlib.Path, target: str, *options: str) -> None:
 
 
 def build_for_processor(folder: pathlib.Path, target: str) -> None:
-    """Build C++ tests, or the CUDA module for an emulated GPU: they have most of their code in
-    common, and so one folder."""
+    """Build the C++ tests, or the CUDA module for an emulated GPU.
+
+    They share one folder, since they have most of their code in common.
+    """
     options = ("-DSEQKERNELS_TESTS=ON", "-DSEQKERNELS_EMULATED_CUDA=ON")
     build(folder, target, *options, f"-DPython_EXECUTABLE={sys.executable}")

@@ -6,6 +6,7 @@
 
 #include "../core/scratch.h"
 #include "kernels.h"
+#include "processor.h"
 #include "product.h"
 
 namespace seqkernels {
@@ -113,11 +114,16 @@ static inline Grid product_grid(int64_t rows, int64_t tile_rows, int64_t panels,
 // every step. (Three planes of N 64, inference, two threads, family 6 model 167 with 2 MiB: where
 // they take 1.5 MiB, LSTM of H 256 and RNN of H 512, splitting by units is 4 and 17 % faster; 0.8
 // MiB, RNN of H 384, a third slower. In training the two are within 4 %.)
+//
 // Where a step is short, so that a barrier takes longer than a thread more saves, they are split
 // among fewer threads, if need be one. (One thread in place of two, T 50, as many inputs as hidden
 // units, vectors, family 6 model 167: LSTM of N 1, H 32 1.47 times faster, in training 1.19, H 48
 // 1.24, H 64 1.07, in training 0.96, H 96 0.82; N 2, H 48 1.17, H 64 0.94; RNN of N 1, H 128 1.18,
-// H 192 0.96.) columns: at most so many parts of the hidden units
+// H 192 0.96. Cores that hear of each other sooner gain from less: on AMD family 26 both directions
+// of an LSTM of N 1, H 64, T 25 took 56 us, each on two threads, and 50, each on one. There half as
+// much is asked for, which was not measured.)
+//
+// columns: at most so many parts of the hidden units
 template <class Product>
 inline Grid recurrence_grid(const RecurrenceShape& shape, int64_t columns,
                             const PanelLayout<typename Product::Vector>& weights, int threads) {
@@ -129,7 +135,8 @@ inline Grid recurrence_grid(const RecurrenceShape& shape, int64_t columns,
     const int64_t batch = shape.batch;
     if (batch >= threads * Product::rows && bytes <= private_cache_bytes) return {threads, 1};
     // Of a thread's part of a step; with samples of its own it reads all weights.
-    constexpr int64_t least_by_columns = 1 << 14, least_by_rows = 1 << 15;
+    const int64_t least_by_columns = is_by_intel() ? 1 << 14 : 1 << 13;
+    const int64_t least_by_rows = 2 * least_by_columns;
     const int64_t multiply_adds =
         batch * shape.gates() * shape.hidden * (shape.inputs + shape.hidden);
     const int64_t column_parts =

@@ -48,8 +48,8 @@ inline int64_t side_by_side(const RecurrenceShape& shape, int64_t element_bytes,
     if (is_wavefront) {
         // What the steps gain is to make up for those that a layer waits at first, and for weights
         // of inputs that are read every few steps (of two layers of H 64, N 1, T 50, the lower one
-        // of 1024 inputs took 364 us in a wavefront, 230 else). A single step does not wait; steps
-        // made are counted in 32 bits.
+        // of 1024 inputs took 364 us in a wavefront, 230 in two calls). A single step does not
+        // wait; steps made are counted in 32 bits.
         constexpr int64_t least_steps = 8, most_steps = 1 << 30;
         const int64_t most_bytes = smaller(512 << 10, shape.steps * (4 << 10));
         pays = pays && least_steps <= shape.steps && shape.steps <= most_steps &&

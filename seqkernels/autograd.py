@@ -7,6 +7,8 @@ torch's own operations and differentiable any number of times. So do forward-mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,31 @@ def conv1d_max_pool(
     Returns (N, F), or with ``geometry.pool_size`` (N, F, P), with ``channels_last`` (N, P, F).
     """
     how = (lengths, geometry, activation, channels_last)
-    if _in_forward_mode():
+    if in_forward_mode():
         return _reference_convolution(*how)(input, weight, bias)[0]
     arguments = (input, weight, bias, *how)
     if _wants_gradient(input, weight, bias):
         return _apply(_Conv1dMaxPool, *arguments)[0]
     return ops.conv1d_max_pool(*arguments)[0]
+
+
+def conv1d_max_pool_bank(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    lengths: Tensor | None,
+    geometries: list[ConvolutionGeometry],
+    activation: str,
+) -> Tensor:
+    """Several convolutions of (N, L, C) sequences, each pooled over all time, side by side: (N, F).
+
+    For plain tensors on the CPU (``ops.are_plain``), outside of forward mode; biases are one for
+    each weight, or none.
+    """
+    arguments = (lengths, geometries, activation, input, *weights, *biases)
+    if _wants_gradient(input, *weights, *biases):
+        return _apply(_Conv1dMaxPoolBank, *arguments)[0]
+    return ops.conv1d_max_pool_bank(input, weights, biases, lengths, geometries, activation)[0]
 
 
 def lstm(
@@ -106,7 +127,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     )
 
 
-def _in_forward_mode() -> bool:
+def in_forward_mode() -> bool:
     """Whether tangents may be travelling with the tensors, which the kernels would drop."""
     return torch.autograd.forward_ad._current_level >= 0
 
@@ -118,7 +139,7 @@ def _recurrence(
     batch_sizes: list[int] | None,
     *tensors: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    if _in_forward_mode():
+    if in_forward_mode():
         *inputs, lengths = tensors
         return _reference_recurrence(cell, reverse, lengths, batch_sizes)(*inputs)
     if _wants_gradient(*tensors[:-1]):
@@ -170,6 +191,23 @@ def _reference_convolution(lengths, geometry, activation: str, channels_last: bo
         )
         channels_first = geometry.pool_size and not channels_last
         return (output.transpose(1, 2) if channels_first else output,)
+
+    return function
+
+
+def _reference_bank(lengths, geometries: list[ConvolutionGeometry], activation: str):
+    """``(input, *weights, *biases) -> (output,)`` in torch's operations."""
+    of_each = [_reference_convolution(lengths, how, activation, True) for how in geometries]
+
+    def function(input, *parameters):
+        weights, biases = parameters[: len(of_each)], parameters[len(of_each) :]
+        outputs = [
+            convolution(input, weight, bias)[0]
+            for convolution, weight, bias in zip(
+                of_each, weights, biases or [None] * len(weights), strict=True
+            )
+        ]
+        return (torch.cat(outputs, dim=-1),)
 
     return function
 
@@ -263,6 +301,52 @@ class _Conv1dMaxPool(torch.autograd.Function):
                 list(needs),
             )
         return *_if_needed(gradients, needs), None, None, None, None
+
+
+class _Conv1dMaxPoolBank(torch.autograd.Function):
+    @staticmethod
+    def forward(lengths, geometries, activation, input, *parameters):
+        count = len(geometries)
+        return ops.conv1d_max_pool_bank(
+            input, parameters[:count], parameters[count:], lengths, geometries, activation
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        lengths, ctx.geometries, ctx.activation, *tensors = inputs
+        pooled, argmax = output
+        ctx.mark_non_differentiable(argmax)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(lengths, pooled, argmax, *tensors)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        lengths, output, argmax, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
+        if grad_output is None:
+            return (None,) * (3 + len(tensors))
+        if torch.is_grad_enabled():
+            gradients = _through_reference(
+                _reference_bank(lengths, ctx.geometries, ctx.activation),
+                tensors,
+                needs,
+                (grad_output,),
+            )
+        else:
+            count = len(ctx.geometries)
+            gradients = ops.conv1d_max_pool_bank_backward(
+                grad_output,
+                output,
+                argmax,
+                tensors[0],
+                tensors[1 : 1 + count],
+                lengths,
+                ctx.geometries,
+                ctx.activation,
+                # Without biases there is no gradient of them to make.
+                [*needs, *(False,) * (1 + 2 * count - len(needs))],
+            )
+        return None, None, None, *gradients[: len(tensors)]
 
 
 class _Recurrence(torch.autograd.Function):

@@ -124,6 +124,16 @@ def conv1d_max_pool(
     return geometry
 
 
+def bank(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None) -> None:
+    """Check how many weights and biases ``functional.conv1d_max_pool_bank`` was given."""
+    if len(weights) == 0:
+        raise ValueError("weights: expected at least one, got none")
+    if biases is not None and len(biases) != len(weights):
+        raise ValueError(
+            f"biases: expected {len(weights)}, one for each of weights, or None, got {len(biases)}"
+        )
+
+
 def convolution_geometry(
     kernel_size: int,
     stride: int,

@@ -124,8 +124,7 @@ def conv1d_max_pool(
             lengths=lengths,
             channels_last=channels_last,
         )
-    batched = input if input.dim() == 3 else input.unsqueeze(0)
-    sequences = batched if channels_last else batched.transpose(1, 2)
+    batched, sequences = _as_sequences(input, channels_last)
     if not torch.compiler.is_compiling():
         checks.fits_kernels(sequences.shape[1], geometry)
     output = autograd.conv1d_max_pool(
@@ -138,6 +137,84 @@ def conv1d_max_pool(
         channels_last,
     )
     return output if batched is input else output.squeeze(0)
+
+
+def conv1d_max_pool_bank(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    *,
+    activation: str = "identity",
+    lengths: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """Filters of several lengths, each pooled over all time, side by side: Kim's bank.
+
+    What ``conv1d_max_pool`` gives for each weight and bias, concatenated (arXiv 1408.5882, 2014).
+    On the CPU all are computed in one call, where nothing but the kernels is needed, and what they
+    give to the input's gradient is summed up as it is made.
+
+    Args:
+        weights: one at least, each (F_i, C, k_i).
+        biases: one for each weight, (F_i,) or None; None for none at all.
+        input, stride, padding, dilation, activation, lengths, channels_last: those of
+            ``conv1d_max_pool``, the same for all weights.
+
+    Returns:
+        (N, F), F being the sum of all F_i, without N for input without a batch. A sample too short
+        for a filter yields 0 for that filter.
+
+    Raises:
+        ValueError: no weight, or another number of biases than of weights; else as
+            ``conv1d_max_pool``.
+    """
+    how = (stride, padding, dilation)
+    checks.bank(weights, biases)
+    biases = biases or [None] * len(weights)
+    present = [bias for bias in biases if bias is not None]
+    at_once = len(present) in (0, len(weights)) and not torch.compiler.is_compiling()
+    if at_once and lengths is None:
+        found = ops.convolution_bank(input, weights, present, how, activation, channels_last)
+        if found is not None:
+            return found
+    if not at_once or not _takes_bank(input, *weights, *present, lengths):
+        options = {"activation": activation, "lengths": lengths, "channels_last": channels_last}
+        parts = zip(weights, biases, strict=True)
+        return torch.cat([conv1d_max_pool(input, *part, *how, **options) for part in parts], dim=-1)
+    geometries = [
+        checks.conv1d_max_pool(input, *part, *how, activation, None, None, lengths, channels_last)
+        for part in zip(weights, biases, strict=True)
+    ]
+    batched, sequences = _as_sequences(input, channels_last)
+    for geometry in geometries:
+        checks.fits_kernels(sequences.shape[1], geometry)
+    output = autograd.conv1d_max_pool_bank(
+        sequences,
+        weights,
+        present,
+        _batched_lengths(lengths, input),
+        geometries,
+        activation,
+    )
+    return output if batched is input else output.squeeze(0)
+
+
+def _takes_bank(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels take all convolutions of a bank at once, and are all that is needed."""
+    if not isinstance(input, Tensor) or input.dtype not in NATIVE_DTYPES:
+        return False
+    if not input.is_cpu or cuda.is_on_device(input) or is_autocast(input):
+        return False
+    return not autograd.in_forward_mode() and ops.are_plain((input, *others))
+
+
+def _as_sequences(input: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """The input with a batch, and that as (N, L, C)."""
+    batched = input if input.dim() == 3 else input.unsqueeze(0)
+    return batched, batched if channels_last else batched.transpose(1, 2)
 
 
 def lstm_cell(

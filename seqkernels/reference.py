@@ -12,6 +12,8 @@ Gers, Schmidhuber and Cummins, "Learning to Forget", Neural Computation 12(10) (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,6 +98,28 @@ def conv1d_max_pool(
     else:
         pooled = pooled.squeeze(2)
     return (pooled.squeeze(0) if unbatched else pooled).contiguous()
+
+
+def conv1d_max_pool_bank(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    *,
+    activation: str = "identity",
+    lengths: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """Convolutions pooled over time, side by side; see ``functional.conv1d_max_pool_bank``."""
+    checks.bank(weights, biases)
+    options = {"activation": activation, "lengths": lengths, "channels_last": channels_last}
+    outputs = [
+        conv1d_max_pool(input, weight, bias, stride, padding, dilation, **options)
+        for weight, bias in zip(weights, biases or [None] * len(weights), strict=True)
+    ]
+    return torch.cat(outputs, dim=-1)
 
 
 def _convolution(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 FIRST_OUTPUT = {
     "conv1d_max_pool_forward": 4,
     "conv1d_max_pool_backward": 6,
+    "conv1d_max_pool_bank_forward": 4,
+    "conv1d_max_pool_bank_backward": 6,
     "recurrence_forward": 11,
     "recurrence_backward": 15,
 }
@@ -70,7 +73,7 @@ class GuardedKernels:
             copies: dict[int, tuple] = {}
             given = [self.copied(argument, copies) for argument in arguments]
             kernel(*given)
-            written = {id(argument) for argument in arguments[first_output:]}
+            written = {id(part) for part in flattened(arguments[first_output:])}
             for original, elements, memory in copies.values():
                 if id(original) in written:
                     all_elements(original).copy_(elements)
@@ -82,6 +85,8 @@ class GuardedKernels:
         return call
 
     def copied(self, argument, copies: dict[int, tuple]):
+        if isinstance(argument, (list, tuple)) and any(isinstance(x, Tensor) for x in argument):
+            return [self.copied(part, copies) for part in argument]
         if not isinstance(argument, Tensor) or argument.numel() == 0:
             return argument
         if id(argument) not in copies:
@@ -90,6 +95,12 @@ class GuardedKernels:
             memory.elements.copy_(elements)
             copies[id(argument)] = (argument, memory.elements, memory)
         return copies[id(argument)][1].as_strided(argument.shape, argument.stride())
+
+
+def flattened(arguments: tuple) -> Iterator:
+    """The arguments, and in the place of a list what it holds."""
+    for argument in arguments:
+        yield from argument if isinstance(argument, (list, tuple)) else (argument,)
 
 
 def all_elements(tensor: Tensor) -> Tensor:
@@ -134,6 +145,41 @@ def convolution_calls():
                     *convolutions.gradients(functional.conv1d_max_pool, arguments),
                 ],
             )
+
+
+def bank_calls():
+    """The same of several convolutions at once."""
+    for turn, width in enumerate(convolutions.WIDTHS):
+        for dtype in functional.NATIVE_DTYPES:
+            taps = (2, 1 + turn % 5, 4)
+            x, *weights = (
+                convolutions.normal(3, 9, width),
+                *(
+                    convolutions.normal(filters, width, k)
+                    for filters, k in zip((width, 3, 17), taps, strict=True)
+                ),
+            )
+            leaves = [
+                tensor.to(dtype).requires_grad_()
+                for tensor in (x, *weights, *(weight[:, 0, 0] for weight in weights))
+            ]
+            options = {
+                "padding": turn % 3,
+                "dilation": 1 + turn % 2,
+                "activation": "tanh",
+                "channels_last": True,
+                "lengths": torch.tensor([9, 0, 6]) if turn % 2 else None,
+            }
+
+            def call(leaves=leaves, options=options) -> list[Tensor]:
+                output = functional.conv1d_max_pool_bank(
+                    leaves[0], leaves[1:4], leaves[4:], **options
+                )
+                with torch.no_grad():
+                    functional.conv1d_max_pool_bank(leaves[0], leaves[1:4], leaves[4:], **options)
+                return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+            yield f"bank {width} {taps} {dtype} {options}", call
 
 
 def recurrence_calls():
@@ -196,11 +242,27 @@ def run_nonsense_argmax() -> None:
             first = 3 * torch.arange(5).view(1, 5, 1)
             own = (argmax >= first) & (argmax < first + 4) & (argmax < windows)
             assert torch.equal(grad_bias, own.sum((0, 1)).to(dtype))
+            over_time = (3, 2, 2, 2, 0, 0)
+            grad_input, *_, grad_bias = ops.conv1d_max_pool_bank_backward(
+                torch.ones(3, 35, dtype=dtype),
+                torch.ones(3, 35, dtype=dtype),
+                argmax.flatten(),
+                input,
+                [torch.ones(28, 5, 4, dtype=dtype), torch.ones(7, 5, 4, dtype=dtype)],
+                torch.tensor([50, 31, 0]),
+                [over_time, over_time],
+                "identity",
+                [True] * 5,
+            )
+            assert grad_input.isfinite().all()
+            of_second = argmax.flatten()[3 * 28 :].view(3, 7)
+            own = (of_second >= 0) & (of_second < windows.view(3, 1))
+            assert torch.equal(grad_bias, own.sum(0).to(dtype))
 
 
 def run_all(isa: str) -> None:
     """Every call gives the same bits in guarded memory; prints each call before it runs."""
-    calls = [*convolution_calls(), *recurrence_calls()]
+    calls = [*convolution_calls(), *bank_calls(), *recurrence_calls()]
     of_float = [call for call in calls if str(torch.float32) in call[0]]
     with cpu.use_isa(isa):
         for threads, precision, chosen in (

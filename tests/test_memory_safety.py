@@ -64,6 +64,37 @@ def convolution_backward() -> dict:
     }
 
 
+def bank_forward() -> dict:
+    return {
+        "input": torch.randn(2, 9, 3),
+        "weights": [torch.randn(5, 3, 3), torch.randn(4, 3, 2)],
+        "biases": [torch.randn(5), torch.randn(4)],
+        "lengths": torch.tensor([9, 4]),
+        "output": torch.full((2, 9), 7.0),
+        "argmax": torch.full((18,), 7, dtype=torch.int32),
+        "geometries": [(1, 0, 0, 1, 0, 0), (2, 1, 1, 1, 0, 0)],
+        "activation": "relu",
+        "where": (1, "highest"),
+    }
+
+
+def bank_backward() -> dict:
+    return {
+        "grad_output": torch.randn(2, 9),
+        "output": torch.randn(2, 9),
+        "argmax": torch.zeros(18, dtype=torch.int32),
+        "input": torch.randn(2, 9, 3),
+        "weights": [torch.randn(5, 3, 3), torch.randn(4, 3, 2)],
+        "lengths": torch.tensor([9, 4]),
+        "grad_input": torch.full((2, 9, 3), 7.0),
+        "grad_weights": [torch.full((5, 3, 3), 7.0), torch.full((4, 3, 2), 7.0)],
+        "grad_biases": [torch.full((5,), 7.0), torch.full((4,), 7.0)],
+        "geometries": [(1, 0, 0, 1, 0, 0), (2, 1, 1, 1, 0, 0)],
+        "activation": "relu",
+        "where": (1, "highest"),
+    }
+
+
 def recurrence_forward() -> dict:
     return {
         "cell": "lstm",
@@ -119,6 +150,11 @@ KERNELS = {
         convolution_backward,
         ("grad_input", "grad_weight", "grad_bias"),
     ),
+    _cpu.conv1d_max_pool_bank_forward: (bank_forward, ("output", "argmax")),
+    _cpu.conv1d_max_pool_bank_backward: (
+        bank_backward,
+        ("grad_input", "grad_weights", "grad_biases"),
+    ),
     _cpu.recurrence_forward: (
         recurrence_forward,
         ("output", "final_hidden", "final_cell", "gates", "cells"),
@@ -145,7 +181,26 @@ def assert_refused(kernel, mistake: dict, error, message: str | None = None) -> 
         kernel(*arguments.values())
     for name in outputs:
         if name not in mistake:
-            assert torch.all(arguments[name] == 7), name
+            assert all(torch.all(part == 7) for part in parts_of(arguments[name])), name
+
+
+def parts_of(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def tensors_of(arguments: dict):
+    """The name by which each tensor is accused, the tensor, and what gives another in its place."""
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value, lambda other, name=name: {name: other}
+        for place, part in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(part, torch.Tensor):
+                continue
+
+            def instead(other, name=name, place=place, parts=value) -> dict:
+                return {name: [*parts[:place], other, *parts[place + 1 :]]}
+
+            yield name.replace("weights", "weight").replace("biases", "bias"), part, instead
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
@@ -157,40 +212,36 @@ def test_right_arguments_are_taken_and_every_output_written(isa, kernel):
         if "gates" in name or name == "cells":  # not where lengths end
             assert not torch.any(arguments[name][0] == 7) and arguments[name][2, 1].eq(7).all()
         else:
-            assert not torch.any(arguments[name] == 7), name
+            assert not any(torch.any(part == 7) for part in parts_of(arguments[name])), name
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 def test_every_tensor_must_have_its_dtype_shape_and_strides(kernel):
-    arguments = KERNELS[kernel][0]()
-    for name, value in arguments.items():
-        if not isinstance(value, torch.Tensor):
-            continue
+    for name, value, instead in tensors_of(KERNELS[kernel][0]()):
         # From input's dtype that of all others follows.
         accused = r"\w+" if name == "input" else name
         for other in {torch.float32, torch.float64, torch.bfloat16, torch.float16} - {value.dtype}:
-            assert_refused(kernel, {name: value.to(other)}, ValueError, f"^{accused}: expected")
-        for wrong in (
-            value[None],
-            value[..., 0],
-            value.repeat(*[1] * (value.dim() - 1), 2),
-            value[..., :-1],
-            value[:0],
-        ):
+            assert_refused(kernel, instead(value.to(other)), ValueError, f"^{accused}: expected")
+        others = (value.repeat(*[1] * (value.dim() - 1), 2), value[..., :-1])
+        if name == "weight" and kernel is _cpu.conv1d_max_pool_bank_forward:
+            others = ()  # filters of another length may be meant
+        for wrong in (value[None], value[..., 0], value[:0], *others):
             accused = r"\w+" if name in ("input", "weight_hh", "weight") else name
-            assert_refused(kernel, {name: wrong}, ValueError, f"^{accused}: expected")
+            assert_refused(kernel, instead(wrong), ValueError, f"^{accused}: expected")
         for impossible in (torch.complex(*[value.float()] * 2), value > 0):
-            assert_refused(kernel, {name: impossible}, ValueError, "^tensor: expected")
+            assert_refused(kernel, instead(impossible), ValueError, "^tensor: expected")
         elsewhere = value.to("meta")
-        assert_refused(kernel, {name: elsewhere}, (ValueError, RuntimeError))
-        assert_refused(kernel, {name: value.to_sparse()}, (ValueError, RuntimeError))
+        assert_refused(kernel, instead(elsewhere), (ValueError, RuntimeError))
+        assert_refused(kernel, instead(value.to_sparse()), (ValueError, RuntimeError))
         for no_tensor in (value.numpy(), value.tolist(), "input", 1):
-            assert_refused(kernel, {name: no_tensor}, TypeError)
+            assert_refused(kernel, instead(no_tensor), TypeError)
 
 
 ANY_STRIDES = {
     _cpu.conv1d_max_pool_forward: {"input", "weight", "output"},
     _cpu.conv1d_max_pool_backward: {"input", "weight", "grad_output", "output"},
+    _cpu.conv1d_max_pool_bank_forward: {"input", "weight", "output"},
+    _cpu.conv1d_max_pool_bank_backward: {"input", "weight", "grad_output", "output"},
     _cpu.recurrence_forward: {"weight_ih", "weight_hh"},
     _cpu.recurrence_backward: {"weight_ih", "weight_hh"},
 }
@@ -198,13 +249,14 @@ ANY_STRIDES = {
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 def test_strides_are_refused_where_they_matter(kernel):
-    for name, value in KERNELS[kernel][0]().items():
-        if not isinstance(value, torch.Tensor) or name in ANY_STRIDES[kernel]:
+    for name, value, instead in tensors_of(KERNELS[kernel][0]()):
+        if name in ANY_STRIDES[kernel]:
             continue
         spread = torch.stack([value, value], dim=-1)[..., 0]
-        assert_refused(kernel, {name: spread}, ValueError, f"^{name}: expected .*stride")
-    if kernel is _cpu.conv1d_max_pool_forward:
-        overlapping = torch.full((2, 3, 1), 7.0).expand(2, 3, 5)
+        assert_refused(kernel, instead(spread), ValueError, f"^{name}: expected .*stride")
+    if kernel in (_cpu.conv1d_max_pool_forward, _cpu.conv1d_max_pool_bank_forward):
+        shape = KERNELS[kernel][0]()["output"].shape
+        overlapping = torch.full((*shape[:-1], 1), 7.0).expand(shape)
         assert_refused(kernel, {"output": overlapping}, ValueError, "^output: expected distinct")
 
 
@@ -221,6 +273,9 @@ def test_values_out_of_range_are_refused(kernel):
         assert_refused(kernel, {"cell": "gru"}, ValueError, "^cell: expected lstm")
         return
     assert_refused(kernel, {"activation": "gelu"}, ValueError, "^activation: expected identity")
+    if "geometries" in KERNELS[kernel][0]():
+        refuses_banks(kernel)
+        return
     names = ("stride", "padding_left", "padding_right", "dilation", "pool_size", "pool_stride")
     for place, name in enumerate(names):
         geometry = list(convolution_forward()["geometry"])
@@ -232,6 +287,26 @@ def test_values_out_of_range_are_refused(kernel):
     padding = (1, 2**31 - 9, 2**31 - 9, 1, 0, 0)
     assert_refused(kernel, {"geometry": padding}, ValueError, "^length with padding: expected at")
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
+
+
+def refuses_banks(kernel) -> None:
+    """A bank whose lists do not fit together, or of pools."""
+    right = KERNELS[kernel][0]()
+    for name, value in right.items():
+        if not isinstance(value, list):
+            continue
+        for wrong in (value[:1], value * 2):
+            assert_refused(kernel, {name: wrong}, ValueError, r"^\w+: expected")
+    assert_refused(kernel, {"weights": []}, ValueError, "^weights: count: expected at least 1")
+    over_time = right["geometries"][0]
+    for wrong, message in (
+        ((1, 0, 0, 1, 2, 2), "^geometries: expected pooling over all time"),
+        ((0, 0, 0, 1, 0, 0), "^stride: expected at least 1"),
+        ((1, 0, 0, 2**31, 0, 0), "^dilation: expected at most"),
+    ):
+        mistake = {"geometries": [over_time, wrong]}
+        assert_refused(kernel, mistake, ValueError, message)
+    assert_refused(kernel, {"geometries": [over_time, (1, 0)]}, TypeError)
 
 
 def stack_of_layers() -> dict:

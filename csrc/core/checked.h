@@ -18,4 +18,12 @@ static inline int64_t checked_product(std::initializer_list<int64_t> factors) {
     return product;
 }
 
+// Their sum.
+static inline int64_t checked_sum(int64_t a, int64_t b) {
+    if (__builtin_add_overflow(a, b, &a)) {
+        throw std::invalid_argument("sizes: expected a sum that fits 64 bits");
+    }
+    return a;
+}
+
 }  // namespace seqkernels

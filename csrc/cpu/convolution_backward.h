@@ -15,6 +15,8 @@
 // winograd_input_gradient.h and winograd_weight_gradient.h, with tiles
 // tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h.
 //
+// Convolutions of one input whose gradients are added up: convolution_bank.h.
+//
 // Scratch, owned by the call: g, N P F; its sums, N F; and that of the two parts:
 // convolution_input_gradient.h (pools), convolution_over_time_gradient.h (none) and
 // convolution_weight_gradient.h; where the weight's part makes g again, P F for each thread.

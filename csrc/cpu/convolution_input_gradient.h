@@ -187,10 +187,10 @@ class ConvolutionInputGradient {
                    const Winner* winners, const typename Columns::Block& block,
                    const T* weight) const {
         const int64_t start = window_start(shape_, group.window);
-        const int64_t count = end - group.begin;
+        const ScaledRows<T> rows{winners + group.begin, end - group.begin, 0};
         if (is_within(shape_, start, length)) {
             add_scaled_rows<Vector>(gradient + start * shape_.channels + block.offset, block.count,
-                                    weight, winners + group.begin, count);
+                                    weight, &rows);
             return;
         }
         columns_.for_each_tap(
@@ -198,7 +198,7 @@ class ConvolutionInputGradient {
                 const int64_t position = start + tap * shape_.dilation;
                 if (position < 0 || position >= length) return;
                 add_scaled_rows<Vector>(gradient + position * shape_.channels + channel, channels,
-                                        weight + place, winners + group.begin, count);
+                                        weight + place, &rows);
             });
     }
 

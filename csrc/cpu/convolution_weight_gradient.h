@@ -256,8 +256,9 @@ class ConvolutionWeightGradient {
     template <class Base>
     void add_whole_windows(int64_t f, const typename Columns::Block& block,
                            const Base* base) const {
-        add_scaled_rows<Vector>(target_of(f, block), block.count, base,
-                                whole_.data() + f * pools_in_block_, counts_.data()[f].whole);
+        const ScaledRows<T> windows{whole_.data() + f * pools_in_block_, counts_.data()[f].whole,
+                                    0};
+        add_scaled_rows<Vector>(target_of(f, block), block.count, base, &windows);
     }
     template <class Data>
     void add_cut_windows(int64_t f, const typename Columns::Block& block, const Data* data) const {
@@ -269,7 +270,8 @@ class ConvolutionWeightGradient {
                     const int64_t position = window.start + tap * shape_.dilation;
                     if (position < 0 || position >= window.length) return;
                     const WholeWindow row{position * stride_length_ + channel, window.scale};
-                    add_scaled_rows<Vector>(target_of(f, block) + place, channels, sample, &row, 1);
+                    const ScaledRows<T> rows{&row, 1, 0};
+                    add_scaled_rows<Vector>(target_of(f, block) + place, channels, sample, &rows);
                 });
         }
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "convolution_backward.h"
+#include "convolution_bank.h"
 #include "convolution_forward.h"
 #include "kernels.h"
 #include "machine_rates.h"
@@ -31,7 +32,8 @@ void tanh_of(const typename Vector::Element* source, typename Vector::Element* t
 
 template <class Vector>
 constexpr Kernels<typename Vector::Element> kernels_for() {
-    return {{convolution_forward<Vector>, convolution_backward<Vector>, recurrence_forward<Vector>,
+    return {{convolution_forward<Vector>, convolution_backward<Vector>,
+             convolution_bank_input_gradient<Vector>, recurrence_forward<Vector>,
              recurrence_backward<Vector>},
             sigmoid_of<Vector>,
             tanh_of<Vector>,

@@ -25,6 +25,14 @@ struct ScaledRow {
     T scale;
 };
 
+// Terms, and what their offsets are to be more.
+template <class T>
+struct ScaledRows {
+    const ScaledRow<T>* terms;
+    int64_t count;
+    int64_t shift;
+};
+
 // Vectors of columns whose sums stay in registers at a time: chains enough to hide a multiply-add's
 // latency.
 constexpr int scaled_row_vectors = 8;
@@ -33,8 +41,8 @@ constexpr int scaled_row_vectors = 8;
 // once more, unless rows of the base are padded.
 template <class Vector, int V, bool adds, bool padded, class Number, class Base>
 [[gnu::noinline]] void add_scaled_vectors(Number* target, int64_t count, const Base* base,
-                                          const ScaledRow<typename Vector::Element>* terms,
-                                          int64_t terms_count, int64_t shift) {
+                                          const ScaledRows<typename Vector::Element>* lists,
+                                          int64_t lists_count) {
     static_assert(!(adds && padded), "the target is not padded");
     const auto place = [&](int v) {
         return !padded && V > 1 && v == V - 1 ? count - Vector::width : int64_t{v} * Vector::width;
@@ -45,11 +53,22 @@ template <class Vector, int V, bool adds, bool padded, class Number, class Base>
     Vector sums[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[v] = adds ? load(target, v) : Vector::broadcast(0);
-    for (int64_t term = 0; term < terms_count; ++term) {
-        const Vector scale = Vector::broadcast(terms[term].scale);
-        const Base* source = base + (terms[term].offset + shift);
+    const auto add_terms = [&](Vector(&to)[V], const auto& list) __attribute__((always_inline)) {
+        for (int64_t term = 0; term < list.count; ++term) {
+            const Vector scale = Vector::broadcast(list.terms[term].scale);
+            const Base* source = base + (list.terms[term].offset + list.shift);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums[v] = multiply_add(scale, load(source, v), sums[v]);
+            for (int v = 0; v < V; ++v) to[v] = multiply_add(scale, load(source, v), to[v]);
+        }
+    };
+    add_terms(sums, lists[0]);
+    for (int64_t i = 1; i < lists_count; ++i) {
+        Vector of_list[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) of_list[v] = Vector::broadcast(0);
+        add_terms(of_list, lists[i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sums[v] = sums[v] + of_list[v];
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
@@ -60,13 +79,13 @@ template <class Vector, int V, bool adds, bool padded, class Number, class Base>
     }
 }
 
-// With `adds` to what the target holds, else in its place. shift: what all offsets are to be more.
-// padded: base + offset has whole vectors of columns. The target and the base may be of a 16-bit
-// type.
+// With `adds` to what the target holds, else in its place. Of several lists, one at least, the sum
+// of each is added to those before. padded: base + offset has whole vectors of columns. The target
+// and the base may be of a 16-bit type.
 template <class Vector, bool adds = true, bool padded = false, class Number, class Base>
 inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
-                            const ScaledRow<typename Vector::Element>* terms, int64_t terms_count,
-                            int64_t shift = 0) {
+                            const ScaledRows<typename Vector::Element>* lists,
+                            int64_t lists_count = 1) {
     const int64_t vectors = divide_rounding_up(count, Vector::width);
     const int64_t blocks = divide_rounding_up(vectors, scaled_row_vectors);
     for (int64_t block = 0; block < blocks; ++block) {
@@ -74,8 +93,8 @@ inline void add_scaled_rows(Number* target, int64_t count, const Base* base,
         const int64_t first = own.begin * Vector::width;
         with_constant<scaled_row_vectors>(own.count(), [&](auto v) {
             add_scaled_vectors<Vector, v, adds, padded>(
-                target + first, smaller(count, own.end * Vector::width) - first, base, terms,
-                terms_count, first + shift);
+                target + first, smaller(count, own.end * Vector::width) - first, base + first,
+                lists, lists_count);
         });
     }
 }

@@ -20,6 +20,7 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "convolution_backward.h"
+#include "convolution_bank.h"
 #include "convolution_forward.h"
 #include "product.h"
 #include "recurrence_backward.h"
@@ -266,6 +267,7 @@ template <class Vector, class Narrow, class Product = VectorProduct<Vector>,
                            int) = convolution_backward<Vector, Narrow>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
     return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>, backward,
+             convolution_bank_input_gradient<Vector, Narrow>,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow, Product, Gradient>},
             convert_numbers<Vector, Narrow, float>,

@@ -88,49 +88,51 @@ inline ConvolutionWeight weight_view(const TensorView& view) {
     return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
 }
 
+// stride, padding_left, padding_right, dilation, pool_size, pool_stride
+using GivenGeometry = std::array<int64_t, 6>;
+
 template <class Device>
 class ConvolutionFace {
     using Where = typename Device::Where;
 
  public:
-    static void forward(const TensorView& input, const TensorView& weight, const OptionalView& bias,
-                        const OptionalView& lengths, const TensorView& output,
-                        const OptionalView& argmax, const std::array<int64_t, 6>& geometry,
-                        const std::string& activation, const Where& where) {
+    // What a kernel is given of these views, all checked; T: the type of input's elements.
+    template <class T>
+    static ConvolutionForward<T> forward_call(const TensorView& input, const TensorView& weight,
+                                              const OptionalView& bias, const OptionalView& lengths,
+                                              const TensorView& output, const OptionalView& argmax,
+                                              const GivenGeometry& geometry,
+                                              const std::string& activation) {
         const ConvolutionShape shape = checked_shape(input, weight, unpacked(geometry), activation);
         expect_device(input.device, {{"weight", &weight},
                                      {"bias", if_there(bias)},
                                      {"lengths", if_there(lengths)},
                                      {"output", &output},
                                      {"argmax", if_there(argmax)}});
-        const int64_t* sample_lengths = Device::lengths(lengths, shape.batch, shape.length);
+        ConvolutionForward<T> call{};
+        call.shape = shape;
+        call.input = sequence_view(input);
+        call.weight = weight_view(weight);
+        call.bias = contiguous_data<T>("bias", bias, input.dtype, {shape.filters});
+        call.lengths = Device::lengths(lengths, shape.batch, shape.length);
         expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
         expect_distinct_elements("output", output);
-        int32_t* winners = contiguous_data<int32_t>("argmax", argmax, DataType::int32,
-                                                    {shape.batch, shape.pooled, shape.filters});
-        with_element_type("input", input, [&](auto element) {
-            using T = decltype(element);
-            ConvolutionForward<T> call{};
-            call.shape = shape;
-            call.input = sequence_view(input);
-            call.weight = weight_view(weight);
-            call.bias = contiguous_data<T>("bias", bias, input.dtype, {shape.filters});
-            call.lengths = sample_lengths;
-            call.output = static_cast<T*>(output.data);
-            call.output_stride_batch = output.strides[0];
-            call.output_stride_pooled = output.strides[1];
-            call.output_stride_filter = output.strides[2];
-            call.argmax = winners;
-            Device::forward(call, where, input.device);
-        });
+        call.output = static_cast<T*>(output.data);
+        call.output_stride_batch = output.strides[0];
+        call.output_stride_pooled = output.strides[1];
+        call.output_stride_filter = output.strides[2];
+        call.argmax = contiguous_data<int32_t>("argmax", argmax, DataType::int32,
+                                               {shape.batch, shape.pooled, shape.filters});
+        return call;
     }
 
-    static void backward(const TensorView& grad_output, const TensorView& output,
-                         const TensorView& argmax, const TensorView& input,
-                         const TensorView& weight, const OptionalView& lengths,
-                         const OptionalView& grad_input, const OptionalView& grad_weight,
-                         const OptionalView& grad_bias, const std::array<int64_t, 6>& geometry,
-                         const std::string& activation, const Where& where) {
+    template <class T>
+    static ConvolutionBackward<T> backward_call(
+        const TensorView& grad_output, const TensorView& output, const TensorView& argmax,
+        const TensorView& input, const TensorView& weight, const OptionalView& lengths,
+        const OptionalView& grad_input, const OptionalView& grad_weight,
+        const OptionalView& grad_bias, const GivenGeometry& geometry,
+        const std::string& activation) {
         const ConvolutionShape shape = checked_shape(input, weight, unpacked(geometry), activation);
         expect_device(input.device, {{"grad_output", &grad_output},
                                      {"output", &output},
@@ -140,40 +142,58 @@ class ConvolutionFace {
                                      {"grad_input", if_there(grad_input)},
                                      {"grad_weight", if_there(grad_weight)},
                                      {"grad_bias", if_there(grad_bias)}});
-        const int64_t* sample_lengths = Device::lengths(lengths, shape.batch, shape.length);
+        ConvolutionBackward<T> call{};
+        call.shape = shape;
+        call.input = sequence_view(input);
+        call.weight = weight_view(weight);
+        call.lengths = Device::lengths(lengths, shape.batch, shape.length);
         expect("grad_output", grad_output, input.dtype, {shape.batch, shape.pooled, shape.filters});
         expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
         expect_contiguous("argmax", argmax, DataType::int32,
                           {shape.batch, shape.pooled, shape.filters});
+        call.grad_output = static_cast<const T*>(grad_output.data);
+        call.grad_output_stride_batch = grad_output.strides[0];
+        call.grad_output_stride_pooled = grad_output.strides[1];
+        call.grad_output_stride_filter = grad_output.strides[2];
+        call.output = static_cast<const T*>(output.data);
+        call.output_stride_batch = output.strides[0];
+        call.output_stride_pooled = output.strides[1];
+        call.output_stride_filter = output.strides[2];
+        call.argmax = static_cast<const int32_t*>(argmax.data);
+        call.grad_input = contiguous_data<T>("grad_input", grad_input, input.dtype,
+                                             {shape.batch, shape.length, shape.channels});
+        call.grad_weight = contiguous_data<T>("grad_weight", grad_weight, input.dtype,
+                                              {shape.filters, shape.channels, shape.kernel_size});
+        call.grad_bias = contiguous_data<T>("grad_bias", grad_bias, input.dtype, {shape.filters});
+        return call;
+    }
+
+    static void forward(const TensorView& input, const TensorView& weight, const OptionalView& bias,
+                        const OptionalView& lengths, const TensorView& output,
+                        const OptionalView& argmax, const GivenGeometry& geometry,
+                        const std::string& activation, const Where& where) {
         with_element_type("input", input, [&](auto element) {
-            using T = decltype(element);
-            ConvolutionBackward<T> call{};
-            call.shape = shape;
-            call.input = sequence_view(input);
-            call.weight = weight_view(weight);
-            call.lengths = sample_lengths;
-            call.grad_output = static_cast<const T*>(grad_output.data);
-            call.grad_output_stride_batch = grad_output.strides[0];
-            call.grad_output_stride_pooled = grad_output.strides[1];
-            call.grad_output_stride_filter = grad_output.strides[2];
-            call.output = static_cast<const T*>(output.data);
-            call.output_stride_batch = output.strides[0];
-            call.output_stride_pooled = output.strides[1];
-            call.output_stride_filter = output.strides[2];
-            call.argmax = static_cast<const int32_t*>(argmax.data);
-            call.grad_input = contiguous_data<T>("grad_input", grad_input, input.dtype,
-                                                 {shape.batch, shape.length, shape.channels});
-            call.grad_weight =
-                contiguous_data<T>("grad_weight", grad_weight, input.dtype,
-                                   {shape.filters, shape.channels, shape.kernel_size});
-            call.grad_bias =
-                contiguous_data<T>("grad_bias", grad_bias, input.dtype, {shape.filters});
+            const auto call = forward_call<decltype(element)>(input, weight, bias, lengths, output,
+                                                              argmax, geometry, activation);
+            Device::forward(call, where, input.device);
+        });
+    }
+
+    static void backward(const TensorView& grad_output, const TensorView& output,
+                         const TensorView& argmax, const TensorView& input,
+                         const TensorView& weight, const OptionalView& lengths,
+                         const OptionalView& grad_input, const OptionalView& grad_weight,
+                         const OptionalView& grad_bias, const GivenGeometry& geometry,
+                         const std::string& activation, const Where& where) {
+        with_element_type("input", input, [&](auto element) {
+            const auto call = backward_call<decltype(element)>(
+                grad_output, output, argmax, input, weight, lengths, grad_input, grad_weight,
+                grad_bias, geometry, activation);
             Device::backward(call, where, input.device);
         });
     }
 
-    // geometry: (stride, padding_left, padding_right, dilation, pool_size, pool_stride)
-    static Geometry unpacked(const std::array<int64_t, 6>& g) {
+    static Geometry unpacked(const GivenGeometry& g) {
         return {g[0], g[1], g[2], g[3], g[4], g[5]};
     }
 

@@ -160,4 +160,41 @@ class Conv1dMaxPoolBank(nn.Module):
         input and lengths are those of ``functional.conv1d_max_pool``; without a batch the result
         has no N. A sample too short for a filter yields 0 for that filter.
         """
-        return torch.cat([layer(input, lengths) for layer in self.children()], dim=-1)
+        layers = list(self.children())
+        if torch.compiler.is_compiling() or not _are_alike(layers):
+            return torch.cat([layer(input, lengths) for layer in layers], dim=-1)
+        weights, biases = zip(*(named(layer, ("weight", "bias")) for layer in layers), strict=True)
+        first = layers[0]
+        return functional.conv1d_max_pool_bank(
+            input,
+            weights,
+            biases,
+            first.stride,
+            first.padding,
+            first.dilation,
+            activation=first.activation,
+            lengths=lengths,
+            channels_last=first.channels_last,
+        )
+
+
+def _are_alike(layers: list[nn.Module]) -> bool:
+    """Whether one function computes all layers: what they are called with but their parameters is
+    the same, and nothing hangs on the call of any (a hook, a subclass's forward)."""
+    of_all = {_call_of(layer) for layer in layers}
+    return len(of_all) == 1 and None not in of_all and not nn.modules.module._has_any_global_hook()
+
+
+def _call_of(layer: nn.Module) -> tuple | None:
+    """What a layer's function is called with besides parameters; None where a call does more."""
+    hooks = (
+        layer._forward_pre_hooks,
+        layer._forward_hooks,
+        layer._backward_pre_hooks,
+        layer._backward_hooks,
+    )
+    if type(layer) is not Conv1dMaxPool or any(hooks) or "forward" in layer.__dict__:
+        return None
+    if layer._compiled_call_impl is not None or layer.pool_size or layer.pool_stride:
+        return None
+    return (layer.stride, layer.padding, layer.dilation, layer.activation, layer.channels_last)

@@ -9,7 +9,14 @@ They carry neither gradients nor autocast: call ``functional``, which sees to bo
 An output that was not asked for comes back as a tensor without elements.
 """
 
-from ._convolution import conv1d_max_pool, conv1d_max_pool_backward, convolution
+from ._convolution import (
+    conv1d_max_pool,
+    conv1d_max_pool_backward,
+    conv1d_max_pool_bank,
+    conv1d_max_pool_bank_backward,
+    convolution,
+    convolution_bank,
+)
 from ._dispatch import are_plain
 from ._recurrence import (
     recurrence,
@@ -23,7 +30,10 @@ __all__ = [
     "are_plain",
     "conv1d_max_pool",
     "conv1d_max_pool_backward",
+    "conv1d_max_pool_bank",
+    "conv1d_max_pool_bank_backward",
     "convolution",
+    "convolution_bank",
     "recurrence",
     "recurrence_backward",
     "recurrence_sequence",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import _cpu, checks, cpu, cuda
 from ._dispatch import (
+    are_plain,
     callable_operation,
     define,
     room_for,
@@ -127,8 +129,100 @@ conv1d_max_pool = callable_operation("conv1d_max_pool", _conv1d_max_pool)
 conv1d_max_pool_backward = callable_operation("conv1d_max_pool_backward", _conv1d_max_pool_backward)
 
 
+# A bank is several convolutions of the same input, each pooled over all time, the filters of all
+# side by side. It is no operation of ``torch.library``: what needs the dispatcher, a transform or
+# a compiler, sees one convolution after the other.
+
+
+def conv1d_max_pool_bank(
+    input, weights, biases, lengths, geometries, activation
+) -> tuple[Tensor, Tensor]:
+    """The output (N, F), and argmax, (N, filters) of one convolution after the other, flat."""
+    output = _empty_bank(input, weights)
+    argmax = output.new_empty(output.numel(), dtype=torch.int32)
+    biases = [bias.contiguous() for bias in biases]
+    where = cpu.where(input, "conv")
+    _cpu.conv1d_max_pool_bank_forward(
+        input, weights, biases, lengths, output, argmax, geometries, activation, where
+    )
+    return output, argmax
+
+
+def _empty_bank(input: Tensor, weights) -> Tensor:
+    return input.new_empty(input.shape[0], sum(weight.shape[0] for weight in weights))
+
+
+def conv1d_max_pool_bank_backward(
+    grad_output, output, argmax, input, weights, lengths, geometries, activation, needs
+) -> list[Tensor | None]:
+    """Gradients of input, weights and biases, None where ``needs``, in that order, has False."""
+    count = len(weights)
+    if not are_plain((grad_output, output, argmax, input, *weights, lengths)):
+        return _bank_backward_in_turns(
+            grad_output, output, argmax, input, weights, lengths, geometries, activation, needs
+        )
+    sizes = (
+        input.shape,
+        *(weight.shape for weight in weights),
+        *(weight.shape[:1] for weight in weights),
+    )
+    gradients = [
+        input.new_empty(*size) if need else None for size, need in zip(sizes, needs, strict=True)
+    ]
+    _cpu.conv1d_max_pool_bank_backward(
+        grad_output,
+        output,
+        argmax,
+        input,
+        weights,
+        lengths,
+        gradients[0],
+        gradients[1 : 1 + count],
+        gradients[1 + count :],
+        geometries,
+        activation,
+        cpu.where(input, "conv"),
+    )
+    return gradients
+
+
+def _bank_backward_in_turns(
+    grad_output, output, argmax, input, weights, lengths, geometries, activation, needs
+) -> list[Tensor | None]:
+    """The same by the operation of one convolution, which a transform can map."""
+    filters = [weight.shape[0] for weight in weights]
+    blocks = argmax.split([input.shape[0] * own for own in filters])
+    parts = zip(
+        grad_output.split(filters, 1),
+        output.split(filters, 1),
+        blocks,
+        weights,
+        geometries,
+        strict=True,
+    )
+    of_each = []
+    for index, (grad, own, block, weight, geometry) in enumerate(parts):
+        needs_of_it = [needs[0], needs[1 + index], needs[1 + len(weights) + index]]
+        winners = block.view(own.shape[0], 1, own.shape[1])
+        of_each.append(
+            conv1d_max_pool_backward(
+                grad, own, winners, input, weight, lengths, geometry, activation, True, needs_of_it
+            )
+        )
+    of_input, of_weights, of_biases = zip(*of_each, strict=True)
+    gradients = (sum(of_input[1:], of_input[0]), *of_weights, *of_biases)
+    return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+
+
 _GEOMETRY_TYPES = frozenset((int, str, type(None)))
 _known_geometry = functools.lru_cache(maxsize=256)(checks.convolution_geometry)
+
+
+def _plain_integers(geometry: tuple[int | str | None, ...]) -> list[int | str | None] | None:
+    """A geometry in a layer's form or a function's; None where its parts are of odd types."""
+    geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
+    # True and 1.0 are equal to 1, and must not find what is known of it.
+    return geometry if _GEOMETRY_TYPES.issuperset(map(type, geometry)) else None
 
 
 def convolution(
@@ -148,9 +242,8 @@ def convolution(
     """
     if not _cpu.needs_only_kernel((input, weight, bias)):
         return None
-    geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
-    # True and 1.0 are equal to 1, and must not find what is known of it.
-    if not _GEOMETRY_TYPES.issuperset(map(type, geometry)) or type(activation) is not str:
+    geometry = _plain_integers(geometry)
+    if geometry is None or type(activation) is not str:
         return None
     if input is None or input.dim() != 3:
         return None
@@ -164,6 +257,37 @@ def convolution(
         known = _known_geometry(kernel_size, *geometry)
         output, view = _empty_convolution(sequences, weight, known, channels_last)
         _run_forward(sequences, weight, bias, None, view, None, known, activation)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    return output
+
+
+def convolution_bank(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    geometry: tuple[int | str | None, ...],
+    activation: str,
+    channels_last: bool,
+) -> Tensor | None:
+    """The same of a bank, ``geometry`` being stride, padding and dilation of all its weights."""
+    if not _cpu.needs_only_kernel((input, *weights, *biases)):
+        return None
+    geometry = _plain_integers(geometry)
+    if geometry is None or type(activation) is not str:
+        return None
+    if input is None or input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):
+        return None
+    sequences = input if channels_last else input.transpose(1, 2)
+    try:
+        if not all(weight.numel() for weight in weights):
+            return None
+        known = [_known_geometry(weight.shape[2], *geometry, None, None) for weight in weights]
+        output = _empty_bank(sequences, weights)
+        where = cpu.where(sequences, "conv")
+        _cpu.conv1d_max_pool_bank_forward(
+            sequences, weights, biases, None, output, None, known, activation, where
+        )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None
     return output

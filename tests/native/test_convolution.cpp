@@ -58,5 +58,56 @@ TEST(convolution_ties_go_to_the_first_window_and_nan_wins) {
     }
 }
 
+// Three convolutions of the same input, of other filters, taps, strides and paddings.
+template <class Kernels>
+void check_bank(const Kernels& kernels, bool ragged, int threads) {
+    using T = typename Kernels::Number;
+    using A = Activation;
+    std::vector<Problem> problems;
+    for (const ConvolutionShape& shape : {shape_of(3, 21, 37, 19, 3, 1, 0, 1, 0, 0, A::tanh),
+                                          shape_of(3, 21, 37, 5, 2, 2, 3, 4, 0, 0, A::tanh),
+                                          shape_of(3, 21, 37, 33, 6, 1, 1, 1, 0, 0, A::tanh)}) {
+        problems.emplace_back(Case{shape, false, ragged});
+    }
+    std::vector<std::vector<T>> weights, outputs, gradients;
+    std::vector<T> grad_input(problems[0].input.size());
+    std::vector<double> expected(grad_input.size());
+    std::vector<ConvolutionBackward<T>> calls;
+    for (const Problem& problem : problems) {
+        const ConvolutionShape& s = problem.shape;
+        weights.push_back(converted<T>(problem.weight));
+        outputs.push_back(converted<T>(problem.output));
+        gradients.push_back(converted<T>(problem.grad_output));
+        ConvolutionBackward<T> call{};
+        call.shape = s;
+        call.weight = {weights.back().data(), s.channels * s.kernel_size, s.kernel_size, 1};
+        call.lengths = ragged ? problem.lengths.data() : nullptr;
+        call.grad_output = gradients.back().data();
+        call.output = outputs.back().data();
+        call.grad_output_stride_batch = call.output_stride_batch = s.filters;
+        call.grad_output_stride_pooled = call.output_stride_pooled = s.filters;
+        call.grad_output_stride_filter = call.output_stride_filter = 1;
+        call.argmax = problem.argmax.data();
+        call.grad_input = grad_input.data();
+        calls.push_back(call);
+        for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += problem.grad_input[i];
+    }
+    kernels.convolution_bank_input_gradient(calls.data(), 3, threads);
+    CHECK(relative_error(grad_input, expected) <= (is_sixteen_bit<T> ? 2 : 32) * epsilon<T>());
+}
+
+TEST(convolutions_of_one_input_add_up_to_its_gradient) {
+    for_each_isa([](const std::string&, const KernelTable& table) {
+        for (const bool ragged : {false, true}) {
+            for (const int threads : {1, 3}) {
+                check_bank(table.float32, ragged, threads);
+                check_bank(table.float64, ragged, threads);
+                check_bank(table.bfloat16, ragged, threads);
+                check_bank(table.float16, ragged, threads);
+            }
+        }
+    });
+}
+
 }  // namespace
 }  // namespace seqkernels::testing

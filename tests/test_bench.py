@@ -195,6 +195,7 @@ SHAPES = {
         "N=2 L=9 C=3 F=5 k=3 layout=NLC,NCL activation=relu,tanh",
         "N=2 L=9 C=3 F=5 k=2 padding=1 pool=2 stride=2 layout=NLC,NCL",
         "N=3 L=12 C=3 F=5 k=3 lengths=reviews pool=0,2 padding=0,2",
+        "N=3 L=12 C=3 F=5 k=2 bank=3 lengths=full,reviews layout=NLC,NCL padding=0,1",
     ],
     "lstm": ["N=2 T=4 H=8 I=3 layers=1,2 directions=1,2 lengths=full,reviews"],
     "rnn": ["N=2 T=4 H=8 nonlinearity=tanh,relu lengths=full,reviews"],

@@ -70,6 +70,11 @@ def test_every_suite_has_only_shapes_that_its_operations_take(name):
         ("lstm", {"N": 1, "T": 2, "H": 3, "Q": 1}, "no Q"),
         ("lstm", {"N": 0, "T": 2, "H": 3}, "N: expected a positive"),
         ("rnn", {"N": 1, "T": 2, "H": 3, "nonlinearity": "gelu"}, "nonlinearity: expected one of"),
+        (
+            "conv1d_max_pool",
+            {"N": 1, "L": 9, "C": 2, "F": 3, "k": 2, "bank": 2, "pool": 2},
+            "a bank's filters pool over all time",
+        ),
     ],
 )
 def test_wrong_shapes_are_named(operation, shape, word):
@@ -90,6 +95,17 @@ def test_cost_of_a_convolution():
     assert costs == {"inference": forward, "backward": sparse, "training": forward + sparse}
     elements = 2 * 7 * 2 + 4 * 6 + 4 + 2 * 4
     assert operation.bytes(Case(operation.name, shape, dtype="float64")) == 8 * elements
+
+
+def test_cost_of_a_bank():
+    """The sum of its convolutions', but for the input, which is read once."""
+    operation = OPERATIONS["conv1d_max_pool"]
+    sizes = {"N": 2, "L": 7, "C": 2, "F": 4, "k": 3}
+    bank = Case(operation.name, operation.shape(sizes | {"bank": 2}), "training")
+    alone = [Case(operation.name, operation.shape(sizes | {"k": k}), "training") for k in (3, 4)]
+    assert operation.flops(bank) == sum(map(operation.flops, alone))
+    of_input = 3 * 4 * 2 * 7 * 2
+    assert operation.bytes(bank) == sum(map(operation.bytes, alone)) - of_input
 
 
 def test_cost_of_layers_in_two_directions():

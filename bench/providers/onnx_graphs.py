@@ -84,26 +84,31 @@ def _convolution(graph: _Graph, case: Case, data: Data, pool: str):
     operation = OPERATIONS[case.operation]
     sizes, geometry = operation.sizes(case), operation.geometry(case)
     nlc = sizes["layout"] == "NLC"
-    value = graph.add("Transpose", ["input"], ["ncl"], perm=[0, 2, 1]) if nlc else "input"
-    weights = [graph.constant(name, tensor) for name, tensor in data.parameters.items()]
-    value = graph.add(
-        "Conv",
-        [value, *weights],
-        ["values"],
-        strides=[geometry.stride],
-        pads=[geometry.padding_left, geometry.padding_right],
-        dilations=[geometry.dilation],
-    )
-    if geometry.pool_size:
-        size, step = [geometry.pool_size], [geometry.pool_stride]
-        value = graph.add("MaxPool", [value], ["pooled"], kernel_shape=size, strides=step)
-        value = graph.add("Transpose", [value], ["nlc"], perm=[0, 2, 1]) if nlc else value
-    elif pool == "ReduceMax":
-        axes = graph.constant("axes", [2])
-        value = graph.add("ReduceMax", [value, axes], ["pooled"], keepdims=0)
-    else:
-        value = graph.add("GlobalMaxPool", [value], ["pooled"])
-        value = graph.add("Squeeze", [value, graph.constant("axes", [2])], ["squeezed"])
+    input = graph.add("Transpose", ["input"], ["ncl"], perm=[0, 2, 1]) if nlc else "input"
+    axes = graph.constant("axes", [2])
+    outputs = []
+    for prefix in operation.members(case):
+        parameters = [f"{prefix}{name}" for name in ("weight", "bias")]
+        value = graph.add(
+            "Conv",
+            [input, *(graph.constant(name, data.parameters[name]) for name in parameters)],
+            [f"{prefix}values"],
+            strides=[geometry.stride],
+            pads=[geometry.padding_left, geometry.padding_right],
+            dilations=[geometry.dilation],
+        )
+        pooled = [f"{prefix}pooled"]
+        if geometry.pool_size:
+            size, step = [geometry.pool_size], [geometry.pool_stride]
+            value = graph.add("MaxPool", [value], pooled, kernel_shape=size, strides=step)
+            value = graph.add("Transpose", [value], ["nlc"], perm=[0, 2, 1]) if nlc else value
+        elif pool == "ReduceMax":
+            value = graph.add("ReduceMax", [value, axes], pooled, keepdims=0)
+        else:
+            value = graph.add("GlobalMaxPool", [value], pooled)
+            value = graph.add("Squeeze", [value, axes], [f"{prefix}squeezed"])
+        outputs.append(value)
+    value = outputs[0] if len(outputs) == 1 else graph.add("Concat", outputs, ["together"], axis=1)
     graph.add(_ACTIVATIONS[sizes["activation"]] or "Identity", [value], ["output"])
     return ("output",), {"input": data.input.numpy()}
 

@@ -114,12 +114,13 @@ class Ours(Provider):
 
     def _convolution(self, case: Case, data: Data) -> Run:
         sizes = OPERATIONS[case.operation].sizes(case)
-        layer = seqkernels.nn.Conv1dMaxPool(
-            sizes["C"],
-            sizes["F"],
-            sizes["k"],
-            **OPERATIONS[case.operation].keywords(case),
-        )
+        operation, convolutions = OPERATIONS[case.operation], seqkernels.nn
+        lengths_of_filters = tuple(operation.members(case).values())
+        if len(lengths_of_filters) == 1:
+            build, (kernel_size,) = convolutions.Conv1dMaxPool, lengths_of_filters
+        else:
+            build, kernel_size = convolutions.Conv1dMaxPoolBank, lengths_of_filters
+        layer = build(sizes["C"], sizes["F"], kernel_size, **operation.keywords(case))
         leaves = with_parameters(layer, data)
         lengths = None if data.lengths is None else data.lengths.to(case.device)
         return passes(case, data, lambda: {"output": layer(data.input, lengths)}, leaves)
@@ -167,7 +168,8 @@ def with_parameters(layer: nn.Module, data: Data) -> dict[str, Tensor]:
     leaves = {"input": data.input}
     for name, value in data.parameters.items():
         parameter = nn.Parameter(value)
-        setattr(layer, name, parameter)
+        path, _, attribute = name.rpartition(".")
+        setattr(layer.get_submodule(path), attribute, parameter)
         leaves[name] = parameter
     return leaves
 

@@ -44,7 +44,7 @@ class TorchConvolution(Provider):
 
     def prepare(self, case: Case, data: Data) -> Run:
         forward, leaves = self.forward(case, data)
-        shapes = {"weight": tuple(data.parameters["weight"].shape)}
+        shapes = {name: tuple(value.shape) for name, value in data.parameters.items()}
         return passes(case, data, forward, leaves, shapes)
 
     def forward(self, case: Case, data: Data):
@@ -52,26 +52,34 @@ class TorchConvolution(Provider):
         geometry = OPERATIONS[case.operation].geometry(case)
         sizes = OPERATIONS[case.operation].sizes(case)
         is_plane = self.convolution == "conv2d"
-        weight = data.parameters["weight"]
-        if is_plane:
-            weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        leaves = {"input": data.input, "weight": weight, "bias": data.parameters["bias"]}
-        bias, activate = leaves["bias"], ACTIVATIONS[sizes["activation"]]
+        leaves = {"input": data.input, **data.parameters}
+        members = []
+        for prefix, kernel_size in OPERATIONS[case.operation].members(case).items():
+            weight = leaves[f"{prefix}weight"]
+            if is_plane:
+                weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+                leaves[f"{prefix}weight"] = weight
+            finish = None if data.lengths is None else _masked(sizes, kernel_size, geometry, data)
+            members.append((weight, leaves[f"{prefix}bias"], finish))
+        activate = ACTIVATIONS[sizes["activation"]]
         nlc, has_lengths = sizes["layout"] == "NLC", data.lengths is not None
         stride, padding, dilation = geometry.stride, geometry.padding_left, geometry.dilation
         size, step = geometry.pool_size, geometry.pool_stride
-        finish = _masked(sizes, geometry, data) if has_lengths else None
         mask_input = has_lengths and padding > 0
 
         def forward() -> dict[str, Tensor]:
             input = data.input.transpose(1, 2) if nlc else data.input
             if mask_input:
-                input = finish.input(input)
+                input = members[0][2].input(input)
             if is_plane:
-                plane = input.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-                values = F.conv2d(
-                    plane, weight, bias, (1, stride), (0, padding), (1, dilation)
-                ).squeeze(2)
+                input = input.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+            outputs = [of_member(input, *member) for member in members]
+            return {"output": outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)}
+
+        def of_member(input: Tensor, weight: Tensor, bias: Tensor, finish) -> Tensor:
+            if is_plane:
+                steps = ((1, stride), (0, padding), (1, dilation))
+                values = F.conv2d(input, weight, bias, *steps).squeeze(2)
             else:
                 values = activate(F.conv1d(input, weight, bias, stride, padding, dilation))
             if has_lengths:
@@ -84,7 +92,7 @@ class TorchConvolution(Provider):
                 pooled = pooled.squeeze(2)
             if has_lengths:
                 pooled = finish.pooled(pooled)
-            return {"output": pooled.transpose(1, 2) if size and nlc else pooled}
+            return pooled.transpose(1, 2) if size and nlc else pooled
 
         return forward, leaves
 
@@ -92,11 +100,11 @@ class TorchConvolution(Provider):
 class _masked:
     """What the padding behind shorter sequences needs: masks, made once, applied at every call."""
 
-    def __init__(self, sizes: dict, geometry, data: Data) -> None:
+    def __init__(self, sizes: dict, kernel_size: int, geometry, data: Data) -> None:
         device = data.input.device
-        windows = output_length(data.lengths, sizes["k"], geometry)
+        windows = output_length(data.lengths, kernel_size, geometry)
         pooled = pooled_length(windows, geometry)
-        width = output_length(sizes["L"], sizes["k"], geometry)
+        width = output_length(sizes["L"], kernel_size, geometry)
         places = torch.arange(sizes["L"])
         self.beyond_input = (places >= data.lengths[:, None])[:, None].to(device)
         self.beyond_window = (torch.arange(width) >= windows[:, None])[:, None].to(device)

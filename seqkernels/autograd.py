@@ -317,7 +317,8 @@ class _Conv1dMaxPoolBank(torch.autograd.Function):
         pooled, argmax = output
         ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(lengths, pooled, argmax, *tensors)
+        # A copy, since what stands side by side may be changed in place, as concatenated tensors.
+        ctx.save_for_backward(lengths, pooled.clone(), argmax, *tensors)
 
     @staticmethod
     def backward(ctx, grad_output, _):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -124,14 +124,22 @@ def conv1d_max_pool(
     return geometry
 
 
-def bank(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None) -> None:
-    """Check how many weights and biases ``functional.conv1d_max_pool_bank`` was given."""
-    if len(weights) == 0:
+def bank(
+    weights: Iterable[Tensor], biases: Iterable[Tensor | None] | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """Weights and biases of ``functional.conv1d_max_pool_bank``, as many of these as of those."""
+    for name, given in (("weights", weights), ("biases", biases if biases is not None else ())):
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name}: expected tensors, one after another, got {given!r}")
+    weights = tuple(weights)
+    if not weights:
         raise ValueError("weights: expected at least one, got none")
-    if biases is not None and len(biases) != len(weights):
+    biases = (None,) * len(weights) if biases is None else tuple(biases)
+    if len(biases) != len(weights):
         raise ValueError(
             f"biases: expected {len(weights)}, one for each of weights, or None, got {len(biases)}"
         )
+    return weights, biases
 
 
 def convolution_geometry(

@@ -154,8 +154,10 @@ def conv1d_max_pool_bank(
     """Filters of several lengths, each pooled over all time, side by side: Kim's bank.
 
     What ``conv1d_max_pool`` gives for each weight and bias, concatenated (arXiv 1408.5882, 2014).
-    On the CPU all are computed in one call, where nothing but the kernels is needed, and what they
-    give to the input's gradient is summed up as it is made.
+    On the CPU all are computed in one call where nothing but the kernels is needed (in turns under
+    autocast, a transform, a profiler or a compiler, in forward mode, and where some have a bias and
+    others not), and what they give to the input's gradient is summed up as it is made: of 16-bit
+    tensors in float32 and rounded once, where in turns each one's is rounded.
 
     Args:
         weights: one at least, each (F_i, C, k_i).
@@ -172,8 +174,7 @@ def conv1d_max_pool_bank(
             ``conv1d_max_pool``.
     """
     how = (stride, padding, dilation)
-    checks.bank(weights, biases)
-    biases = biases or [None] * len(weights)
+    weights, biases = checks.bank(weights, biases)
     present = [bias for bias in biases if bias is not None]
     at_once = len(present) in (0, len(weights)) and not torch.compiler.is_compiling()
     if at_once and lengths is None:

@@ -113,11 +113,11 @@ def conv1d_max_pool_bank(
     channels_last: bool = False,
 ) -> Tensor:
     """Convolutions pooled over time, side by side; see ``functional.conv1d_max_pool_bank``."""
-    checks.bank(weights, biases)
+    weights, biases = checks.bank(weights, biases)
     options = {"activation": activation, "lengths": lengths, "channels_last": channels_last}
     outputs = [
         conv1d_max_pool(input, weight, bias, stride, padding, dilation, **options)
-        for weight, bias in zip(weights, biases or [None] * len(weights), strict=True)
+        for weight, bias in zip(weights, biases, strict=True)
     ]
     return torch.cat(outputs, dim=-1)
 

@@ -243,7 +243,7 @@ def run_nonsense_argmax() -> None:
             own = (argmax >= first) & (argmax < first + 4) & (argmax < windows)
             assert torch.equal(grad_bias, own.sum((0, 1)).to(dtype))
             over_time = (3, 2, 2, 2, 0, 0)
-            grad_input, *_, grad_bias = ops.conv1d_max_pool_bank_backward(
+            grad_input, *grad_weights, _, grad_bias = ops.conv1d_max_pool_bank_backward(
                 torch.ones(3, 35, dtype=dtype),
                 torch.ones(3, 35, dtype=dtype),
                 argmax.flatten(),
@@ -254,10 +254,13 @@ def run_nonsense_argmax() -> None:
                 "identity",
                 [True] * 5,
             )
-            assert grad_input.isfinite().all()
-            of_second = argmax.flatten()[3 * 28 :].view(3, 7)
-            own = (of_second >= 0) & (of_second < windows.view(3, 1))
-            assert torch.equal(grad_bias, own.sum(0).to(dtype))
+            assert all(part.isfinite().all() for part in (grad_input, *grad_weights))
+            parts = [part.view(3, -1) for part in argmax.flatten().split([3 * 28, 3 * 7])]
+            won = [(part >= 0) & (part < windows.view(3, 1)) for part in parts]
+            assert torch.equal(grad_bias, won[1].sum(0).to(dtype))
+            # Of ones, every winner gives each tap within its sample one, for each channel.
+            taps = sum(part.sum() for part in won)
+            assert 0 <= grad_input.double().sum() <= taps * 4 * 5
 
 
 def run_all(isa: str) -> None:

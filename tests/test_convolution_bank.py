@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +79,22 @@ def results(function, arguments: dict) -> list[Tensor]:
     return [output, *torch.autograd.grad(output, leaves(arguments), cotangent)]
 
 
+@contextlib.contextmanager
+def calls_of_kernels():
+    """The names of the native convolutions that are called, in order."""
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def recorded(name: str):
+            kernel = getattr(_cpu, name)
+            return lambda *arguments: called.append(name) or kernel(*arguments)
+
+        for kind in ("forward", "bank_forward", "backward", "bank_backward"):
+            name = f"conv1d_max_pool_{kind}"
+            patch.setattr(_cpu, name, recorded(name))
+        yield called
+
+
 @pytest.mark.parametrize("dtype", functional.NATIVE_DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_a_bank_is_its_convolutions_in_turns(isa, name, dtype):
@@ -86,8 +106,9 @@ def test_a_bank_is_its_convolutions_in_turns(isa, name, dtype):
     given = converted(arguments, dtype) | keywords
     ours, expected = results(functional.conv1d_max_pool_bank, given), results(in_turns, given)
     assert functional.conv1d_max_pool_bank(**given).grad_fn.name() == AT_ONCE
-    with torch.no_grad():
+    with torch.no_grad(), calls_of_kernels() as called:
         assert torch.equal(functional.conv1d_max_pool_bank(**given), expected[0])
+    assert called == ["conv1d_max_pool_bank_forward"]
     # Of 16-bit numbers the input's gradient is rounded once, and not for each convolution.
     is_rounded_once = dtype.itemsize == 2
     for index, (mine, other) in enumerate(zip(ours, expected, strict=True)):
@@ -156,17 +177,62 @@ def test_gradients_of_gradients():
 
 
 def test_several_cotangents_at_a_time():
-    given = converted(arguments_of(CASES["kim"][0], False, True), torch.float64)
+    given = converted(arguments_of(CASES["kim"][0], False, True), torch.float32)
     output = functional.conv1d_max_pool_bank(**given)
     assert output.grad_fn.name() == AT_ONCE
-    cotangents = torch.randn(3, *output.shape, dtype=torch.float64)
+    cotangents = torch.randn(3, *output.shape)
     together = torch.autograd.grad(
         output, leaves(given), cotangents, is_grads_batched=True, retain_graph=True
     )
     for index, cotangent in enumerate(cotangents):
         alone = torch.autograd.grad(output, leaves(given), cotangent, retain_graph=True)
         for some, one in zip(together, alone, strict=True):
-            torch.testing.assert_close(some[index], one)
+            assert torch.equal(some[index], one)
+
+
+def test_the_output_may_be_changed_in_place():
+    given = converted(arguments_of(CASES["kim"][0], False, True), torch.float64)
+    given["activation"] = "sigmoid"
+    found = [
+        torch.autograd.grad(function(**given).mul_(2).square().sum(), leaves(given))
+        for function in (functional.conv1d_max_pool_bank, in_turns)
+    ]
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_compiled_autograd_goes_through_it():
+    given = converted(arguments_of(CASES["kim"][0], False, True), torch.float32)
+    expected = results(functional.conv1d_max_pool_bank, given)[1:]
+    compiler = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    with torch._dynamo.compiled_autograd._enable(compiler):
+        found = results(functional.conv1d_max_pool_bank, given)[1:]
+    assert all(map(torch.equal, found, expected))
+
+
+class Made(Sequence):
+    """Tensors that nobody else holds."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensors[index].clone()
+
+
+@pytest.mark.parametrize("kind", [Made, iter, tuple, nn.ParameterList])
+def test_weights_may_come_in_any_form(kind):
+    given = arguments_of((2, 9, 3, (5, 5), (2, 2)), False, True)
+    with torch.no_grad(), calls_of_kernels() as called:
+        expected = functional.conv1d_max_pool_bank(**given)
+        forms = {"weights": kind(given["weights"]), "biases": kind(given["biases"])}
+        assert torch.equal(functional.conv1d_max_pool_bank(**given | forms), expected)
+        stacked = {"weights": torch.stack(given["weights"]), "biases": torch.stack(given["biases"])}
+        assert torch.equal(functional.conv1d_max_pool_bank(**given | stacked), expected)
+    assert called == 3 * ["conv1d_max_pool_bank_forward"]
 
 
 def test_one_tensor_may_be_several_weights():
@@ -211,8 +277,12 @@ def test_what_needs_more_than_the_kernels_goes_in_turns(how, monkeypatch):
 
 def test_on_a_gpu_convolutions_go_in_turns(monkeypatch):
     given = converted(arguments_of(CASES["kim"][0], False, True), torch.float32)
-    monkeypatch.setattr(cuda, "is_on_device", lambda tensor: True)
-    assert ops.convolution_bank(given["input"].detach(), [], [], (1, 0, 1), "relu", True) is None
+    with torch.no_grad():
+        arguments = (*map(given.get, ("input", "weights", "biases")), (1, 0, 1), "relu", True)
+        assert ops.convolution_bank(*arguments) is not None
+        assert functional._takes_bank(given["input"])
+        monkeypatch.setattr(cuda, "is_on_device", lambda tensor: True)
+        assert ops.convolution_bank(*arguments) is None
     assert not functional._takes_bank(given["input"])
 
 
@@ -266,12 +336,21 @@ def test_the_layer_is_one_call():
     assert bank(input).grad_fn.name() == AT_ONCE
     assert torch.equal(bank(input), layers_in_turns(bank, input))
     with torch.no_grad():
-        assert torch.equal(bank(input), layers_in_turns(bank, input))
+        expected = layers_in_turns(bank, input)
+        with calls_of_kernels() as called:
+            assert torch.equal(bank(input), expected)
+    assert called == ["conv1d_max_pool_bank_forward"]
 
 
 HOOKS = {
     "forward": lambda layer, called: layer.register_forward_hook(lambda *_: called.append(1)),
     "before": lambda layer, called: layer.register_forward_pre_hook(lambda *_: called.append(1)),
+    "backward": lambda layer, called: layer.register_full_backward_hook(
+        lambda *_: called.append(1)
+    ),
+    "before backward": lambda layer, called: layer.register_full_backward_pre_hook(
+        lambda *_: called.append(1)
+    ),
     "global": lambda _, called: nn.modules.module.register_module_forward_hook(
         lambda *_: called.append(1)
     ),
@@ -285,6 +364,7 @@ def test_hooks_of_the_layers_are_called(kind):
     handle = HOOKS[kind](bank.get_submodule("1"), called)
     try:
         output = bank(input)
+        output.sum().backward()
     finally:
         handle.remove()
     assert called and torch.equal(output, layers_in_turns(bank, input))
@@ -310,9 +390,37 @@ def test_what_is_changed_in_a_layer_is_obeyed():
         assert torch.equal(bank(input), expected), name
         assert expected.shape != before.shape or not torch.equal(expected, before), name
     bank, input = layer_and_input()
+    bank.get_submodule("1").stride = [1]  # an odd form of the same
+    assert torch.equal(bank(input), layers_in_turns(bank, input))
+    bank.get_submodule("1").pool_size = 0
+    with pytest.raises(RuntimeError, match="pool_size: expected at least 1, got 0"):
+        bank(input)
     bank.add_module("0", nn.Identity())
     with pytest.raises(TypeError):  # Identity takes no lengths
         bank(input)
+    for name in ("0", "1"):
+        delattr(bank, name)
+    with pytest.raises((RuntimeError, ValueError), match="empty"):
+        bank(input)
+
+
+def test_a_compiled_layer_is_called():
+    bank, input = layer_and_input()
+    layer = bank.get_submodule("1")
+    called = []
+    layer._compiled_call_impl = lambda *arguments: called.append(1) or layer.forward(*arguments)
+    assert torch.equal(bank(input), layers_in_turns(bank, input))
+    assert len(called) == 2
+
+
+def test_layers_may_be_leaves_of_a_symbolic_trace():
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, seqkernels.nn.Conv1dMaxPool)
+
+    bank, input = layer_and_input()
+    graph = torch.fx.GraphModule(bank, Tracer().trace(bank))
+    assert torch.equal(graph(input), bank(input))
 
 
 def test_other_layers_in_their_place_are_called():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc
+
 import pytest
 import torch
 
@@ -289,15 +291,32 @@ def test_values_out_of_range_are_refused(kernel):
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
 
 
+class Made(collections.abc.Sequence):
+    """Tensors that nobody holds while a kernel would read them."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.tensors[index].clone()
+
+
 def refuses_banks(kernel) -> None:
     """A bank whose lists do not fit together, or of pools."""
     right = KERNELS[kernel][0]()
     for name, value in right.items():
         if not isinstance(value, list):
             continue
+        if isinstance(value[0], torch.Tensor):
+            assert_refused(kernel, {name: Made(value)}, TypeError)
         for wrong in (value[:1], value * 2):
             assert_refused(kernel, {name: wrong}, ValueError, r"^\w+: expected")
     assert_refused(kernel, {"weights": []}, ValueError, "^weights: count: expected at least 1")
+    with_none = {"weights": [right["weights"][0], None]}
+    assert_refused(kernel, with_none, TypeError, "^weights: expected tensors, got None")
     over_time = right["geometries"][0]
     for wrong, message in (
         ((1, 0, 0, 1, 2, 2), "^geometries: expected pooling over all time"),

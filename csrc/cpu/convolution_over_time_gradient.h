@@ -6,11 +6,11 @@
 // registers,
 //   grad_input[p, .. C) = sum over convolutions, taps j, filters f won by the window whose tap j is
 //                             at p of g[f] weight[f, j, .. C)
-// and written once, whether anything won there or not: the sum of each convolution is added to
-// those of the ones behind it, as gradients meet in torch's autograd, so that the bits are the
-// same. Starts that are a whole number of dilations apart are neighbours in that order: the winners
-// whose windows cover a position then follow each other, and the place of their tap's weights
-// differs from position to position by the same number.
+// and written once, whether anything won there or not. The sum of each convolution is added to
+// those of the ones behind it, as autograd adds gradients: the bits are the same, but of 16-bit
+// numbers, which are rounded once. Starts that are a whole number of dilations apart are neighbours
+// in that order: the winners whose windows cover a position then follow each other, and the place
+// of their tap's weights differs from position to position by the same number.
 //
 // Scratch, owned by the call: the weights, F k C of each convolution, rows of whole vectors; for
 // each thread the sorted winners of a sample, where those of each start begin, and the lists of one

@@ -159,9 +159,13 @@ class Conv1dMaxPoolBank(nn.Module):
 
         input and lengths are those of ``functional.conv1d_max_pool``; without a batch the result
         has no N. A sample too short for a filter yields 0 for that filter.
+
+        The layers are called one by one only where that is more than their parameters tell: where
+        one has hooks, or is called otherwise than the others. Else ``conv1d_max_pool_bank`` is.
         """
         layers = list(self.children())
-        if torch.compiler.is_compiling() or not _are_alike(layers):
+        is_eager = isinstance(input, Tensor) and not torch.compiler.is_compiling()
+        if not is_eager or not _are_alike(layers):
             return torch.cat([layer(input, lengths) for layer in layers], dim=-1)
         weights, biases = zip(*(named(layer, ("weight", "bias")) for layer in layers), strict=True)
         first = layers[0]
@@ -181,8 +185,10 @@ class Conv1dMaxPoolBank(nn.Module):
 def _are_alike(layers: list[nn.Module]) -> bool:
     """Whether one function computes all layers: what they are called with but their parameters is
     the same, and nothing hangs on the call of any (a hook, a subclass's forward)."""
-    of_all = {_call_of(layer) for layer in layers}
-    return len(of_all) == 1 and None not in of_all and not nn.modules.module._has_any_global_hook()
+    calls = [_call_of(layer) for layer in layers]
+    if not calls or calls[0] is None or any(call != calls[0] for call in calls):
+        return False
+    return not nn.modules.module._has_any_global_hook()
 
 
 def _call_of(layer: nn.Module) -> tuple | None:
@@ -195,6 +201,8 @@ def _call_of(layer: nn.Module) -> tuple | None:
     )
     if type(layer) is not Conv1dMaxPool or any(hooks) or "forward" in layer.__dict__:
         return None
-    if layer._compiled_call_impl is not None or layer.pool_size or layer.pool_stride:
+    if layer._compiled_call_impl is not None:
+        return None
+    if layer.pool_size is not None or layer.pool_stride is not None:
         return None
     return (layer.stride, layer.padding, layer.dilation, layer.activation, layer.channels_last)

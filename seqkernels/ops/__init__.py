@@ -1,4 +1,4 @@
-"""The operations that torch sees: schemas, kernels and shapes for tracing.
+"""The operations that torch sees: schemas, kernels and shapes for tracing; and ways past it.
 
 ``torch.library`` makes them opaque to ``torch.compile`` and ``torch.export``; gradients are
 attached one floor up, in ``autograd``. Arguments have been checked in ``functional``; the native
@@ -6,7 +6,7 @@ module checks sizes, strides and dtypes once more, since memory depends on them.
 
 They carry neither gradients nor autocast: call ``functional``, which sees to both.
 
-An output that was not asked for comes back as a tensor without elements.
+An output of an operation that was not asked for comes back as a tensor without elements.
 """
 
 from ._convolution import (

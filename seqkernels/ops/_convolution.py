@@ -131,7 +131,7 @@ conv1d_max_pool_backward = callable_operation("conv1d_max_pool_backward", _conv1
 
 # A bank is several convolutions of the same input, each pooled over all time, the filters of all
 # side by side. It is no operation of ``torch.library``: what needs the dispatcher, a transform or
-# a compiler, sees one convolution after the other.
+# a compiler, sees one convolution after another. Gradients that are not needed are None.
 
 
 def conv1d_max_pool_bank(
@@ -157,7 +157,8 @@ def conv1d_max_pool_bank_backward(
 ) -> list[Tensor | None]:
     """Gradients of input, weights and biases, None where ``needs``, in that order, has False."""
     count = len(weights)
-    if not are_plain((grad_output, output, argmax, input, *weights, lengths)):
+    tensors = (grad_output, output, argmax, input, *weights, lengths)
+    if torch.compiler.is_compiling() or not are_plain(tensors):
         return _bank_backward_in_turns(
             grad_output, output, argmax, input, weights, lengths, geometries, activation, needs
         )
@@ -210,7 +211,8 @@ def _bank_backward_in_turns(
             )
         )
     of_input, of_weights, of_biases = zip(*of_each, strict=True)
-    gradients = (sum(of_input[1:], of_input[0]), *of_weights, *of_biases)
+    # The last one first, as autograd adds gradients, and as the kernel does.
+    gradients = (sum(of_input[-2::-1], of_input[-1]), *of_weights, *of_biases)
     return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
 
 
@@ -270,7 +272,11 @@ def convolution_bank(
     activation: str,
     channels_last: bool,
 ) -> Tensor | None:
-    """The same of a bank, ``geometry`` being stride, padding and dilation of all its weights."""
+    """The output of a bank without gradients, (N, F), in as few steps of Python as can be.
+
+    ``geometry`` is stride, padding and dilation of all its weights; biases are one for each, or
+    none. None as ``convolution``.
+    """
     if not _cpu.needs_only_kernel((input, *weights, *biases)):
         return None
     geometry = _plain_integers(geometry)
@@ -280,7 +286,7 @@ def convolution_bank(
         return None
     sequences = input if channels_last else input.transpose(1, 2)
     try:
-        if not all(weight.numel() for weight in weights):
+        if any(0 in (weight.shape[0], weight.shape[2]) for weight in weights):
             return None
         known = [_known_geometry(weight.shape[2], *geometry, None, None) for weight in weights]
         output = _empty_bank(sequences, weights)

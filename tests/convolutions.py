@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
+from remembered import remembered
 from seqkernels import functional, reference
 from tolerance import assert_no_worse
 
@@ -201,14 +202,19 @@ def by_torch(
     return result.transpose(1, 2) if channels_last and pool_size is not None else result
 
 
+@remembered
+def expected_of(given: dict) -> list[Tensor]:
+    """The output by torch, and exactly."""
+    exact = reference.conv1d_max_pool(**converted(given, torch.float64))
+    return [by_torch(**given), exact]
+
+
 def assert_right(arguments: dict, dtype: torch.dtype) -> Tensor:
     """Ours beside torch's in ``dtype``, against the reference in float64; returns ours."""
     given = converted(arguments, dtype)
-    arguments = converted(given, torch.float64)
     ours = functional.conv1d_max_pool(**given)
-    exact = reference.conv1d_max_pool(**arguments)
     assert ours.is_contiguous()
-    assert_no_worse(ours, by_torch(**given), exact, terms=terms_of(arguments), what="output")
+    assert_no_worse(ours, *expected_of(given), terms=terms_of(given), what="output")
     return ours
 
 
@@ -224,13 +230,18 @@ def gradients(function, arguments: dict, cotangent: Tensor | None = None) -> lis
     return list(torch.autograd.grad(output, leaves.values(), cotangent.to(output.dtype)))
 
 
+@remembered
+def expected_gradients_of(given: dict) -> list[list[Tensor]]:
+    """The gradients by torch, and exactly."""
+    exact = gradients(reference.conv1d_max_pool, converted(given, torch.float64))
+    return [gradients(by_torch, given), exact]
+
+
 def assert_right_gradients(arguments: dict, dtype: torch.dtype) -> list[Tensor]:
     """The same for the gradients; returns ours."""
     given = converted(arguments, dtype)
-    arguments = converted(given, torch.float64)
     ours = gradients(functional.conv1d_max_pool, given)
-    torchs = gradients(by_torch, given)
-    exact = gradients(reference.conv1d_max_pool, arguments)
+    torchs, exact = expected_gradients_of(given)
     output = functional.conv1d_max_pool(**given)
     filters, pooled = len(arguments["weight"]), output.numel() // len(arguments["weight"])
     summed = {"input": filters * pooled // len(output), "weight": pooled, "bias": pooled}

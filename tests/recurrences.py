@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
+from remembered import remembered
 from seqkernels import functional, reference
 from tolerance import assert_no_worse
 
@@ -180,12 +181,17 @@ def terms_of(arguments: dict) -> int:
     return max(1, steps) * (inputs + arguments["w_hh"].shape[1] + 2)
 
 
+@remembered
+def expected_of(kind: str, given: dict) -> list[list[Tensor]]:
+    """The results by torch, and exactly."""
+    return [run_torch(kind, given), run_reference(kind, converted(given, torch.float64))]
+
+
 def assert_right(kind: str, arguments: dict, dtype: torch.dtype) -> list[Tensor]:
     """Ours beside torch's in ``dtype``, against the reference in float64; returns ours."""
     given = converted(arguments, dtype)
-    arguments = converted(given, torch.float64)
-    ours, torchs = run(kind, given), run_torch(kind, given)
-    exact = run_reference(kind, arguments)
+    ours = run(kind, given)
+    torchs, exact = expected_of(kind, given)
     assert all(result.is_contiguous() for result in ours)
     assert_no_worse_than_of_one(ours, torchs, exact, terms=terms_of(arguments), what=kind)
     return ours
@@ -264,12 +270,18 @@ def gradients(run, kind: str, arguments: dict, cotangents=None) -> list[Tensor]:
     return list(found)
 
 
+@remembered
+def expected_gradients_of(kind: str, given: dict) -> list[list[Tensor]]:
+    """The gradients by torch, and exactly."""
+    exact = gradients(run_reference, kind, converted(given, torch.float64))
+    return [gradients(run_torch, kind, given), exact]
+
+
 def assert_right_gradients(kind: str, arguments: dict, dtype: torch.dtype) -> list[Tensor]:
     """The same for the gradients; returns ours."""
     given = converted(arguments, dtype)
-    arguments = converted(given, torch.float64)
-    ours, torchs = gradients(run, kind, given), gradients(run_torch, kind, given)
-    exact = gradients(run_reference, kind, arguments)
+    ours = gradients(run, kind, given)
+    torchs, exact = expected_gradients_of(kind, given)
     terms = terms_of(arguments) * max(1, arguments["input"].shape[1])
     assert_no_worse_than_of_one(ours, torchs, exact, terms=terms, what=f"gradients of {kind}")
     return ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,19 @@ CASES = {
     "pools, same": ((2, 3, 12, 33, 4), {"pool_size": 4, "pool_stride": 3, "padding": "same"}),
 }
 LAYOUTS = [False, True]  # channels_last
+
+
+class Made(Sequence):
+    """A sequence of tensors that nobody holds: who does not, reads memory that is free again."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensors[index].clone()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 import seqkernels.nn
 from conftest import in_use
+from convolutions import Made
 from seqkernels import _cpu, cuda, functional, ops, reference
 from tolerance import assert_no_worse
 
@@ -208,19 +208,6 @@ def test_compiled_autograd_goes_through_it():
     with torch._dynamo.compiled_autograd._enable(compiler):
         found = results(functional.conv1d_max_pool_bank, given)[1:]
     assert all(map(torch.equal, found, expected))
-
-
-class Made(Sequence):
-    """Tensors that nobody else holds."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.tensors[index].clone()
 
 
 @pytest.mark.parametrize("kind", [Made, iter, tuple, nn.ParameterList])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections.abc
-
 import pytest
 import torch
 
+from convolutions import Made
 from seqkernels import _cpu
 from subprocesses import run_python
 
@@ -289,19 +288,6 @@ def test_values_out_of_range_are_refused(kernel):
     padding = (1, 2**31 - 9, 2**31 - 9, 1, 0, 0)
     assert_refused(kernel, {"geometry": padding}, ValueError, "^length with padding: expected at")
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
-
-
-class Made(collections.abc.Sequence):
-    """Tensors that nobody holds while a kernel would read them."""
-
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.tensors[index].clone()
 
 
 def refuses_banks(kernel) -> None:

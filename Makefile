@@ -9,7 +9,12 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-# pip and the tests each build in a folder of their own: what was compiled once is kept.
+# pip and the tests each build in a folder of their own: what was compiled once is kept. It must have
+# been by the same name of the compiler, which pip would choose otherwise than CMake.
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+$(VENV)/.installed cuda test emulate: export CXX := $(CXX)
 $(VENV)/.installed cuda test emulate: export CCACHE_DIR := $(CURDIR)/build/ccache
 $(VENV)/.installed cuda test emulate: export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
 

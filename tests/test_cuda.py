@@ -188,7 +188,7 @@ def test_the_face_refuses_what_does_not_fit(emulated):
         ({"lengths": torch.tensor([9, 4], dtype=torch.int32)}, "^lengths: expected int64"),
         ({"weight": torch.randn(5, 7, 3)}, "^weight: expected float32 of shape"),
         ({"output": torch.full((2, 4, 5), 7.0)}, "^output: expected float32 of shape"),
-        ({"input": torch.randn(2, 9, 8).long()}, "^weight: expected int64 of shape"),
+        ({"input": torch.randn(2, 9, 8).long()}, "^input: expected float32, float64, bfloat16"),
     ]
     for mistake, message in mistakes:
         changed = {"where": (0, right, "fast", False)} | mistake

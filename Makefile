@@ -9,14 +9,16 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-# pip and the tests each build in a folder of their own: what was compiled once is kept. It must have
-# been by the same name of the compiler, which pip would choose otherwise than CMake.
+# pip and the tests each build in a folder of their own: what was compiled once is kept. It is found
+# again by the same CMake and name of the compiler, which pip would choose otherwise.
 ifeq ($(origin CXX),default)
 CXX := c++
 endif
-$(VENV)/.installed cuda test emulate: export CXX := $(CXX)
-$(VENV)/.installed cuda test emulate: export CCACHE_DIR := $(CURDIR)/build/ccache
-$(VENV)/.installed cuda test emulate: export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
+BUILDS := $(VENV)/.installed cuda test emulate
+$(BUILDS): private export CXX := $(CXX)
+$(BUILDS): private export PATH := $(CURDIR)/$(BIN):$(PATH)
+$(BUILDS): private export CCACHE_DIR := $(CURDIR)/build/ccache
+$(BUILDS): private export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
 
 .PHONY: help demo test cuda gpu-check emulate bench performance lint format clean
 .DEFAULT_GOAL := help
@@ -28,8 +30,7 @@ demo: $(VENV)/.installed  ## Train a CNN and an LSTM on movie reviews, with torc
 	$(BIN)/python examples/sentence_classification.py
 
 test: $(VENV)/.installed $(VENV)/.peers  ## Run the whole test suite
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest \
-		-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 cuda: $(VENV)/.dependencies  ## Build the CUDA kernels too (where torch is a CUDA build, they always are)
 	SEQKERNELS_CUDA=1 $(PIP) install --quiet --no-deps --editable .
@@ -40,8 +41,8 @@ gpu-check:  ## On a machine with a GPU, with PYTHON's own torch: build, test and
 
 emulate: $(VENV)/.dependencies  ## Run the C++ tests on an emulated processor with AVX-512 and AMX (on Debian)
 	$(PIP) install --quiet pycdlib
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/native -DSEQKERNELS_PYTHON=OFF -DSEQKERNELS_TESTS=ON
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native
+	cmake -G Ninja -S . -B build/native -DSEQKERNELS_PYTHON=OFF -DSEQKERNELS_TESTS=ON
+	cmake --build build/native
 	$(BIN)/python tests/emulator/emulate.py build/emulator build/native/seqkernels_native_tests
 
 bench: $(VENV)/.installed $(VENV)/.peers  ## Time the layers beside every peer, verified, in under a minute

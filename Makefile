@@ -15,10 +15,10 @@ ifeq ($(origin CXX),default)
 CXX := c++
 endif
 BUILDS := $(VENV)/.installed cuda test emulate
-$(BUILDS): private export CXX := $(CXX)
-$(BUILDS): private export PATH := $(CURDIR)/$(BIN):$(PATH)
-$(BUILDS): private export CCACHE_DIR := $(CURDIR)/build/ccache
-$(BUILDS): private export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
+$(BUILDS): export CXX := $(CXX)
+$(BUILDS): export PATH := $(CURDIR)/$(BIN):$(PATH)
+$(BUILDS): export CCACHE_DIR := $(CURDIR)/build/ccache
+$(BUILDS): export CMAKE_CXX_COMPILER_LAUNCHER := $(CURDIR)/$(BIN)/ccache
 
 .PHONY: help demo test cuda gpu-check emulate bench performance lint format clean
 .DEFAULT_GOAL := help

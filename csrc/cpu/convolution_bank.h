@@ -9,7 +9,7 @@
 // Measured, in turns (family 6, model 207, two threads, C 300, three times 100 filters, of 3, 4 and
 // 5): 50 sentences of 56 words 0.63 to 0.68 ms, where one convolution after the other takes 0.70 to
 // 0.76, and to add up what they leave 0.24 more; of 20 words 0.58, 0.57 and 0.06. With what calls
-// cost from Python a step of training, forward and backward, takes 0.78 to 0.84 of the time of one
+// cost from Python a step of training, forward and backward, takes 0.78 to 0.83 of the time of one
 // convolution after the other, in bfloat16 0.84.
 #pragma once
 

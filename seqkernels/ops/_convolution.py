@@ -220,7 +220,7 @@ _GEOMETRY_TYPES = frozenset((int, str, type(None)))
 _known_geometry = functools.lru_cache(maxsize=256)(checks.convolution_geometry)
 
 
-def _plain_integers(geometry: tuple[int | str | None, ...]) -> list[int | str | None] | None:
+def _plain_geometry(geometry: tuple[int | str | None, ...]) -> list[int | str | None] | None:
     """A geometry in a layer's form or a function's; None where its parts are of odd types."""
     geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
     # True and 1.0 are equal to 1, and must not find what is known of it.
@@ -244,7 +244,7 @@ def convolution(
     """
     if not _cpu.needs_only_kernel((input, weight, bias)):
         return None
-    geometry = _plain_integers(geometry)
+    geometry = _plain_geometry(geometry)
     if geometry is None or type(activation) is not str:
         return None
     if input is None or input.dim() != 3:
@@ -279,7 +279,7 @@ def convolution_bank(
     """
     if not _cpu.needs_only_kernel((input, *weights, *biases)):
         return None
-    geometry = _plain_integers(geometry)
+    geometry = _plain_geometry(geometry)
     if geometry is None or type(activation) is not str:
         return None
     if input is None or input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):

@@ -270,10 +270,10 @@ def test_on_a_gpu_convolutions_go_in_turns(monkeypatch):
     with torch.no_grad():
         arguments = (*map(given.get, ("input", "weights", "biases")), (1, 0, 1), "relu", True)
         assert ops.convolution_bank(*arguments) is not None
-        assert functional._takes_bank(given["input"])
+        assert functional._convolution._takes_bank(given["input"])
         monkeypatch.setattr(cuda, "is_on_device", lambda tensor: True)
         assert ops.convolution_bank(*arguments) is None
-    assert not functional._takes_bank(given["input"])
+    assert not functional._convolution._takes_bank(given["input"])
 
 
 MISTAKES = [

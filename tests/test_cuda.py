@@ -17,7 +17,7 @@ import gpu
 import recurrences
 import seqkernels
 from convolutions import converted, gradients, laid_out, tensors
-from seqkernels import cuda, functional
+from seqkernels import checks, cuda, functional
 
 needs_gpu = pytest.mark.skipif(
     not cuda.is_available(), reason="no GPU here, or no CUDA kernels in this installation"
@@ -275,7 +275,7 @@ def test_wrong_lengths_on_the_device_do_no_harm(cuda_kernels, pooling):
     arguments = tensors((4, 5, 9, 7, 3)) | pooling
     arguments["lengths"] = torch.tensor([9, 0, 9, 4])
     expected = gradients(functional.conv1d_max_pool, arguments)
-    with mock.patch.object(functional.checks, "check_lengths"):
+    with mock.patch.object(checks, "check_lengths"):
         arguments["lengths"] = torch.tensor([2**62, -(2**62), 10, 4])
         found = gradients(functional.conv1d_max_pool, arguments)
     assert all(map(torch.equal, found, expected))

@@ -26,14 +26,14 @@ from recurrent_layers import (
     random_states,
     results_and_gradients,
 )
-from seqkernels import functional
+from seqkernels import checks, functional
 from tolerance import assert_no_worse
 
 
 @pytest.fixture
 def unsaid(monkeypatch):
     """No fallback has been warned of yet."""
-    monkeypatch.setattr(functional, "_said", set())
+    monkeypatch.setattr(functional._coverage, "_said", set())
 
 
 @pytest.mark.parametrize("with_states", [False, True])
@@ -89,7 +89,7 @@ def test_projections_with_lengths_treat_each_sequence_as_if_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_dtypes_are_computed_by_torch_and_said_so_once(unsaid, monkeypatch, kind):
-    monkeypatch.setattr(functional, "NATIVE_DTYPES", (torch.float32,))
+    monkeypatch.setattr(checks, "NATIVE_DTYPES", (torch.float32,))
     ours, torchs, _ = build_three(kind, torch.bfloat16, bidirectional=True)
     input = random_input("padded", False).bfloat16()
     with pytest.warns(UserWarning, match="torch.bfloat16 on cpu") as record:

@@ -38,7 +38,11 @@
 
 namespace seqkernels {
 
-// Windows: ConvolutionWindows or WinogradWindows.
+// Of products in tiles: screened_windows.h.
+template <class Unit, int planes>
+class ScreenedWindows;
+
+// Windows: ConvolutionWindows, WinogradWindows or ScreenedWindows.
 template <class Windows>
 class ConvolutionForwardKernel {
     using Vector = typename Windows::Vector;
@@ -63,7 +67,7 @@ class ConvolutionForwardKernel {
           pooled_(arguments) {}
 
     void run(int threads) {
-        if (!compute_samples(threads, false)) by_vectors(nullptr, threads);
+        if (!compute_samples(threads, false)) otherwise(marks_, threads);
     }
 
     // The same, but returns false, with nothing of use computed, where there are weights that
@@ -93,7 +97,7 @@ class ConvolutionForwardKernel {
         if constexpr (Product::is_partial) {
             bool some = false;
             for (int64_t n = 0; n < shape_.batch; ++n) some = some || left_out_[n] != 0;
-            if (some) by_vectors(left_out_, threads);
+            if (some) otherwise(left_out_, threads);
         }
         return true;
     }
@@ -114,15 +118,15 @@ class ConvolutionForwardKernel {
     void choose_samples(int64_t rows_apart, uint8_t* wanted) const {
         for (int64_t n = 0; n < shape_.batch; ++n) {
             const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
-            wanted[n] = Windows::pays_for(windows, rows_apart);
-            left_out_[n] = wanted[n] == 0;
+            const bool is_asked_for = marks_ == nullptr || marks_[n] != 0;
+            wanted[n] = is_asked_for && Windows::pays_for(windows, rows_apart);
+            left_out_[n] = is_asked_for && wanted[n] == 0;
         }
     }
 
-    // The samples that cannot be computed here, or not as fast, by vectors; null for all.
-    void by_vectors(const uint8_t* marks, int threads) const {
-        using OneByOne = ConvolutionWindows<Vector, VectorProduct<Vector>>;
-        ConvolutionForwardKernel<OneByOne>(call_, marks).run(threads);
+    // The samples that cannot be computed here, or not as fast; null for all.
+    void otherwise(const uint8_t* marks, int threads) const {
+        ConvolutionForwardKernel<typename Windows::Otherwise>(call_, marks).run(threads);
     }
 
     // Returns whether these weights can be multiplied here.
@@ -140,7 +144,8 @@ class ConvolutionForwardKernel {
         const int64_t items = checked_product({stretches, groups});
 
         const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
-        const bool keeps_convolution = shape_.pool_size > 0 && !is_each_window();
+        const bool keeps_convolution =
+            Windows::are_screened || (shape_.pool_size > 0 && !is_each_window());
         const int64_t private_count = private_elements(keeps_convolution);
         const Scratch<T> privates(checked_product({private_count, threads}));
         const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
@@ -250,7 +255,10 @@ class ConvolutionForwardKernel {
                     windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
                     return sums;
                 };
-                if (shape_.pool_size == 0) {
+                if constexpr (Windows::are_screened) {
+                    convolve_into_memory(rows, of_rows, panel, mine.convolution);
+                    screened_maxima(rows, of_rows, panel, mine.convolution);
+                } else if (shape_.pool_size == 0) {
                     max_over_time(of_rows, panel, sums_of);
                 } else if (is_each_window()) {
                     each_window(of_rows, panel, sums_of);
@@ -307,6 +315,15 @@ class ConvolutionForwardKernel {
                 }
             }
         });
+    }
+
+    // The same of windows of which only some are multiplied as precisely as is wanted.
+    template <class Rows>
+    void screened_maxima(const Rows& rows, Range segments, int64_t panel,
+                         const Vector* convolution) const {
+        windows_.maxima(segments, rows, convolution, panel, left_out_,
+                        [&](const WindowSegment& segment, const Vector* best,
+                            const Vector* winner) { take_maxima(segment, panel, best, winner); });
     }
 
     // Pools of one window, for one panel.
@@ -376,7 +393,8 @@ class ConvolutionForwardKernel {
         }
     }
 
-    void convolve_into_memory(const SampleRows<Left>& rows, Range segments, int64_t panel,
+    template <class Rows>
+    void convolve_into_memory(const Rows& rows, Range segments, int64_t panel,
                               Vector* convolution) const {
         const int64_t vectors = layout_.units_of(panel);
         windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
@@ -424,6 +442,13 @@ class ConvolutionForwardKernel {
 template <class Vector, class Product = VectorProduct<Vector>>
 void convolution_forward(const ConvolutionForward<typename Vector::Element>& arguments,
                          int threads) {
+    if constexpr (Product::in_tiles && Product::left_planes > 1) {
+        using Screened = ScreenedWindows<typename Product::Unit, Product::left_planes>;
+        if (Screened::pays_for(arguments.shape)) {
+            ConvolutionForwardKernel<Screened>(arguments).run(threads);
+            return;
+        }
+    }
     if constexpr (!Product::in_tiles && std::is_same_v<typename Vector::Element, float>) {
         if (WinogradPlan::pays_for(arguments.shape)) {
             ConvolutionForwardKernel<WinogradWindows<Vector>>(arguments).run(threads);

@@ -46,6 +46,8 @@ class ConvolutionWindows {
     static constexpr int most_rows = Product::rows;  // of a tile
     static constexpr bool joins_segments = Product::whole_tiles;
     static constexpr bool can_pack_meanwhile = false;
+    static constexpr bool are_screened = false;
+    using Otherwise = ConvolutionWindows<Vector, VectorProduct<Vector>>;
 
     explicit ConvolutionWindows(const ConvolutionForward<T>& call)
         : call_(call),
@@ -69,9 +71,12 @@ class ConvolutionWindows {
     }
 
     const PanelLayout<Vector>& layout() const { return layout_; }
+    const WindowDepths& depths() const { return depths_; }
 
-    StretchRule rule(int threads) const {
+    // cuts_alike: see StretchNeeds.
+    StretchRule rule(int threads, bool cuts_alike = false) const {
         StretchNeeds needs{};
+        needs.cuts_alike = cuts_alike;
         needs.pitch = depths_.pitch();
         needs.unit = Product::rows;
         needs.together = 1;
@@ -192,6 +197,9 @@ class ConvolutionWindows {
         }
     }
 
+    // Positions from a window to the next, where there is one.
+    int64_t window_stride() const { return stretches_->most_rows() <= 1 ? 0 : shape_.stride; }
+
  private:
     // Tiles read the windows of a sample in place where each fills what is multiplied at once.
     bool windows_are_whole() const {
@@ -218,8 +226,6 @@ class ConvolutionWindows {
         const int64_t numbers = checked_product({positions, depths_.pitch()}) + depths_.beyond();
         return divide_rounding_up(numbers, tile_depth) * tile_depth;  // each begins a cache line
     }
-    // Positions from a window to the next, where there is one.
-    int64_t window_stride() const { return stretches_->most_rows() <= 1 ? 0 : shape_.stride; }
 
     // The positions that a segment's windows read, with zeros where they reach beyond the sample.
     void copy(const WindowSegment& segment, Left* target, uint8_t* left_out) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel_table.h"
+#include "screened_windows.h"
 #include "sixteen_bit.h"
 #include "tile_convolution_input_gradient.h"
 #include "tile_convolution_weight_gradient.h"

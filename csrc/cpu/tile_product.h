@@ -50,8 +50,9 @@
 
 namespace seqkernels {
 
-template <class Unit, int planes>
+template <class UnitType, int planes>
 struct TileProduct : TilePanels<planes> {
+    using Unit = UnitType;
     using Panels = TilePanels<planes>;
     using typename Panels::Packed;
     using typename Panels::T;

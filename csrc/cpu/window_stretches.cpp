@@ -10,7 +10,7 @@ void cut(const ConvolutionShape& shape, const int64_t* lengths, const StretchRul
     const bool is_over_time = shape.pool_size == 0;
     // What a sample is cut into: windows, or pools.
     const int64_t most =
-        is_over_time ? rule.most_rows : (rule.most_rows - shape.pool_size) / shape.pool_stride + 1;
+        is_over_time ? rule.most_uncut : (rule.most_rows - shape.pool_size) / shape.pool_stride + 1;
     const int64_t unit = is_over_time ? rule.unit : rule.pool_unit;
     int64_t next_row = rule.most_rows, next_part = 0;
     for (int64_t n = 0; n < shape.batch; ++n) {

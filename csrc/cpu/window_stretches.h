@@ -37,6 +37,7 @@ struct StretchRule {
     int64_t pool_unit;    // pools whose first window is one that a segment may begin with
     int64_t rows_apart;   // between a sample's last window and the next sample's first
     int64_t least_alone;  // windows from which on a sample shares its stretch with no other
+    int64_t most_uncut;   // windows of a sample that is not cut
 };
 
 // What the product that a stretch is for needs of it.
@@ -46,6 +47,7 @@ struct StretchNeeds {
     int64_t together;    // windows that are multiplied together, 1, 2 or 4
     int64_t rows_apart;  // between a sample's last window and the next sample's first
     bool is_read_in_place;
+    bool cuts_alike;  // whether a sample must be cut at the same windows in any batch
 };
 
 // How the windows of a batch are cut: so that the input of a stretch, and the convolution where it
@@ -81,6 +83,11 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
             smaller(larger(1, shape.windows(shape.length)), pools_of_stretch * shape.pool_size));
     }
     rule.most_rows = divide_rounding_up(rule.most_rows, rule.unit) * rule.unit;
+    rule.most_uncut = rule.most_rows;
+    if (needs.cuts_alike) {
+        const int64_t most = larger(least_stretch_rows, fitting);
+        rule.most_uncut = divide_rounding_up(most, rule.unit) * rule.unit;
+    }
     // To share a stretch, samples that are read in place are copied; and between windows far apart
     // there would be more positions than in them.
     rule.least_alone = shape.stride > shape.reach() ? 1

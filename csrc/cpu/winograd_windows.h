@@ -68,6 +68,8 @@ class WinogradWindows {
     static constexpr int most_rows = most_together * Tile<Vector>::rows;
     static constexpr bool joins_segments = true;
     static constexpr bool can_pack_meanwhile = true;
+    static constexpr bool are_screened = false;
+    using Otherwise = ConvolutionWindows<Vector, VectorProduct<Vector>>;
 
     explicit WinogradWindows(const ConvolutionForward<T>& call)
         : call_(call),

@@ -58,6 +58,9 @@ inline std::vector<Case> cases() {
         {shape_of(2, 31, 130, 68, 3, 1, 2, 1, 1, 1, A::tanh), true, true},
         {shape_of(3, 150, 65, 66, 3, 1, 1, 1, 2, 2, A::relu), true, false},
         {shape_of(2, 40, 128, 128, 2, 1, 0, 1, 1, 1, A::identity), false, true},
+        // maxima chosen among rounded products
+        {shape_of(2, 80, 48, 35, 3, 2, 3, 2, 0, 0, A::tanh), false, true},
+        {shape_of(1, 450, 140, 19, 1, 1, 1, 1, 0, 0, A::relu), true, false},
     };
 }
 

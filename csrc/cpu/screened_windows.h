@@ -1,0 +1,486 @@
+// The maxima of a convolution over all time: found among products in one plane of bfloat16, made in
+// float32. convolution_windows.h offers the same of products that are all as precise as wanted.
+//
+// Of all windows and filters only the greatest product of each filter is wanted. By rounding to
+// bfloat16, x = x' + r, w = w' + s, the product errs by |x w - x' w'| <= |r| |w| + |x| |s| (Cauchy
+// and Schwarz; norms of the window and the filter), some 0.003 |x| |w|, and by what the sums lose.
+// What falls short of the best by more cannot be the greatest: mostly all but one or two windows,
+// and these are multiplied by vectors of float32, so that
+//   * the maximum is that of products in float32, each made alike wherever its window lies, and the
+//     first window of the greatest product is found;
+//   * it does not matter what else was multiplied: how the work is cut changes no bit.
+// Windows that hold what the one before holds (padding) are not multiplied again. A sample of which
+// too many windows remain (signals that hardly change), or with numbers whose norms may be out of
+// bounds or NaN, is left out, and multiplied in as many planes as the precision asks for; samples
+// are cut at the same windows in any batch, so that this depends on the sample alone.
+//
+// Scratch, owned by the call: that of ConvolutionWindows in one plane, and ScreenedFilters. Given
+// to it, for each thread: a stretch of the input in bfloat16 and, where its channels do not lie
+// side by side, in float32; two numbers for each position, and two and a mark for each window.
+//
+// Cost: the product in one plane, 2 N W F k C FLOPs; 8 operations on every 16 numbers of the input
+// and of the filters; of every product a few operations on its vector, in L1; and 2 k C FLOPs for
+// each window that remains, of which the filter is read from L2. Limit: L2, in all of its parts.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "convolution_input.h"
+#include "convolution_windows.h"
+#include "kernels.h"
+#include "screened_filters.h"
+#include "tile_product.h"
+#include "vector_product.h"
+#include "window_stretches.h"
+
+namespace seqkernels {
+
+// planes: of the product that multiplies what is left out
+template <class Unit, int planes>
+class ScreenedWindows {
+ public:
+    using Vector = Avx512Vector<float>;
+    using Product = TileProduct<Unit, 1>;
+    using T = float;
+    using Left = typename Product::Left;
+    using Packed = typename Product::Packed;
+    using Tiles = ConvolutionWindows<Vector, Product>;
+    // What multiplies the samples that are left out.
+    using Otherwise = ConvolutionWindows<Vector, TileProduct<Unit, planes>>;
+    static constexpr int most_rows = Product::rows;
+    static constexpr bool joins_segments = true;
+    static constexpr bool can_pack_meanwhile = false;
+    static constexpr bool are_screened = true;
+
+    static bool pays_for(const ConvolutionShape& shape) {
+        constexpr int64_t least_depth = 128;
+        const int64_t depth = checked_product({shape.kernel_size, shape.channels});
+        return shape.pool_size == 0 && depth >= least_depth && depth <= most_screened_depth;
+    }
+    static bool pays_for(int64_t windows, int64_t /* rows_apart */) {
+        constexpr int64_t least_windows = 24;
+        return windows >= least_windows;
+    }
+
+    explicit ScreenedWindows(const ConvolutionForward<T>& call)
+        : call_(call),
+          shape_(call.shape),
+          tiles_(call),
+          filters_(shape_, tiles_.depths(), tiles_.layout()),
+          in_place_(is_read_in_place<T>(shape_, call.input)) {}
+
+    const PanelLayout<Vector>& layout() const { return tiles_.layout(); }
+    StretchRule rule(int threads) const { return tiles_.rule(threads, true); }
+    void take(const WindowStretches& stretches) {
+        stretches_ = &stretches;
+        tiles_.take(stretches);
+    }
+
+    int64_t packed_elements() const { return tiles_.packed_elements(); }
+    int64_t pack_scratch_elements() const { return tiles_.pack_scratch_elements(); }
+    bool pack(Packed* packed, Range panels, T* scratch) const {
+        bool are_plain = true;
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            if (!tiles_.pack(packed, {panel, panel + 1}, scratch)) are_plain = false;
+            if (!filters_.take(panel, scratch)) are_plain = false;
+        }
+        return are_plain;
+    }
+
+    // A stretch as it is multiplied.
+    struct Rows {
+        SampleRows<Left> tiles;
+        float* norms;      // by row, the window's, enlarged
+        uint8_t* repeats;  // by row, whether the window holds what the one before holds
+        float* lost;       // by a segment's first row: of a norm, what rounding takes at most
+        float* squares;    // by position, as they follow each other in the tiles' plane
+        float* rests;
+        float* numbers;   // the same positions in float32, if they are not read in place
+        float* gathered;  // a window whose numbers do not lie side by side
+        int64_t first_row;
+    };
+    int64_t left_elements() const {
+        const int64_t numbers = 2 * rows() + 2 * positions() + copied() + tiles_.layout().depth;
+        return tiles_.left_elements() + whole_lines(rows()) +
+               checked_product({2, whole_lines(numbers)});
+    }
+    int64_t computed_rows() const { return tiles_.computed_rows(); }
+
+    Rows ready(Range segments, Left* scratch, uint8_t* left_out) const {
+        const WindowSegment& first = stretches_->segment(segments.begin);
+        Rows result{};
+        result.tiles = {scratch, tiles_.depths().pitch(), {}};
+        result.first_row = first.row;
+        result.norms = reinterpret_cast<float*>(scratch + tiles_.left_elements());
+        result.lost = result.norms + rows();
+        result.squares = result.lost + rows();
+        result.rests = result.squares + positions();
+        result.numbers = result.rests + positions();
+        result.gathered = result.numbers + copied();
+        result.repeats = reinterpret_cast<uint8_t*>(result.gathered + tiles_.layout().depth);
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            const WindowSegment& segment = stretches_->segment(i);
+            if (!in_place_) copy(segment, result);
+            round(segment, result);
+            if (!measure(segment, result)) leave_out(left_out, segment.sample);
+        }
+        return result;
+    }
+
+    template <class Function>
+    static void for_each_tile(int64_t count, Function&& function) {
+        Product::for_each_tile(count, function);
+    }
+
+    void convolve(Vector* sums, int tile, const Rows& rows, Range segments, int64_t row,
+                  const Packed* packed, int64_t panel) const {
+        tiles_.convolve(sums, tile, rows.tiles, segments, row, packed, panel);
+    }
+
+    // The maxima of segments for a panel of filters: take(segment, best, winner), winner being the
+    // first windows that they are found in. Samples of which too many windows remain are marked.
+    //   convolution: of the segments' windows, as they follow each other
+    template <class Take>
+    void maxima(Range segments, const Rows& rows, const Vector* convolution, int64_t panel,
+                uint8_t* left_out, Take&& take) const {
+        const int64_t vectors = layout().units_of(panel);
+        for (int64_t i = segments.begin; i < segments.end; i += Candidates::most_segments) {
+            const Range some{i, smaller(segments.end, i + Candidates::most_segments)};
+            Candidates candidates;
+            for (int64_t next = some.begin; next < some.end; ++next) {
+                const WindowSegment& segment = stretches_->segment(next);
+                const Vector* of_segment = convolution + (segment.row - rows.first_row) * vectors;
+                bool are_few = false;
+                with_constant<Product::vectors>(vectors, [&](auto v) {
+                    are_few = screen<v>(segment, rows, of_segment, panel, next - i, candidates);
+                });
+                if (!are_few) leave_out(left_out, segment.sample);
+            }
+            choose(some, rows, panel, candidates, take);
+        }
+    }
+
+ private:
+    static constexpr int64_t panel_width = Product::vectors * Vector::width;
+
+    // Windows of some segments that may be the greatest of filters of a panel.
+    class Candidates {
+     public:
+        static constexpr int64_t most_segments = 8;
+
+        struct Place {
+            int32_t segment;
+            int32_t window;
+            float most;  // that the product can be
+        };
+
+        // What follows is of another segment, of which there shall be no more than `most` in all.
+        void begin_segment(int64_t most) {
+            std::memcpy(before_, counts_, sizeof(before_));
+            left_ = most;
+        }
+        // Returns whether there are too many; then the segment has none.
+        bool take(int64_t filter, const Place& place) {
+            if (--left_ < 0 || counts_[filter] - before_[filter] == most_of_filter) {
+                std::memcpy(counts_, before_, sizeof(before_));
+                return true;
+            }
+            places_[filter][counts_[filter]++] = place;
+            return false;
+        }
+        int64_t count(int64_t filter) const { return counts_[filter]; }
+        const Place* of(int64_t filter) const { return places_[filter]; }
+
+     private:
+        static constexpr int64_t most_of_filter = 32;  // and segment
+        int64_t left_ = 0;
+        int32_t counts_[panel_width] = {};
+        int32_t before_[panel_width];
+        Place places_[panel_width][most_segments * most_of_filter];
+    };
+
+    // Of each segment and filter the greatest candidate.
+    template <class Take>
+    void choose(Range segments, const Rows& rows, int64_t panel, const Candidates& candidates,
+                Take&& take) const {
+        constexpr int64_t most_segments = Candidates::most_segments;
+        T values[most_segments][panel_width] = {};
+        int32_t windows[most_segments][panel_width];
+        std::memset(windows, 0xFF, sizeof(windows));
+        SampleRows<T> numbers[most_segments];
+        for (int64_t i = 0; i < segments.count(); ++i) {
+            numbers[i] = numbers_of(stretches_->segment(segments.begin + i), rows);
+        }
+        for (int64_t filter = 0; filter < panel_width; ++filter) {
+            const typename Candidates::Place* const places = candidates.of(filter);
+            const int64_t count = candidates.count(filter);
+            const T* const weights = filters_.row(layout().first_column(panel) + filter);
+            const auto judge = [&](const auto& place) {
+                const T value = product(
+                    side_by_side(numbers[place.segment], place.window, rows.gathered), weights);
+                T& greatest = values[place.segment][filter];
+                int32_t& window = windows[place.segment][filter];
+                if (window >= 0 &&
+                    (value < greatest || (value == greatest && place.window > window))) {
+                    return;
+                }
+                greatest = value;
+                window = place.window;
+            };
+            // The most promising one first: others may then fall short of it.
+            for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+                int64_t first = begin;
+                for (; end < count && places[end].segment == places[begin].segment; ++end) {
+                    if (places[end].most > places[first].most) first = end;
+                }
+                judge(places[first]);
+                for (int64_t i = begin; i < end; ++i) {
+                    if (i != first && places[i].most >= values[places[i].segment][filter]) {
+                        judge(places[i]);
+                    }
+                }
+            }
+        }
+        for (int64_t i = 0; i < segments.count(); ++i) {
+            Vector best[Product::vectors], winner[Product::vectors];
+            for (int64_t v = 0; v < layout().units_of(panel); ++v) {
+                T bits[Vector::width];
+                std::memcpy(bits, windows[i] + v * Vector::width, sizeof(bits));
+                best[v] = Vector::load(values[i] + v * Vector::width);
+                winner[v] = Vector::load(bits);
+            }
+            take(stretches_->segment(segments.begin + i), best, winner);
+        }
+    }
+
+    // Finds the candidates of a segment. Returns whether they are few.
+    template <int V>
+    bool screen(const WindowSegment& segment, const Rows& rows, const Vector* convolution,
+                int64_t panel, int64_t place, Candidates& candidates) const {
+        const int64_t first = segment.row - rows.first_row, count = segment.windows.count();
+        const float* const norms = rows.norms + first;
+        const uint8_t* const repeats = rows.repeats + first;
+        const int64_t column = layout().first_column(panel);
+        __m512 bounds[V], least[V];
+        uint16_t wanted[V], of_zeros[V];
+        for (int v = 0; v < V; ++v) {
+            bounds[v] = filters_.bounds(column + v * Vector::width, rows.lost[first]);
+            least[v] = _mm512_set1_ps(-__builtin_inff());
+            wanted[v] = Vector::first(shape_.filters - column - v * Vector::width);
+            of_zeros[v] = _mm512_cmp_ps_mask(bounds[v], _mm512_setzero_ps(), _CMP_EQ_OQ);
+        }
+        for (int64_t row = 0; row < count; ++row) {
+            const __m512 norm = _mm512_set1_ps(norms[row]);
+            for (int v = 0; v < V; ++v) {
+                least[v] = _mm512_max_ps(
+                    least[v], _mm512_fnmadd_ps(norm, bounds[v], convolution[row * V + v].value));
+            }
+        }
+        float bound_of[V * Vector::width];
+        for (int v = 0; v < V; ++v) _mm512_storeu_ps(bound_of + v * Vector::width, bounds[v]);
+        candidates.begin_segment(V * Vector::width * (2 + count / 16));
+        // Marks of many rows first: whether a row has any cannot be foreseen.
+        constexpr int64_t rows_marked = 64 / V;
+        for (int64_t begin = 0; begin < count; begin += rows_marked) {
+            alignas(uint64_t) uint16_t marks[rows_marked * V] = {};
+            for (int64_t row = begin; row < smaller(count, begin + rows_marked); ++row) {
+                const __m512 norm = _mm512_set1_ps(norms[row]);
+                const auto new_ones = static_cast<uint16_t>(repeats[row] - 1);
+                for (int v = 0; v < V; ++v) {
+                    const __m512 most =
+                        _mm512_fmadd_ps(norm, bounds[v], convolution[row * V + v].value);
+                    marks[(row - begin) * V + v] = static_cast<uint16_t>(
+                        _mm512_cmp_ps_mask(most, least[v], _CMP_GE_OQ) & wanted[v] & new_ones);
+                    // For a filter of zeros the first window is as great as any.
+                    if (row == 0) wanted[v] = static_cast<uint16_t>(wanted[v] & ~of_zeros[v]);
+                }
+            }
+            for (int64_t word = 0; word < rows_marked * V / 4; ++word) {
+                uint64_t bits;
+                std::memcpy(&bits, marks + 4 * word, sizeof(bits));
+                for (; bits != 0; bits &= bits - 1) {
+                    const int64_t at = word * 64 + __builtin_ctzll(bits);
+                    const int64_t row = begin + at / (V * Vector::width);
+                    const int64_t filter = at % (V * Vector::width);
+                    const auto* products = reinterpret_cast<const float*>(convolution + row * V);
+                    const float most =
+                        __builtin_fmaf(norms[row], bound_of[filter], products[filter]);
+                    const auto window = static_cast<int32_t>(segment.windows.begin + row);
+                    if (candidates.take(filter, {static_cast<int32_t>(place), window, most})) {
+                        return false;
+                    }
+                }
+            }
+        }
+        return true;
+    }
+
+    // A window times a filter.
+    T product(const T* numbers, const T* weights) const {
+        const int64_t depth = shape_.kernel_size * shape_.channels;
+        __m512 sums[4] = {};
+        const auto add = [&](__m512& sum, int64_t first, __mmask16 mask) {
+            sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, numbers + first),
+                                  _mm512_load_ps(weights + first), sum);
+        };
+        int64_t first = 0;
+        for (; first + 4 * Vector::width <= depth; first += 4 * Vector::width) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) add(sums[i], first + i * Vector::width, 0xFFFF);
+        }
+        for (; first < depth; first += Vector::width) {
+            add(sums[0], first, Vector::first(depth - first));
+        }
+        return _mm512_reduce_add_ps(
+            _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+    }
+
+    // A window's numbers, where they lie or, if not side by side, in `gathered`.
+    const T* side_by_side(const SampleRows<T>& numbers, int64_t window, T* gathered) const {
+        const int64_t start = window_start(shape_, window), channels = shape_.channels;
+        if (numbers.dense(channels) && (shape_.dilation == 1 || shape_.kernel_size == 1) &&
+            numbers.has(start) && numbers.has(start + shape_.kernel_size - 1)) {
+            return numbers.at(start);
+        }
+        for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+            const int64_t position = start + tap * shape_.dilation;
+            T* const target = gathered + tap * channels;
+            const auto bytes = static_cast<std::size_t>(channels) * sizeof(T);
+            if (numbers.has(position)) {
+                std::memcpy(target, numbers.at(position), bytes);
+            } else {
+                std::memset(target, 0, bytes);
+            }
+        }
+        return gathered;
+    }
+
+    static int64_t whole_lines(int64_t count) {
+        return divide_rounding_up(count, tile_depth) * tile_depth;
+    }
+    int64_t rows() const { return whole_lines(stretches_->most_rows()); }
+    // Of a stretch, and of those that copies in float32 are made of.
+    int64_t positions() const {
+        return whole_lines(larger(0, stretches_->most_rows() - 1) * tiles_.window_stride() +
+                           shape_.reach());
+    }
+    int64_t copied() const {
+        return in_place_ ? 0 : checked_product({positions(), shape_.channels});
+    }
+
+    // The positions that a segment's windows read, and the first one's place in the plane.
+    Range positions_of(const WindowSegment& segment) const {
+        return {window_start(shape_, segment.windows.begin),
+                window_start(shape_, segment.windows.end - 1) + shape_.reach()};
+    }
+    int64_t place_of(const WindowSegment& segment, const Rows& rows) const {
+        return (segment.row - rows.first_row) * tiles_.window_stride();
+    }
+    // Those of them that are real.
+    Range real_positions_of(const WindowSegment& segment) const {
+        const Range all = positions_of(segment);
+        const int64_t length = sample_length(shape_, call_.lengths, segment.sample);
+        const int64_t from = smaller(all.end, larger(all.begin, 0));
+        return {from, larger(from, smaller(all.end, length))};
+    }
+
+    // A segment's numbers in float32.
+    SampleRows<T> numbers_of(const WindowSegment& segment, const Rows& rows) const {
+        const Range real = real_positions_of(segment);
+        if (in_place_) {
+            const SequenceView& input = call_.input;
+            return {static_cast<const T*>(input.numbers.data) + segment.sample * input.stride_batch,
+                    input.stride_length, real};
+        }
+        const int64_t first = place_of(segment, rows) - positions_of(segment).begin;
+        return {rows.numbers + first * shape_.channels, shape_.channels, real};
+    }
+    void copy(const WindowSegment& segment, const Rows& rows) const {
+        typename VectorProduct<Vector>::Magnitude magnitude;
+        const Range real = real_positions_of(segment);
+        const int64_t first = place_of(segment, rows) + real.begin - positions_of(segment).begin;
+        pack_positions<Vector, VectorProduct<Vector>>(
+            shape_, call_.input, segment.sample, real.begin, real.end, shape_.channels,
+            rows.numbers + first * shape_.channels, 0, magnitude);
+    }
+
+    // Makes the segment's part of the plane, and the squares of its positions.
+    void round(const WindowSegment& segment, const Rows& rows) const {
+        const SampleRows<T> numbers = numbers_of(segment, rows);
+        const Range all = positions_of(segment);
+        const int64_t pitch = tiles_.depths().pitch(), place = place_of(segment, rows);
+        Left* target = const_cast<Left*>(rows.tiles.rows) + place * pitch;
+        for (int64_t position = all.begin; position < all.end; ++position, target += pitch) {
+            const int64_t at = place + position - all.begin;
+            SquareSums sums;
+            if (numbers.has(position)) {
+                const T* const given = numbers.at(position);
+                for (int64_t channel = 0; channel < pitch; channel += Vector::width) {
+                    const __m512 some = _mm512_maskz_loadu_ps(
+                        Vector::first(shape_.channels - channel), given + channel);
+                    _mm256_mask_storeu_epi16(target + channel, Vector::first(pitch - channel),
+                                             sums.take(some));
+                }
+            } else {
+                std::memset(static_cast<void*>(target), 0,
+                            static_cast<std::size_t>(pitch) * sizeof(Left));
+            }
+            rows.squares[at] = _mm512_reduce_add_ps(sums.numbers);
+            rows.rests[at] = _mm512_reduce_add_ps(sums.rests);
+        }
+        std::memset(static_cast<void*>(target), 0,
+                    static_cast<std::size_t>(tiles_.depths().beyond()) * sizeof(Left));
+    }
+
+    // The norms of the segment's windows, and which of them repeat others. Returns whether bounds
+    // hold for all of them.
+    bool measure(const WindowSegment& segment, const Rows& rows) const {
+        const int64_t first = segment.row - rows.first_row, place = place_of(segment, rows);
+        const SampleRows<T> numbers = numbers_of(segment, rows);
+        bool are_plain = true;
+        float lost = 0;
+        for (int64_t i = 0; i < segment.windows.count(); ++i) {
+            float square = 0, rest = 0;
+            for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
+                const int64_t at = place + i * shape_.stride + tap * shape_.dilation;
+                square += rows.squares[at];
+                rest += rows.rests[at];
+            }
+            const float norm = at_least(least_norm, norm_margin * __builtin_sqrtf(square));
+            if (!(square >= 0 && norm <= most_norm)) are_plain = false;
+            // Squares that vanish are of a norm far below.
+            constexpr float least_rest = 0x1p-60f;
+            const float error = at_least(least_rest, norm_margin * __builtin_sqrtf(rest));
+            lost = at_least(lost, error / norm);
+            rows.norms[first + i] = norm;
+            rows.repeats[first + i] = i > 0 && repeats(numbers, segment.windows.begin + i) ? 1 : 0;
+        }
+        rows.lost[first] = lost;
+        return are_plain;
+    }
+    static float at_least(float least, float number) { return number > least ? number : least; }
+    bool repeats(const SampleRows<T>& numbers, int64_t window) const {
+        const int64_t start = window_start(shape_, window);
+        for (int64_t tap = shape_.kernel_size - 1; tap >= 0; --tap) {
+            const int64_t position = start + tap * shape_.dilation;
+            const int64_t before = position - shape_.stride;
+            if (numbers.has(position) != numbers.has(before)) return false;
+            if (numbers.has(position) &&
+                std::memcmp(numbers.at(position), numbers.at(before),
+                            static_cast<std::size_t>(shape_.channels) * sizeof(T)) != 0) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    const ConvolutionForward<T>& call_;
+    const ConvolutionShape& shape_;
+    Tiles tiles_;
+    const ScreenedFilters<Vector> filters_;
+    const bool in_place_;  // numbers in float32 are read where they lie
+    const WindowStretches* stretches_ = nullptr;
+};
+
+}  // namespace seqkernels

@@ -77,8 +77,11 @@ def test_any_shape(kernels, dtype, convolution, bias, channels_last, ragged, dat
     ids=str,
 )
 def test_sequences_of_several_stretches(kernels, dtype, channels_last, keywords):
-    arguments = laid_out(tensors((2, 64, 3000, 19, 3)), channels_last) | keywords
-    arguments |= {"lengths": torch.tensor([3000, 2950]), "activation": "tanh"}
+    length = 800 if kernels.startswith("cuda") else 3000
+    arguments = laid_out(tensors((2, 64, length, 19, 3)), channels_last) | keywords
+    arguments |= {"lengths": torch.tensor([length, length - 50]), "activation": "tanh"}
+    if "pool_size" in keywords:
+        arguments["pool_size"] = min(keywords["pool_size"], length - 100)
     assert_right(arguments, dtype)
 
 
@@ -322,8 +325,19 @@ HOW = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-@pytest.mark.parametrize("sizes", [(6, 5, 17, 21, 4), *TOGETHER], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 5, 17, 21, 4), TOGETHER[0]], ids=str)
 def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords, sizes):
+    assert_batch_mates_and_padding_change_no_bit(dtype, channels_last, keywords, sizes)
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("keywords", HOW, ids=str)
+@pytest.mark.parametrize("sizes", TOGETHER[1:], ids=str)
+def test_nor_where_windows_are_multiplied_together(isa, dtype, channels_last, keywords, sizes):
+    assert_batch_mates_and_padding_change_no_bit(dtype, channels_last, keywords, sizes)
+
+
+def assert_batch_mates_and_padding_change_no_bit(dtype, channels_last, keywords, sizes):
     arguments = converted(tensors(sizes), dtype) | keywords
     values = arguments["input"]
     lengths = RAGGED if sizes[2] == 17 else torch.tensor([70, 28, 0, 31, 5, 69])

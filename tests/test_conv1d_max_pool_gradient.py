@@ -40,14 +40,13 @@ def test_filters_and_channels_around_vector_widths(kernels, dtype, channels_last
             assert_right_gradients(arguments | {"activation": "tanh"}, dtype)
 
 
-@pytest.mark.parametrize("numbers", [normal, quarters])
+@pytest.mark.parametrize(("numbers", "bias"), [(normal, True), (quarters, False)])
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_cases(kernels, dtype, case, channels_last, numbers):
+def test_cases(kernels, dtype, case, channels_last, numbers, bias):
     sizes, keywords = CASES[case]
-    arguments = laid_out(tensors(sizes, numbers), channels_last) | keywords
+    arguments = laid_out(tensors(sizes, numbers, bias), channels_last) | keywords
     assert_right_gradients(arguments, dtype)
-    assert_right_gradients(arguments | {"bias": None}, dtype)
 
 
 @given(convolutions(), st.booleans(), st.booleans(), st.data())
@@ -204,7 +203,7 @@ TOGETHER = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize(("sizes", "keywords"), TOGETHER, ids=str)
-def test_lengths_of_windows_together(kernels, sizes, keywords, channels_last):
+def test_lengths_of_windows_together(isa, sizes, keywords, channels_last):
     lengths = torch.tensor([70, 28, 0, 31, 5, 69, 2, 70, 16])[: sizes[0]]
     beyond = torch.arange(sizes[2]) >= lengths[:, None, None]
     arguments = tensors(sizes) | keywords | {"lengths": lengths}

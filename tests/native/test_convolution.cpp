@@ -13,8 +13,26 @@ void run_case(const Problem& exact, const Kernels& kernels, int threads) {
     run_case<T>(exact, forward, backward);
 }
 
-TEST(convolution_agrees_with_its_definition) {
-    for (const Case& test : cases()) {
+// Where the processor's kernels multiply otherwise than window by window.
+std::vector<Case> cases_of_many_products() {
+    using A = Activation;
+    return {
+        // windows multiplied together
+        {shape_of(2, 50, 128, 129, 2, 1, 0, 1, 0, 0, A::relu), false, false},
+        {shape_of(3, 70, 64, 65, 4, 1, 2, 1, 3, 3, A::relu), true, true},
+        {shape_of(1, 150, 57, 65, 5, 1, 1, 1, 5, 2, A::identity), false, false},
+        {shape_of(1, 99, 40, 64, 8, 1, 0, 1, 0, 0, A::identity), true, false},
+        {shape_of(2, 31, 130, 68, 3, 1, 2, 1, 1, 1, A::tanh), true, true},
+        {shape_of(3, 150, 65, 66, 3, 1, 1, 1, 2, 2, A::relu), true, false},
+        {shape_of(2, 40, 128, 128, 2, 1, 0, 1, 1, 1, A::identity), false, true},
+        // maxima chosen among rounded products
+        {shape_of(2, 80, 48, 35, 3, 2, 3, 2, 0, 0, A::tanh), false, true},
+        {shape_of(1, 450, 140, 19, 1, 1, 1, 1, 0, 0, A::relu), true, false},
+    };
+}
+
+void check_cases(const std::vector<Case>& cases) {
+    for (const Case& test : cases) {
         const Problem exact(test);
         for_each_isa([&](const std::string&, const KernelTable& table) {
             for (const int threads : {1, 3}) {
@@ -25,6 +43,11 @@ TEST(convolution_agrees_with_its_definition) {
             }
         });
     }
+}
+
+TEST(convolution_agrees_with_its_definition) { check_cases(cases()); }
+TEST(convolution_of_many_products_agrees_with_its_definition) {
+    check_cases(cases_of_many_products());
 }
 
 TEST(convolution_ties_go_to_the_first_window_and_nan_wins) {

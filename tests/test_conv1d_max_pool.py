@@ -325,14 +325,14 @@ HOW = [
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-@pytest.mark.parametrize("sizes", [(6, 5, 17, 21, 4), TOGETHER[0]], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 5, 17, 21, 4), TOGETHER[-2]], ids=str)
 def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, keywords, sizes):
     assert_batch_mates_and_padding_change_no_bit(dtype, channels_last, keywords, sizes)
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("keywords", HOW, ids=str)
-@pytest.mark.parametrize("sizes", TOGETHER[1:], ids=str)
+@pytest.mark.parametrize("sizes", TOGETHER[:-2] + TOGETHER[-1:], ids=str)
 def test_nor_where_windows_are_multiplied_together(isa, dtype, channels_last, keywords, sizes):
     assert_batch_mates_and_padding_change_no_bit(dtype, channels_last, keywords, sizes)
 

@@ -76,6 +76,13 @@ def test_they_are_right(isa, at_precision, name):
     assert torch.equal(found, lower) == (isa != "amx" or INPUTS[name][1])
 
 
+@pytest.mark.parametrize("name", ["normal", "pairs", "padded", "zeros and more"])
+def test_float16_is_float32_rounded(isa, name):
+    given = converted(given_as(name), torch.float16)
+    wide = functional.conv1d_max_pool(**converted(given, torch.float32))
+    assert torch.equal(functional.conv1d_max_pool(**given), wide.half())
+
+
 @everything
 def test_they_are_found_at_the_first_of_equal_windows(isa, name):
     given = converted(given_as(name), torch.float32)
@@ -89,11 +96,12 @@ def test_they_are_found_at_the_first_of_equal_windows(isa, name):
 @everything
 def test_batch_mates_and_threads_change_no_bit(isa, set_threads, name):
     arguments = converted(given_as(name), torch.float32)
-    long = torch.cat([arguments["input"], normal(BATCH, CHANNELS, 700, seed=7).float()], dim=-1)
-    for input in (arguments["input"], long, long.flip(-1)):
+    # So long that a sample is cut; so many that a stretch has more of them than are judged at once.
+    long = torch.cat([arguments["input"], normal(BATCH, CHANNELS, 1400, seed=7).float()], dim=-1)
+    for input, mates in ((arguments["input"], 60), (long, 9), (long.flip(-1), 9)):
         set_threads(1)
         alone = [functional.conv1d_max_pool(**arguments | {"input": one[None]}) for one in input]
-        others = normal(9, *input.shape[1:], seed=8).float()
+        others = normal(mates, *input.shape[1:], seed=8).float()
         for threads in (1, 2, 5):
             set_threads(threads)
             batch = torch.cat([others[:4], input, others[4:]])
@@ -120,7 +128,18 @@ def test_what_is_not_finite_concerns_its_sample_only(isa, value):
     assert torch.equal(found[::2], expected[::2])
     assert torch.equal(found.isnan()[1], torch.full((FILTERS,), value != value))
     arguments["weight"][3, 2, 1] = value
-    assert functional.conv1d_max_pool(**arguments)[:, 3].isfinite().logical_not().any()
+    spoilt = functional.conv1d_max_pool(**arguments)
+    assert not spoilt[::2, 3].isfinite().any()
+    assert spoilt[::2, :3].isfinite().all() and spoilt[::2, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.4e38])
+def test_what_no_window_holds_changes_no_bit(isa, value):
+    """Of 134 numbers whole blocks of 32 reach beyond the window."""
+    arguments = converted(tensors((2, 67, 200, 33, 2)), torch.float32) | {"stride": 5}
+    expected = functional.conv1d_max_pool(**arguments)
+    arguments["input"][..., torch.arange(200) % 5 >= 2] = value
+    assert torch.equal(functional.conv1d_max_pool(**arguments), expected)
 
 
 @pytest.mark.parametrize("keywords", [{}, {"stride": 2, "dilation": 3, "padding": 4}], ids=str)

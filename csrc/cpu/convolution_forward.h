@@ -9,11 +9,11 @@
 // Only the maximum and its window leave the registers. The activations are monotone: the maximum
 // comes first, then bias and activation on what is left.
 //
-// Scratch, owned by the call: what the windows need (convolution_windows.h, winograd_windows.h);
-// the stretches of the batch (window_stretches.h); the maxima of samples that are cut, 2 F for each
-// part; two marks for each sample where windows are not multiplied by vectors one by one; and for
-// each thread, with windowed pooling or weights that are packed meanwhile, the convolution of one
-// stretch for one panel of filters.
+// Scratch, owned by the call: what the windows need (convolution_windows.h, winograd_windows.h,
+// screened_windows.h); the stretches of the batch (window_stretches.h); the maxima of samples that
+// are cut, 2 F for each part; two marks for each sample where windows are not multiplied by vectors
+// one by one; and for each thread, with windowed pooling, screened windows or weights that are
+// packed meanwhile, the convolution of one stretch for one panel of filters.
 //
 // Cost: 2 N W F k C FLOPs, W being the windows of a sample, or as many less as windows together
 // save; where pools overlap, up to a third more, for the windows that two stretches share; in tiles
@@ -114,7 +114,7 @@ class ConvolutionForwardKernel {
         return are_plain;
     }
 
-    // Marks the samples that are computed here and those that are left to vectors.
+    // Marks the samples that are computed here and those that are left to others.
     void choose_samples(int64_t rows_apart, uint8_t* wanted) const {
         for (int64_t n = 0; n < shape_.batch; ++n) {
             const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
@@ -250,6 +250,7 @@ class ConvolutionForwardKernel {
             const Range of_rows{i, i + together};
             const auto rows = windows_.ready(of_rows, mine.input, left_out_);
             for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                if (Windows::are_screened && are_left_out(of_rows)) break;
                 Vector sums[Windows::most_rows * panel_vectors];
                 const auto sums_of = [&](int64_t first, int tile) {
                     windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
@@ -268,6 +269,13 @@ class ConvolutionForwardKernel {
                 }
             }
         }
+    }
+
+    bool are_left_out(Range segments) const {
+        for (int64_t i = segments.begin; i < segments.end; ++i) {
+            if (!is_left_out(left_out_, stretches_->segment(i).sample)) return false;
+        }
+        return true;
     }
 
     // Any window takes the place of -infinity but one that is itself -infinity: the first window is
@@ -436,7 +444,7 @@ class ConvolutionForwardKernel {
     const WindowStretches* stretches_ = nullptr;
     typename Windows::Packed* packed_ = nullptr;
     T* parts_ = nullptr;           // the maxima of parts of samples
-    uint8_t* left_out_ = nullptr;  // by sample: whether it is left to vectors
+    uint8_t* left_out_ = nullptr;  // by sample: whether it is left to others
 };
 
 template <class Vector, class Product = VectorProduct<Vector>>

@@ -16,6 +16,13 @@ static inline int64_t sample_length(const ConvolutionShape& shape, const int64_t
     return lengths == nullptr ? shape.length : lengths[sample];
 }
 
+// Of some positions those that are real.
+static inline Range real_positions(const ConvolutionShape& shape, const int64_t* lengths,
+                                   int64_t sample, Range positions) {
+    const int64_t from = smaller(positions.end, larger(positions.begin, 0));
+    return {from, larger(from, smaller(positions.end, sample_length(shape, lengths, sample)))};
+}
+
 // A stretch of one sample, positions with their channels side by side.
 //   rows + position * stride is position's row of C channels, for the positions that are there.
 template <class T>
@@ -148,9 +155,7 @@ inline void copy_positions(const ConvolutionForward<T>& call, int64_t sample, Ra
         std::memset(static_cast<void*>(numbers), 0,
                     static_cast<std::size_t>(count) * sizeof(*numbers));
     };
-    const int64_t from = smaller(positions.end, larger(positions.begin, 0));
-    const int64_t to =
-        larger(from, smaller(positions.end, sample_length(call.shape, call.lengths, sample)));
+    const auto [from, to] = real_positions(call.shape, call.lengths, sample, positions);
     auto* const there = target + (from - positions.begin) * pitch;
     pack_positions<Vector, Product>(call.shape, call.input, sample, from, to, pitch, there, plane,
                                     magnitude);

@@ -229,8 +229,7 @@ class ConvolutionWindows {
 
     // The positions that a segment's windows read, with zeros where they reach beyond the sample.
     void copy(const WindowSegment& segment, Left* target, uint8_t* left_out) const {
-        const Range positions{window_start(shape_, segment.windows.begin),
-                              window_start(shape_, segment.windows.end - 1) + shape_.reach()};
+        const Range positions = positions_of(shape_, segment);
         typename Product::Magnitude magnitude;
         copy_positions<Vector, Product>(call_, segment.sample, positions, depths_.pitch(),
                                         depths_.beyond(), target, plane_, magnitude);

@@ -26,12 +26,16 @@ struct WindowSegment {
 
 // Rows of a stretch at least: below, reading the weights again would cost more.
 constexpr int64_t least_stretch_rows = 96;
+// Rows that one is cut to where its convolution is kept and cuts are alike: so many that few
+// windows are the greatest of a part only.
+constexpr int64_t most_kept_rows = 512;
 // Pools whose windows a stretch has room for at least: where they overlap, the windows that two
 // stretches share are computed twice; few, against those of so many.
 constexpr int64_t pools_of_stretch = 4;
 
 struct StretchRule {
-    int64_t most_rows;    // of a stretch: whole units; more only to fill up pool_unit
+    int64_t most_rows;    // of a stretch of several samples: whole units; more only to fill up
+                          // pool_unit
     int64_t unit;         // rows that cost as much as one
     int64_t together;     // rows that are multiplied together: a segment begins with the first
     int64_t pool_unit;    // pools whose first window is one that a segment may begin with
@@ -85,7 +89,7 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
     rule.most_rows = divide_rounding_up(rule.most_rows, rule.unit) * rule.unit;
     rule.most_uncut = rule.most_rows;
     if (needs.cuts_alike) {
-        const int64_t most = larger(least_stretch_rows, fitting);
+        const int64_t most = larger(least_stretch_rows, smaller(fitting, most_kept_rows));
         rule.most_uncut = divide_rounding_up(most, rule.unit) * rule.unit;
     }
     // To share a stretch, samples that are read in place are copied; and between windows far apart
@@ -94,6 +98,12 @@ inline StretchRule stretch_rule(const ConvolutionShape& shape, const int64_t* le
                        : needs.is_read_in_place     ? least_stretch_rows
                                                     : rule.most_rows + 1;
     return rule;
+}
+
+// The positions that a segment's windows read.
+static inline Range positions_of(const ConvolutionShape& shape, const WindowSegment& segment) {
+    return {window_start(shape, segment.windows.begin),
+            window_start(shape, segment.windows.end - 1) + shape.reach()};
 }
 
 class WindowStretches {
@@ -154,6 +164,10 @@ inline void judge_up_to_next(const ConvolutionForward<T>& call, const WindowSegm
 // Marks a sample whose numbers cannot be multiplied as others are.
 static inline void leave_out(uint8_t* left_out, int64_t sample) {
     __atomic_store_n(left_out + sample, uint8_t{1}, __ATOMIC_RELAXED);
+}
+// Whether some thread has.
+static inline bool is_left_out(const uint8_t* left_out, int64_t sample) {
+    return __atomic_load_n(left_out + sample, __ATOMIC_RELAXED) != 0;
 }
 
 }  // namespace seqkernels

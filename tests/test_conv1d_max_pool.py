@@ -77,7 +77,7 @@ def test_any_shape(kernels, dtype, convolution, bias, channels_last, ragged, dat
     ids=str,
 )
 def test_sequences_of_several_stretches(kernels, dtype, channels_last, keywords):
-    length = 800 if kernels.startswith("cuda") else 3000
+    length = 1000 if kernels.startswith("cuda") else 3000
     arguments = laid_out(tensors((2, 64, length, 19, 3)), channels_last) | keywords
     arguments |= {"lengths": torch.tensor([length, length - 50]), "activation": "tanh"}
     if "pool_size" in keywords:

@@ -23,14 +23,14 @@
 // and of the filters; of every product a few operations on its vector, in L1; and 2 k C FLOPs for
 // each window that remains, of which the window is read from L2. Limit: L2, in all of its parts.
 //
-// Measured, time over that of three planes (family 6, model 207, two threads, random numbers; by a
-// whole layer): 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.61, a bank of 3,
-// 4 and 5: 0.59; one of 56 words 0.91; N 64, L 512, C 128, F 128, k 3: 0.46. By this loop alone: 50
-// of 26 words 0.87, N 16, L 1014, C 70, F 256, k 7: 0.41, N 32, L 512, C 300, F 256, k 3: 0.5; of
-// two planes: 50 sentences 0.97, the others 0.51 to 0.87. Fewer than 128 numbers a window: 50 of 56
-// words of 32 channels 1.1, of 8 2.1. Of 50 sentences 1.6 windows a filter remain, of which 1.28
-// are multiplied, since the most promising one is first; one thread spends 36 % of its time in
-// tiles, 31 on products in float32, 11 each on rounding and on what remains.
+// Measured, time over that of three planes (family 6, model 207, two threads, random numbers). A
+// layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.61, a bank of 3, 4 and
+// 5: 0.59; one sentence 0.91; N 64, L 512, C 128, F 128, k 3: 0.46. This loop alone: 50 of 26 words
+// 0.8, N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C 300, F 256, k 3: 0.46; over that of two
+// planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few numbers a window: 50 of 56 words of 32
+// channels 1.1, of 8 1.9. Of 50 sentences 1.6 windows a filter remain, of which 1.28 are
+// multiplied, since the most promising one is first; one thread spends 36 % of its time in tiles,
+// 31 on products in float32, 11 each on rounding and on what remains.
 //
 // Tried without gain: windows from copies that are whole cache lines apart (4 % slower to 5 %
 // faster), fetched ahead (none), two or four with a filter at once (within 2 %), tap by tap, so

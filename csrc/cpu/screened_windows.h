@@ -28,9 +28,10 @@
 // 5: 0.59; one sentence 0.91; N 64, L 512, C 128, F 128, k 3: 0.46. This loop alone: 50 of 26 words
 // 0.8, N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C 300, F 256, k 3: 0.46; over that of two
 // planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few numbers a window: 50 of 56 words of 32
-// channels 1.1, of 8 1.9. Of 50 sentences 1.6 windows a filter remain, of which 1.28 are
-// multiplied, since the most promising one is first; one thread spends 36 % of its time in tiles,
-// 31 on products in float32, 11 each on rounding and on what remains.
+// channels 1.1, of 8 1.9. Samples left out (one thread): 1.1 to 1.4. Of 50 sentences 1.6 windows a
+// filter remain, of which 1.28 are multiplied, since the most promising one is first; one thread
+// spends 36 % of its time in tiles, 31 on products in float32, 11 each on rounding and on what
+// remains.
 //
 // Tried without gain: windows from copies that are whole cache lines apart (4 % slower to 5 %
 // faster), fetched ahead (none), two or four with a filter at once (within 2 %), tap by tap, so

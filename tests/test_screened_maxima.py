@@ -30,7 +30,8 @@ def padded(input: Tensor) -> Tensor:
     return torch.cat([input[..., :20], input[..., 20:21].expand(-1, -1, LENGTH - 20)], dim=-1)
 
 
-# What the input is like, and whether there is so little to choose from that few windows do.
+# What the input is like, and whether "high" gives what "highest" does, in tiles: where few windows
+# remain to choose from, or planes cannot multiply the numbers either.
 INPUTS = {
     "normal": (lambda input: input, True),
     "pairs": (pairs, True),
@@ -40,7 +41,7 @@ INPUTS = {
     "padded": (padded, True),
     "zeros": (torch.zeros_like, True),
     "zeros and more": (lambda input: input * (torch.arange(LENGTH) < 20), True),
-    "small": (lambda input: input * 2.0**-100, True),  # too small for planes too
+    "small": (lambda input: input * 2.0**-100, True),
     "large": (lambda input: input * 2.0**70, False),
     "one large": (lambda input: input + 2.0**40 * (torch.arange(LENGTH) == 7), True),
 }
@@ -166,3 +167,25 @@ def test_winners_are_the_greatest_in_float64(isa):
         can_tell = best - second > 1e-4 * best.abs()
         assert can_tell.float().mean() > 0.99
         assert torch.equal(found[can_tell], products.argmax(-1).int()[can_tell])
+
+
+@pytest.mark.parametrize("rounded", ["input", "weight"])
+def test_rounding_that_adds_up_misleads_nobody(isa, rounded):
+    """To bfloat16 all numbers of the winner are rounded down, those of another window up."""
+    down, up = 1 + 0.98 / 256, 1 + 1.02 / 256  # rounded to 1 and to 1 + 2 / 256
+    first = torch.arange(128) < 64
+    if rounded == "input":
+        filter = torch.ones(128)
+        winner, other = torch.full((128,), down), torch.where(torch.arange(128) < 77, up, 1.0)
+    else:
+        filter = torch.where(first, down, up)
+        winner, other = first.float(), (~first).float() * (1 - 1 / 256)
+    input = 0.1 * normal(2, 40, 128, seed=3).bfloat16().float()  # of which rounding takes nothing
+    input[:, 5], input[:, 30] = other, winner
+    weight = torch.stack([filter, -filter])[..., None]
+    assert filter @ winner > filter @ other
+    assert filter.bfloat16().float() @ winner.bfloat16().float() < (
+        filter.bfloat16().float() @ other.bfloat16().float()
+    )
+    assert (winners(input, weight)[:, 0] == 30).all()
+    assert (winners(-input, weight)[:, 1] == 30).all()

@@ -30,6 +30,7 @@
 #include "convolution_input.h"
 #include "kernels.h"
 #include "product.h"
+#include "vector_product.h"
 #include "window_depths.h"
 #include "window_stretches.h"
 

@@ -45,6 +45,7 @@
 #include "convolution_input.h"
 #include "convolution_windows.h"
 #include "kernels.h"
+#include "screened_candidates.h"
 #include "screened_filters.h"
 #include "tile_product.h"
 #include "vector_product.h"
@@ -184,41 +185,7 @@ class ScreenedWindows {
  private:
     static constexpr int64_t panel_width = Product::vectors * Vector::width;
 
-    // Windows of some segments that may be the greatest of filters of a panel.
-    class Candidates {
-     public:
-        static constexpr int64_t most_segments = 8;
-
-        struct Place {
-            int32_t segment;
-            int32_t window;
-            float most;  // that the product can be
-        };
-
-        // What follows is of another segment, of which there shall be no more than `most` in all.
-        void begin_segment(int64_t most) {
-            std::memcpy(before_, counts_, sizeof(before_));
-            left_ = most;
-        }
-        // Returns whether there are too many; then the segment has none.
-        bool take(int64_t filter, const Place& place) {
-            if (--left_ < 0 || counts_[filter] - before_[filter] == most_of_filter) {
-                std::memcpy(counts_, before_, sizeof(before_));
-                return true;
-            }
-            places_[filter][counts_[filter]++] = place;
-            return false;
-        }
-        int64_t count(int64_t filter) const { return counts_[filter]; }
-        const Place* of(int64_t filter) const { return places_[filter]; }
-
-     private:
-        static constexpr int64_t most_of_filter = 32;  // and segment
-        int64_t left_ = 0;
-        int32_t counts_[panel_width] = {};
-        int32_t before_[panel_width];
-        Place places_[panel_width][most_segments * most_of_filter];
-    };
+    using Candidates = ScreenedCandidates<Vector, Product::vectors>;
 
     // Of each segment and filter the greatest candidate.
     template <class Take>
@@ -428,8 +395,7 @@ class ScreenedWindows {
         const bool all_are_held = shape_.stride <= shape_.reach();
         for (int64_t position = all.begin; position < all.end; ++position, target += pitch) {
             const int64_t at = place + position - all.begin;
-            // What no window holds is multiplied with zeros where blocks of depths reach beyond
-            // one.
+            // Blocks of depths may reach beyond a window, to what none holds: that may be NaN.
             const bool is_held =
                 all_are_held || (position - all.begin) % shape_.stride < shape_.reach();
             SquareSums sums;

@@ -47,8 +47,10 @@
 #include <cstdint>
 
 #include "convolution_input.h"
+#include "convolution_windows.h"
 #include "kernels.h"
 #include "product.h"
+#include "vector_product.h"
 #include "window_stretches.h"
 #include "winograd_input.h"
 #include "winograd_plan.h"

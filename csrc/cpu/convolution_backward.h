@@ -53,13 +53,9 @@
 
 namespace seqkernels {
 
-template <class Vector, class Number, class InputGradient, class WeightGradient>
-class ConvolutionBackwardKernel;
-
+// Winner by winner: of any pools and numbers.
 template <class Vector, class Number>
-using ByWinners =
-    ConvolutionBackwardKernel<Vector, Number, ConvolutionInputGradient<Vector, Number>,
-                              ConvolutionWeightGradient<Vector, Number>>;
+void convolution_backward_by_winners(const ConvolutionBackward<Number>& arguments, int threads);
 
 template <class Vector, class Number, class InputGradient, class WeightGradient>
 class ConvolutionBackwardKernel {
@@ -101,13 +97,13 @@ class ConvolutionBackwardKernel {
         });
         input.for_each_left_out([&](Range samples) {
             const ConvolutionBackward<Number> part = input_gradient_of(samples);
-            ByWinners<Vector, Number>(part).run(threads);
+            convolution_backward_by_winners<Vector>(part, threads);
         });
         if (weight.is_left_out()) {
             ConvolutionBackward<Number> part = call_;
             part.grad_input = nullptr;
             part.grad_bias = nullptr;
-            ByWinners<Vector, Number>(part).run(threads);
+            convolution_backward_by_winners<Vector>(part, threads);
         }
     }
 
@@ -151,6 +147,14 @@ class ConvolutionBackwardKernel {
     const ConvolutionShape& shape_;
 };
 
+template <class Vector, class Number>
+void convolution_backward_by_winners(const ConvolutionBackward<Number>& arguments, int threads) {
+    using Kernel =
+        ConvolutionBackwardKernel<Vector, Number, ConvolutionInputGradient<Vector, Number>,
+                                  ConvolutionWeightGradient<Vector, Number>>;
+    Kernel(arguments).run(threads);
+}
+
 // The gradients of small pools as dense products of windows together, where they are faster so than
 // winner by winner; returns the call that is left.
 template <class Vector, class Number>
@@ -180,9 +184,9 @@ void convolution_backward(const ConvolutionBackward<Number>& arguments, int thre
         OverTime(arguments).run(threads);
     } else if constexpr (std::is_same_v<typename Vector::Element, float>) {
         const ConvolutionBackward<Number> left = gradients_together<Vector>(arguments, threads);
-        ByWinners<Vector, Number>(left).run(threads);
+        convolution_backward_by_winners<Vector>(left, threads);
     } else {
-        ByWinners<Vector, Number>(arguments).run(threads);
+        convolution_backward_by_winners<Vector>(arguments, threads);
     }
 }
 

@@ -42,6 +42,11 @@ namespace seqkernels {
 template <class Unit, int planes>
 class ScreenedWindows;
 
+// marks: by sample, which ones to compute, for windows that can be of any numbers; null for all.
+template <class Windows>
+void convolution_forward_of(const ConvolutionForward<typename Windows::Vector::Element>& arguments,
+                            const uint8_t* marks, int threads);
+
 // Windows: ConvolutionWindows, WinogradWindows or ScreenedWindows.
 template <class Windows>
 class ConvolutionForwardKernel {
@@ -55,8 +60,6 @@ class ConvolutionForwardKernel {
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
 
  public:
-    // marks: by sample, which ones to compute, for windows that can be of any numbers; null for
-    // all.
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments,
                                       const uint8_t* marks = nullptr)
         : call_(arguments),
@@ -126,7 +129,7 @@ class ConvolutionForwardKernel {
 
     // The samples that cannot be computed here, or not as fast; null for all.
     void otherwise(const uint8_t* marks, int threads) const {
-        ConvolutionForwardKernel<typename Windows::Otherwise>(call_, marks).run(threads);
+        convolution_forward_of<typename Windows::Otherwise>(call_, marks, threads);
     }
 
     // Returns whether these weights can be multiplied here.
@@ -447,23 +450,27 @@ class ConvolutionForwardKernel {
     uint8_t* left_out_ = nullptr;  // by sample: whether it is left to others
 };
 
+template <class Windows>
+void convolution_forward_of(const ConvolutionForward<typename Windows::Vector::Element>& arguments,
+                            const uint8_t* marks, int threads) {
+    ConvolutionForwardKernel<Windows>(arguments, marks).run(threads);
+}
+
 template <class Vector, class Product = VectorProduct<Vector>>
 void convolution_forward(const ConvolutionForward<typename Vector::Element>& arguments,
                          int threads) {
     if constexpr (Product::in_tiles && Product::left_planes > 1) {
         using Screened = ScreenedWindows<typename Product::Unit, Product::left_planes>;
         if (Screened::pays_for(arguments.shape)) {
-            ConvolutionForwardKernel<Screened>(arguments).run(threads);
-            return;
+            return convolution_forward_of<Screened>(arguments, nullptr, threads);
         }
     }
     if constexpr (!Product::in_tiles && std::is_same_v<typename Vector::Element, float>) {
         if (WinogradPlan::pays_for(arguments.shape)) {
-            ConvolutionForwardKernel<WinogradWindows<Vector>>(arguments).run(threads);
-            return;
+            return convolution_forward_of<WinogradWindows<Vector>>(arguments, nullptr, threads);
         }
     }
-    ConvolutionForwardKernel<ConvolutionWindows<Vector, Product>>(arguments).run(threads);
+    convolution_forward_of<ConvolutionWindows<Vector, Product>>(arguments, nullptr, threads);
 }
 
 }  // namespace seqkernels

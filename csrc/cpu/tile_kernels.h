@@ -1,13 +1,13 @@
 // The kernels of dense products in tiles, for a table of kernels by vectors of AVX-512.
 #pragma once
 
-#include "kernel_table.h"
 #include "screened_windows.h"
 #include "sixteen_bit.h"
 #include "tile_convolution_input_gradient.h"
 #include "tile_convolution_weight_gradient.h"
 #include "tile_product.h"
 #include "tile_weight_gradient.h"
+#include "vector_kernels_avx512.h"
 
 namespace seqkernels {
 

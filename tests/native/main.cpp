@@ -6,6 +6,11 @@
 #include "check.h"
 #include "core/parallel.h"
 
+#ifdef __SANITIZE_ADDRESS__
+// Undefined behaviour traps (CMakeLists.txt): the place is told as that of any other error.
+extern "C" const char* __asan_default_options() { return "handle_sigill=1"; }
+#endif
+
 namespace {
 
 bool is_chosen(const char* name, const char* pattern) {

@@ -74,6 +74,9 @@ void barrier(int number, int threads, bool waits);
 void commit();
 void wait(int pending);
 
+// sums (columns) += left (depth) right (depth, columns), one depth after another.
+void add_products(const float* left, const float* right, int depth, int columns, float* sums);
+
 inline float number_of(uint32_t word, int half, Bfloat16) {
     return widen(Bfloat16{static_cast<uint16_t>(word >> (16 * half))});
 }
@@ -216,20 +219,29 @@ inline void multiply_add(float& sum0, float& sum1, float& sum2, float& sum3,
         uint32_t right[2];
     } mine{{&sum0, &sum1, &sum2, &sum3}, left, {right0, right1}};
     emulated::meet(&mine, [](void* const(&all)[warp_threads]) {
-        constexpr int in_word = 4 / sizeof(T);
+        constexpr int in_word = 4 / sizeof(T), depth = 8 * in_word;
         const auto lane = [&](int i) { return static_cast<Brought*>(all[i]); };
-        for (int row = 0; row < 16; ++row) {
+        float right[depth][8];
+        for (int k = 0; k < depth; ++k) {
+            const int word = k / in_word;  // of the 8 in 32 bytes
             for (int column = 0; column < 8; ++column) {
-                Brought& owner = *lane(row % 8 * 4 + column / 2);
-                float& sum = *owner.sums[row / 8 * 2 + column % 2];
-                for (int k = 0; k < 8 * in_word; ++k) {
-                    const int word = k / in_word;  // of the 8 in 32 bytes
-                    const uint32_t a = lane(row % 8 * 4 + word % 4)->left[row / 8 + word / 4 * 2];
-                    const uint32_t b = lane(column * 4 + word % 4)->right[word / 4];
-                    sum += emulated::number_of(a, k % in_word, T{}) *
-                           emulated::number_of(b, k % in_word, T{});
-                }
+                const uint32_t b = lane(column * 4 + word % 4)->right[word / 4];
+                right[k][column] = emulated::number_of(b, k % in_word, T{});
             }
+        }
+        for (int row = 0; row < 16; ++row) {
+            float left[depth], sums[8];
+            for (int k = 0; k < depth; ++k) {
+                const int word = k / in_word;
+                const uint32_t a = lane(row % 8 * 4 + word % 4)->left[row / 8 + word / 4 * 2];
+                left[k] = emulated::number_of(a, k % in_word, T{});
+            }
+            const auto sum = [&](int column) -> float& {
+                return *lane(row % 8 * 4 + column / 2)->sums[row / 8 * 2 + column % 2];
+            };
+            for (int column = 0; column < 8; ++column) sums[column] = sum(column);
+            emulated::add_products(left, right[0], depth, 8, sums);
+            for (int column = 0; column < 8; ++column) sum(column) = sums[column];
         }
     });
 }

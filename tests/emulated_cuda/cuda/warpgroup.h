@@ -17,14 +17,14 @@ namespace emulated {
 // Whether the GPU is one with such instructions.
 inline bool has_warpgroups = true;
 
-// sum + the products of 16 bytes of numbers each.
-using MultiplyRow = float (*)(const char* left, const char* right, float sum);
+// The numbers in 16 bytes.
+using WidenNumbers = void (*)(const char* bytes, float (&numbers)[8]);
 
 void meet_in_warpgroup();
 void show_copies();
 void allow_products();
 void begin_product(float* sums, int count, uint32_t left, uint32_t right, bool adds,
-                   MultiplyRow multiply);
+                   WidenNumbers widen);
 void commit_products();
 void wait_for_products();
 uint32_t shared_address(const void* pointer);
@@ -68,15 +68,11 @@ inline void wait_for_products(float (&)[count]) {
 template <class T, int count>
 inline void multiply_in_warpgroup(float (&sums)[count], uint32_t left, uint32_t right, int adds) {
     emulated::begin_product(
-        sums, count, left, right, adds != 0, [](const char* a, const char* b, float sum) {
-            for (int word = 0; word < 4; ++word) {
-                for (int half = 0; half < 2; ++half) {
-                    const auto* x = reinterpret_cast<const uint32_t*>(a) + word;
-                    const auto* y = reinterpret_cast<const uint32_t*>(b) + word;
-                    sum += emulated::number_of(*x, half, T{}) * emulated::number_of(*y, half, T{});
-                }
+        sums, count, left, right, adds != 0, [](const char* bytes, float (&numbers)[8]) {
+            for (int i = 0; i < 8; ++i) {
+                const auto* word = reinterpret_cast<const uint32_t*>(bytes) + i / 2;
+                numbers[i] = emulated::number_of(*word, i % 2, T{});
             }
-            return sum;
         });
 }
 

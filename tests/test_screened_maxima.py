@@ -156,6 +156,22 @@ def test_layouts_and_strides_change_no_bit(isa, keywords):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("taps", [1, 2, 5, 7, 8])
+@pytest.mark.parametrize("channels", [128, 150, 177])
+def test_how_weights_are_read_changes_no_bit(isa, channels, taps):
+    """Of few samples as they lie, of many, or of more taps or other strides, from copies."""
+    arguments = tensors((5, channels, 40, 45, taps))
+    expected = assert_right(arguments, torch.float32)
+    given = converted(arguments, torch.float32)
+    for sample, of_sample in zip(given["input"], expected, strict=True):
+        found = functional.conv1d_max_pool(**given | {"input": sample[None]})
+        assert torch.equal(found[0], of_sample)
+    by_taps = given["weight"].movedim(-1, 1).contiguous().movedim(1, -1)
+    spread = torch.full((90, channels, taps + 1), torch.nan)[::2, :, :taps].copy_(given["weight"])
+    for weight in (by_taps, spread):
+        assert torch.equal(functional.conv1d_max_pool(**given | {"weight": weight}), expected)
+
+
 def test_winners_are_the_greatest_in_float64(isa):
     """Where float32 can tell them from the next."""
     for seed in range(20):

@@ -185,16 +185,7 @@ class OverTimeInputGradient {
                     for (int64_t c = channels_; c < pitch_; ++c) target[tap * pitch_ + c] = T(0);
                 }
                 const auto* filter = numbers + f * weight.stride_filter;
-                if (weight.stride_tap == 1 && weight.stride_channel == taps) {
-                    by_taps<Vector>(filter, taps, channels_, target, pitch_);
-                    continue;
-                }
-                for (int64_t tap = 0; tap < taps; ++tap) {
-                    const auto* from = filter + tap * weight.stride_tap;
-                    for (int64_t c = 0; c < channels_; ++c) {
-                        target[tap * pitch_ + c] = widen(from[c * weight.stride_channel]);
-                    }
-                }
+                filter_by_taps<Vector>(weight, filter, taps, channels_, target, pitch_);
             }
         });
     }

@@ -1,13 +1,30 @@
-// The filters of a convolution whose products are screened (screened_windows.h): as rows of
-// float32, and what bounds the error of their products in one plane of bfloat16.
+// The filters of a convolution whose products are screened (screened_windows.h): packed in one
+// plane of bfloat16, and what bounds the error of their products; and their products in float32.
 //
-// Scratch, owned by the call: the filters once more in float32, and two numbers for each.
+// 16 filters are taken at a time, of each 32 channels: put in order (tap_order.h), rounded, and
+// transposed as words of two numbers. Filters that are multiplied often are left in float32 as
+// well, tap after tap; of few samples they are read as they lie and put in order once more.
+//
+// Scratch, owned by the call: of 4 samples or more, or filters that lie otherwise than channel
+// after channel, these once more in float32; two numbers for each. Given to it, for each thread: 16
+// filters' channels, as they are rounded.
+//
+// Cost: of 16 numbers of a filter 8 operations, ceil(k / 2) permutations and 4 steps of a
+// transposition. Limit: the vector units, and what L2 gives. Measured, of 20 words of 300 numbers,
+// 100 filters of 3 / of 5, one thread, all of the kernel: 50 us / 76; with float32 packed, read
+// again and transposed twice 68 / 105; by vectors (vector_product.h) 48 / 80.
+//
+// Tried without gain: products with kept filters 16 channels after 16, of each all taps, as the
+// others are read (3 to 5 % of 50 sentences' time). What is to be rounded passed to a lambda, which
+// GCC left out of line: half as slow again.
 #pragma once
 
 #include <cstdint>
 
 #include "../core/scratch.h"
 #include "product.h"
+#include "tap_order.h"
+#include "tile_panels.h"
 #include "tile_planes.h"
 #include "vector_avx512.h"
 #include "window_depths.h"
@@ -39,33 +56,45 @@ struct SquareSums {
 template <class Vector>
 class ScreenedFilters {
  public:
-    ScreenedFilters(const ConvolutionShape& shape, const WindowDepths& depths,
+    ScreenedFilters(const ConvolutionForward<float>& call, const WindowDepths& depths,
                     const PanelLayout<Vector>& layout)
-        : shape_(shape),
-          depths_(depths),
+        : shape_(call.shape),
+          weight_(call.weight),
           layout_(layout),
-          pitch_(divide_rounding_up(shape.kernel_size * shape.channels, Vector::width) *
-                 Vector::width),
-          numbers_(checked_product({layout.vectors(), Vector::width, pitch_})),
+          taps_(shape_.kernel_size),
+          lies_in_order_(weight_.stride_tap == 1 && weight_.stride_channel == taps_ &&
+                         taps_ <= most_unrolled_taps),
+          keeps_rows_(!lies_in_order_ || !weight_.numbers.is<float>() ||
+                      shape_.batch >= least_batch_of_rows),
+          fills_taps_(depths.has_gaps()),
+          line_(fills_taps_ ? tile_depth : depths.blocks() * tile_depth),
+          pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width),
+          last_(Vector::first(shape_.channels % Vector::width)),
+          numbers_(keeps_rows_ ? checked_product({layout.vectors(), Vector::width, taps_, pitch_})
+                               : 0),
           norms_(layout.vectors() * Vector::width),
           errors_(layout.vectors() * Vector::width) {}
 
-    // Takes a panel as float32, columns[(depth * vectors + vector) * width + lane]. Returns whether
-    // the bounds hold for all of its filters.
-    bool take(int64_t panel, const float* columns) const {
-        const int64_t vectors = layout_.units_of(panel);
+    // Packs a panel, and takes note of its filters. scratch: pack_elements(). Returns whether the
+    // bounds hold for all of them.
+    int64_t pack_elements() const {
+        return checked_product({fills_taps_ ? taps_ : 1, Vector::width, line_});
+    }
+    bool pack(Bfloat16* packed, int64_t panel, Bfloat16* scratch) const {
         bool are_plain = true;
-        for (int64_t v = 0; v < vectors; ++v) {
-            const int64_t filter = layout_.first_column(panel) + v * Vector::width;
-            const Norms norms =
-                store_rows(columns + v * Vector::width, vectors * Vector::width, filter);
-            if (!store_norms(norms, filter)) are_plain = false;
+        for (int64_t v = 0; v < layout_.units_of(panel); ++v) {
+            const int64_t first = layout_.first_column(panel) + v * Vector::width;
+            const auto lines_of = [&](int64_t block) {
+                return Panels::lines_of(packed, layout_, panel, v, block);
+            };
+            with_numbers<float>(weight_.numbers, [&](const auto* numbers) {
+                const auto* const filters = numbers + first * weight_.stride_filter;
+                if (!pack_vector(filters, first, scratch, lines_of)) are_plain = false;
+            });
         }
+        Panels::mark(packed, layout_, panel, are_plain);
         return are_plain;
     }
-
-    // One filter: of tap after tap its channels, and zeros up to a whole vector.
-    const float* row(int64_t filter) const { return numbers_.data() + filter * pitch_; }
 
     // Of a vector of filters, what the norm of a window is multiplied with to bound the error of
     // its product, if rounding takes no more than `lost` times its norm from it.
@@ -74,73 +103,250 @@ class ScreenedFilters {
                                _mm512_loadu_ps(errors_.data() + filter));
     }
 
- private:
-    // Of a vector of filters.
-    struct Norms {
-        SquareSums sums;
-        __mmask16 are_zeros;
-    };
-
-    // The rows of a vector of filters, of which lines `line` numbers apart hold a depth each.
-    Norms store_rows(const float* columns, int64_t line, int64_t filter) const {
-        SquareSums even, odd;
-        __m512i any_bits = _mm512_setzero_si512();
-        int64_t tap = 0, channel = 0;
-        for (int64_t number = 0; number < pitch_; number += Vector::width) {
-            __m512i block[Vector::width];
-            const float* const first = columns + depths_.place(tap, channel) * line;
-            if (channel + Vector::width <= shape_.channels) {
-#pragma GCC unroll 16
-                for (int i = 0; i < Vector::width; ++i) {
-                    block[i] = _mm512_loadu_si512(first + i * line);
-                }
-                channel += Vector::width;
-            } else {
-                for (int i = 0; i < Vector::width; ++i) {
-                    if (channel == shape_.channels) channel = 0, ++tap;
-                    block[i] =
-                        tap == shape_.kernel_size
-                            ? _mm512_setzero_si512()
-                            : _mm512_loadu_si512(columns + depths_.place(tap, channel++) * line);
-                }
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < Vector::width; i += 2) {
-                even.take(_mm512_castsi512_ps(block[i]));
-                odd.take(_mm512_castsi512_ps(block[i + 1]));
-                any_bits = _mm512_or_si512(any_bits, _mm512_or_si512(block[i], block[i + 1]));
-            }
-            transpose(block);
-            for (int i = 0; i < Vector::width; ++i) {
-                _mm512_storeu_si512(numbers_.data() + (filter + i) * pitch_ + number, block[i]);
-            }
-        }
-        return {{_mm512_add_ps(even.numbers, odd.numbers), _mm512_add_ps(even.rests, odd.rests)},
-                _mm512_testn_epi32_mask(any_bits, _mm512_set1_epi32(0x7FFFFFFF))};
+    // A filter's product with a window whose taps lie `stride` numbers apart: to the bit the same,
+    // however the filter is read.
+    float product(int64_t filter, const float* window, int64_t stride) const {
+        if (keeps_rows_) return product_with_row(filter, window, stride);
+        float result = 0;
+        with_constant<most_unrolled_taps>(
+            taps_, [&](auto taps) { result = product_in_order<taps>(filter, window, stride); });
+        return result;
     }
 
-    bool store_norms(const Norms& norms, int64_t filter) const {
-        float squares[Vector::width], rests[Vector::width];
-        _mm512_storeu_ps(squares, norms.sums.numbers);
-        _mm512_storeu_ps(rests, norms.sums.rests);
-        // Sums of so many products, in tiles and by vectors, and comparisons.
-        const float of_sums = static_cast<float>(layout_.depth + 64) * 0x1p-23f;
+ private:
+    using Panels = TilePanels<1>;
+    // From so many samples on it is worth it to write the filters in float32 as products read them.
+    static constexpr int64_t least_batch_of_rows = 4;
+
+    float* row_of(int64_t filter) const { return numbers_.data() + filter * taps_ * pitch_; }
+
+    template <class Number, class LinesOf>
+    bool pack_vector(const Number* filters, int64_t first, Bfloat16* scratch,
+                     LinesOf&& lines_of) const {
+        const int64_t count = smaller(Vector::width, shape_.filters - first);
+        SquareSums sums[Vector::width];
+        if (!lies_in_order_) {
+            for (int64_t i = 0; i < count; ++i) {
+                copy_row(filters + i * weight_.stride_filter, row_of(first + i));
+            }
+        }
+        const int64_t chunk = fills_taps_ ? tile_depth : shape_.channels;
+        const int64_t stride_tap = fills_taps_ ? Panels::tile_numbers : shape_.channels;
+        for (int64_t begin = 0; begin < shape_.channels; begin += chunk) {
+            for (int64_t i = 0; i < count; ++i) {
+                const Rounding round{scratch + i * line_ - begin, stride_tap, sums + i,
+                                     fills_taps_ ? begin + tile_depth : shape_.channels};
+                const Range channels{begin, begin + chunk};
+                if (!lies_in_order_) {
+                    take_row(row_of(first + i), channels, round);
+                    continue;
+                }
+                with_constant<most_unrolled_taps>(taps_, [&](auto taps) {
+                    take_in_order<taps>(filters + i * weight_.stride_filter, first + i, channels,
+                                        round);
+                });
+            }
+            const int64_t runs = fills_taps_ ? taps_ : 1;
+            const int64_t blocks = fills_taps_ ? 1 : line_ / tile_depth;
+            const int64_t of_tap = divide_rounding_up(shape_.channels, tile_depth);
+            for (int64_t run = 0; run < runs; ++run) {
+                for (int64_t block = 0; block < blocks; ++block) {
+                    const int64_t depth = fills_taps_ ? run * of_tap + begin / tile_depth : block;
+                    store_block(scratch + run * Panels::tile_numbers + block * tile_depth, count,
+                                first_depths(layout_.depth - depth * tile_depth), lines_of(depth));
+                }
+            }
+        }
         bool are_plain = true;
-        for (int lane = 0; lane < Vector::width; ++lane) {
-            const float norm = norm_margin * __builtin_sqrtf(squares[lane]);
-            const bool is_zero = (norms.are_zeros >> lane & 1) != 0;
-            if (!is_zero && !(norm >= least_norm && norm <= most_norm)) are_plain = false;
-            norms_.data()[filter + lane] = norm;
-            errors_.data()[filter + lane] =
-                norm_margin * __builtin_sqrtf(rests[lane]) + of_sums * norm;
+        for (int64_t i = 0; i < Vector::width; ++i) {
+            const bool is_bound = bound(first + i, sums[i]);
+            if (i < count && !is_bound && !is_zero(filters + i * weight_.stride_filter)) {
+                are_plain = false;
+            }
         }
         return are_plain;
     }
 
+    // Where a filter's numbers are left as they are rounded: no further than to channel `end`.
+    struct Rounding {
+        Bfloat16* target;
+        int64_t stride_tap;
+        SquareSums* sums;
+        int64_t end;
+
+        [[gnu::always_inline]] void take(int64_t tap, int64_t channel, Vector numbers) const {
+            _mm256_mask_storeu_epi16(target + tap * stride_tap + channel,
+                                     Vector::first(end - channel), sums->take(numbers.value));
+        }
+    };
+
+    // Rounds some channels of a filter, and zeros beyond the last.
+    template <int taps, class Number>
+    void take_in_order(const Number* filter, int64_t index, Range channels,
+                       const Rounding& round) const {
+        for (int64_t channel = channels.begin; channel < channels.end; channel += Vector::width) {
+            Vector vectors[taps];
+            // So many filters by turns are more than is fetched ahead without being asked for.
+            for (int i = 0; i < taps; ++i) {
+                __builtin_prefetch(filter + (channel + tile_depth) * taps + i * Vector::width);
+            }
+            load_in_order(filter, channel, vectors);
+            if (keeps_rows_ && channel < shape_.channels) {
+                for (int tap = 0; tap < taps; ++tap) {
+                    vectors[tap].store(row_of(index) + tap * pitch_ + channel);
+                }
+            }
+            for (int tap = 0; tap < taps; ++tap) round.take(tap, channel, vectors[tap]);
+        }
+    }
+    void take_row(const float* row, Range channels, const Rounding& round) const {
+        for (int64_t channel = channels.begin; channel < channels.end; channel += Vector::width) {
+            for (int64_t tap = 0; tap < taps_; ++tap) {
+                round.take(tap, channel,
+                           channel < shape_.channels ? Vector::load(row + tap * pitch_ + channel)
+                                                     : Vector::broadcast(0));
+            }
+        }
+    }
+
+    // A vector of channels of each tap of a filter that lies channel after channel.
+    template <int taps, class Number>
+    [[gnu::always_inline]] void load_in_order(const Number* filter, int64_t channel,
+                                              Vector (&vectors)[taps]) const {
+        const Number* const from = filter + channel * taps;
+        if (channel + Vector::width <= shape_.channels) {
+            for (int i = 0; i < taps; ++i) {
+                vectors[i] = load_up_to<Vector>(from + i * Vector::width, Vector::width);
+            }
+        } else {
+            const int64_t left = (shape_.channels - channel) * taps;
+            for (int i = 0; i < taps; ++i) {
+                vectors[i] = load_up_to<Vector>(from + i * Vector::width, left - i * Vector::width);
+            }
+        }
+        if constexpr (taps > 1) Vector::deinterleave(vectors);
+    }
+
+    // A filter as it is kept: of each tap its channels, zeros up to whole vectors.
+    template <class Number>
+    void copy_row(const Number* filter, float* row) const {
+        for (int64_t tap = 0; tap < taps_; ++tap) {
+            for (int64_t channel = 0; channel < pitch_; ++channel) {
+                row[tap * pitch_ + channel] =
+                    channel < shape_.channels
+                        ? widen(filter[channel * weight_.stride_channel + tap * weight_.stride_tap])
+                        : 0;
+            }
+        }
+    }
+
+    // A block of depths of `count` filters, line_ apart, as tiles take it.
+    void store_block(const Bfloat16* from, int64_t count, __mmask32 depths,
+                     Bfloat16* target) const {
+        __m512i lines[Vector::width];
+        for (int64_t i = 0; i < Vector::width; ++i) {
+            lines[i] = _mm512_maskz_loadu_epi16(i < count ? depths : 0, from + i * line_);
+        }
+        transpose(lines);
+        for (int64_t i = 0; i < Vector::width; ++i) {
+            _mm512_storeu_si512(target + i * tile_depth, lines[i]);
+        }
+    }
+
+    // Takes note of what rounding takes from a filter. Returns whether bounds hold for its norm.
+    bool bound(int64_t filter, const SquareSums& sums) const {
+        // Sums of so many products, in tiles and by vectors, and comparisons.
+        const float of_sums = static_cast<float>(layout_.depth + 64) * 0x1p-23f;
+        const float norm = norm_margin * __builtin_sqrtf(_mm512_reduce_add_ps(sums.numbers));
+        norms_.data()[filter] = norm;
+        errors_.data()[filter] =
+            norm_margin * __builtin_sqrtf(_mm512_reduce_add_ps(sums.rests)) + of_sums * norm;
+        return norm >= least_norm && norm <= most_norm;
+    }
+    template <class Number>
+    bool is_zero(const Number* filter) const {
+        for (int64_t tap = 0; tap < taps_; ++tap) {
+            for (int64_t channel = 0; channel < shape_.channels; ++channel) {
+                const Number& number =
+                    filter[channel * weight_.stride_channel + tap * weight_.stride_tap];
+                if (widen(number) != 0) return false;
+            }
+        }
+        return true;
+    }
+
+    // See product. Of each tap the vectors of channels are added up by turns to two sums, and these
+    // one tap after another: tap by tap, or channels by channels.
+    struct TapSums {
+        __m512 by_turns[2] = {};
+
+        [[gnu::always_inline]] void add(int turn, const float* numbers, __mmask16 there,
+                                        __m512 weights) {
+            by_turns[turn] =
+                _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, numbers), weights, by_turns[turn]);
+        }
+        [[gnu::always_inline]] __m512 of_tap() const {
+            return _mm512_add_ps(by_turns[0], by_turns[1]);
+        }
+    };
+    // Calls function(turn, channel, there) for each vector of channels.
+    template <class Function>
+    [[gnu::always_inline]] void for_each_vector(Function&& function) const {
+        constexpr int64_t width = Vector::width;
+        const int64_t whole = shape_.channels / width * width;
+        int64_t channel = 0;
+        for (; channel + 4 * width <= whole; channel += 4 * width) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) function(i % 2, channel + i * width, 0xFFFF);
+        }
+        for (; channel + 2 * width <= whole; channel += 2 * width) {
+            function(0, channel, 0xFFFF);
+            function(1, channel + width, 0xFFFF);
+        }
+        for (; channel < whole; channel += width) function(0, channel, 0xFFFF);
+        if (last_ != 0) function(1, channel, last_);
+    }
+    float product_with_row(int64_t filter, const float* window, int64_t stride) const {
+        const float* row = row_of(filter);
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t tap = 0; tap < taps_; ++tap, window += stride, row += pitch_) {
+            TapSums sums;
+            for_each_vector(
+                [&](int turn, int64_t channel, __mmask16 there) __attribute__((always_inline)) {
+                    sums.add(turn, window + channel, there, _mm512_load_ps(row + channel));
+                });
+            sum = _mm512_add_ps(sum, sums.of_tap());
+        }
+        return _mm512_reduce_add_ps(sum);
+    }
+    template <int taps>
+    float product_in_order(int64_t filter, const float* window, int64_t stride) const {
+        const auto* const numbers =
+            static_cast<const float*>(weight_.numbers.data) + filter * weight_.stride_filter;
+        TapSums sums[taps];
+        for_each_vector(
+            [&](int turn, int64_t channel, __mmask16 there) __attribute__((always_inline)) {
+                Vector weights[taps];
+                load_in_order(numbers, channel, weights);
+                for (int tap = 0; tap < taps; ++tap) {
+                    sums[tap].add(turn, window + tap * stride + channel, there, weights[tap].value);
+                }
+            });
+        __m512 sum = _mm512_setzero_ps();
+        for (int tap = 0; tap < taps; ++tap) sum = _mm512_add_ps(sum, sums[tap].of_tap());
+        return _mm512_reduce_add_ps(sum);
+    }
+
     const ConvolutionShape& shape_;
-    const WindowDepths& depths_;
+    const ConvolutionWeight& weight_;
     const PanelLayout<Vector>& layout_;
+    const int64_t taps_;
+    const bool lies_in_order_;  // channel after channel, each with few taps
+    const bool keeps_rows_;     // of float32, else the filters are read as they lie
+    const bool fills_taps_;     // up to whole blocks of depths
+    const int64_t line_;        // from a filter to the next while they are rounded
     const int64_t pitch_;
+    const __mmask16 last_;  // channels behind those that are whole vectors
     const Scratch<float> numbers_;
     const Scratch<float> norms_;   // ||w||
     const Scratch<float> errors_;  // of a window of norm 1 that rounding takes nothing from

@@ -21,7 +21,7 @@
 //
 // Cost: the product in one plane, 2 N W F k C FLOPs; 8 operations on every 16 numbers of the input
 // and of the filters; of every product a few operations on its vector, in L1; and 2 k C FLOPs for
-// each window that remains, of which the window is read from L2. Limit: L2, in all of its parts.
+// each window that remains, which is read from L2. Limit: L2, in all of its parts.
 //
 // Measured, time over that of three planes (family 6, model 207, two threads, random numbers). A
 // layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.61, a bank of 3, 4 and
@@ -34,13 +34,14 @@
 // remains.
 //
 // Tried without gain: windows from copies that are whole cache lines apart (4 % slower to 5 %
-// faster), fetched ahead (none), two or four with a filter at once (within 2 %), tap by tap, so
-// that none is put together (4 % slower). Candidates sorted by filter in place of a list for each,
-// and looked for row by row, not in marks of many rows: 10 % slower.
+// faster), fetched ahead (none), two or four with a filter at once (within 2 %). Candidates sorted
+// by filter in place of a list for each, and looked for row by row, not in marks of many rows: 10 %
+// slower.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "convolution_input.h"
 #include "convolution_windows.h"
@@ -78,14 +79,15 @@ class ScreenedWindows {
                depth <= most_screened_depth;
     }
     static bool pays_for(int64_t windows, int64_t /* rows_apart */) {
-        return windows >= TileProduct<Unit, planes>::least_windows;
+        constexpr int64_t least_windows = 16;
+        return windows >= least_windows;
     }
 
     explicit ScreenedWindows(const ConvolutionForward<T>& call)
         : call_(call),
           shape_(call.shape),
           tiles_(call),
-          filters_(shape_, tiles_.depths(), tiles_.layout()),
+          filters_(call, tiles_.depths(), tiles_.layout()),
           in_place_(is_read_in_place<T>(shape_, call.input)) {}
 
     const PanelLayout<Vector>& layout() const { return tiles_.layout(); }
@@ -96,12 +98,12 @@ class ScreenedWindows {
     }
 
     int64_t packed_elements() const { return tiles_.packed_elements(); }
-    int64_t pack_scratch_elements() const { return tiles_.pack_scratch_elements(); }
+    int64_t pack_scratch_elements() const { return filters_.pack_elements() / 2; }
     bool pack(Packed* packed, Range panels, T* scratch) const {
         bool are_plain = true;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            if (!tiles_.pack(packed, {panel, panel + 1}, scratch)) are_plain = false;
-            if (!filters_.take(panel, scratch)) are_plain = false;
+            auto* const rounded = reinterpret_cast<Packed*>(scratch);
+            if (!filters_.pack(packed, panel, rounded)) are_plain = false;
         }
         return are_plain;
     }
@@ -116,7 +118,7 @@ class ScreenedWindows {
         float* squares;    // by position, as they follow each other in the tiles' plane
         float* rests;
         float* numbers;   // the same positions in float32, if they are not read in place
-        float* gathered;  // a window whose numbers do not lie side by side
+        float* gathered;  // a window that reaches beyond its sample
         int64_t first_row;
     };
     int64_t left_elements() const {
@@ -202,10 +204,11 @@ class ScreenedWindows {
         for (int64_t filter = 0; filter < panel_width; ++filter) {
             const typename Candidates::Place* const places = candidates.of(filter);
             const int64_t count = candidates.count(filter);
-            const T* const weights = filters_.row(layout().first_column(panel) + filter);
             const auto judge = [&](const auto& place) {
-                const T value = product(
-                    side_by_side(numbers[place.segment], place.window, rows.gathered), weights);
+                const auto [window_numbers, stride] =
+                    numbers_of_window(numbers[place.segment], place.window, rows.gathered);
+                const T value =
+                    filters_.product(layout().first_column(panel) + filter, window_numbers, stride);
                 T& greatest = values[place.segment][filter];
                 int32_t& window = windows[place.segment][filter];
                 if (window >= 0 &&
@@ -304,32 +307,13 @@ class ScreenedWindows {
         return true;
     }
 
-    // A window times a filter.
-    T product(const T* numbers, const T* weights) const {
-        const int64_t depth = shape_.kernel_size * shape_.channels;
-        __m512 sums[4] = {};
-        const auto add = [&](__m512& sum, int64_t first, __mmask16 mask) {
-            sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, numbers + first),
-                                  _mm512_load_ps(weights + first), sum);
-        };
-        int64_t first = 0;
-        for (; first + 4 * Vector::width <= depth; first += 4 * Vector::width) {
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) add(sums[i], first + i * Vector::width, 0xFFFF);
-        }
-        for (; first < depth; first += Vector::width) {
-            add(sums[0], first, Vector::first(depth - first));
-        }
-        return _mm512_reduce_add_ps(
-            _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
-    }
-
-    // A window's numbers, where they lie or, if not side by side, in `gathered`.
-    const T* side_by_side(const SampleRows<T>& numbers, int64_t window, T* gathered) const {
+    // A window's numbers and how far its taps lie apart: where they lie, or, if some lie beyond the
+    // sample, in `gathered`.
+    std::pair<const T*, int64_t> numbers_of_window(const SampleRows<T>& numbers, int64_t window,
+                                                   T* gathered) const {
         const int64_t start = window_start(shape_, window), channels = shape_.channels;
-        if (numbers.dense(channels) && (shape_.dilation == 1 || shape_.kernel_size == 1) &&
-            numbers.has(start) && numbers.has(start + shape_.kernel_size - 1)) {
-            return numbers.at(start);
+        if (numbers.has(start) && numbers.has(start + shape_.reach() - 1)) {
+            return {numbers.at(start), shape_.dilation * numbers.stride};
         }
         for (int64_t tap = 0; tap < shape_.kernel_size; ++tap) {
             const int64_t position = start + tap * shape_.dilation;
@@ -341,7 +325,7 @@ class ScreenedWindows {
                 std::memset(target, 0, bytes);
             }
         }
-        return gathered;
+        return {gathered, channels};
     }
 
     static int64_t whole_lines(int64_t count) {

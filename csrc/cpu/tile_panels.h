@@ -111,6 +111,16 @@ struct TilePanels {
         return mark(target, magnitude);
     }
 
+    // For who packs otherwise: where the 16 lines of a block of vector v go, and whether all of a
+    // panel are plain.
+    static Packed* lines_of(Packed* packed, const PanelLayout<Vector>& layout, int64_t p, int64_t v,
+                            int64_t block) {
+        return vector_at(packed + p * panel_elements(layout), layout, p, v, block);
+    }
+    static void mark(Packed* packed, const PanelLayout<Vector>& layout, int64_t p, bool is_plain) {
+        packed[p * panel_elements(layout)].bits = is_plain;
+    }
+
     // Where in a panel the depths from a block on of vector v lie, or of the pair that it is in.
     // pair: the vectors of it, two or one
     template <class Panel>

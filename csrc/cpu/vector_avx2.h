@@ -34,6 +34,7 @@ struct Avx2Vector<float> {
     }
     void store(float* target) const { _mm256_storeu_ps(target, value); }
     static constexpr bool can_stream = false;
+    static constexpr bool can_interleave = false;
     void stream(float* target) const { store(target); }
     static void end_streaming() {}
     void store_first(float* target, int64_t count) const {
@@ -209,6 +210,7 @@ struct Avx2Vector<double> {
     }
     void store(double* target) const { _mm256_storeu_pd(target, value); }
     static constexpr bool can_stream = false;
+    static constexpr bool can_interleave = false;
     void stream(double* target) const { store(target); }
     static void end_streaming() {}
     void store_first(double* target, int64_t count) const {

@@ -115,6 +115,21 @@ struct Avx512Vector<float> {
                 _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
         }
     }
+    static constexpr bool can_interleave = true;
+    template <int count>
+    [[gnu::always_inline]] static void deinterleave(Avx512Vector (&vectors)[count]) {
+        static constexpr Permutations<count> permutations(
+            [](int lane, int vector) { return lane * count + vector; });
+        permutations.apply(vectors);
+    }
+    template <int count>
+    [[gnu::always_inline]] static void interleave(Avx512Vector (&vectors)[count]) {
+        static constexpr Permutations<count> permutations([](int lane, int vector) {
+            const int number = vector * width + lane;
+            return number % count * width + number / count;
+        });
+        permutations.apply(vectors);
+    }
     static Avx512Vector sums_of_fours(Avx512Vector a, Avx512Vector b, Avx512Vector c,
                                       Avx512Vector d) {
         const auto pairs = [](__m512 even, __m512 odd) {
@@ -200,6 +215,50 @@ struct Avx512Vector<float> {
     }
 
  private:
+    // Where each number of some vectors comes from: source(lane, vector) of width * count numbers.
+    template <int count>
+    class Permutations {
+     public:
+        template <class Source>
+        explicit constexpr Permutations(Source&& source) {
+            for (int v = 0; v < count; ++v) {
+                for (int lane = 0; lane < width; ++lane) {
+                    const int number = source(lane, v);
+                    places_[v][lane] = number % (2 * width);
+                    masks_[v][number / (2 * width)] |= static_cast<Mask>(1 << lane);
+                }
+            }
+        }
+        // Two vectors are chosen from at once, and the last, if it is left, alone.
+        [[gnu::always_inline]] void apply(Avx512Vector (&vectors)[count]) const {
+            __m512 result[count];
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v) {
+                const __m512i places = _mm512_load_si512(places_[v]);
+                result[v] = _mm512_permutexvar_ps(places, vectors[0].value);
+#pragma GCC unroll 4
+                for (int i = 0; i < count; i += 2) {
+                    if (i + 1 < count) {
+                        const __m512 chosen =
+                            _mm512_permutex2var_ps(vectors[i].value, places, vectors[i + 1].value);
+                        result[v] = i == 0
+                                        ? chosen
+                                        : _mm512_mask_blend_ps(masks_[v][i / 2], result[v], chosen);
+                    } else if (i > 0) {
+                        result[v] = _mm512_mask_permutexvar_ps(result[v], masks_[v][i / 2], places,
+                                                               vectors[i].value);
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v) vectors[v].value = result[v];
+        }
+
+     private:
+        alignas(64) int32_t places_[count][width] = {};
+        Mask masks_[count][(count + 1) / 2] = {};
+    };
+
     // Sixteen numbers of a 16-bit type.
     static __m512 widened(__m256i bits, Bfloat16) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -250,6 +309,7 @@ struct Avx512Vector<double> {
     }
     void store(double* target) const { _mm512_storeu_pd(target, value); }
     static constexpr bool can_stream = true;
+    static constexpr bool can_interleave = false;
     void stream(double* target) const { _mm512_stream_pd(target, value); }
     static void end_streaming() { _mm_sfence(); }
     void store_first(double* target, int64_t count) const {

@@ -47,6 +47,10 @@ struct ScalarVector {
         narrow(value, *target);
     }
 
+    // Whether deinterleave and interleave are there, which make of vectors v[0] to v[count - 1] of
+    // numbers that follow each other ones whose lane l of v[i] was number l * count + i, and back.
+    static constexpr bool can_interleave = false;
+
     // Columns of `width` rows, of a 16-bit type in float's place too: lane l of columns[k] is
     // source[l * stride_row + k].
     template <class Number>

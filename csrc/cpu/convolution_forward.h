@@ -122,7 +122,7 @@ class ConvolutionForwardKernel {
         for (int64_t n = 0; n < shape_.batch; ++n) {
             const int64_t windows = shape_.windows(sample_length(shape_, call_.lengths, n));
             const bool is_asked_for = marks_ == nullptr || marks_[n] != 0;
-            wanted[n] = is_asked_for && Windows::pays_for(windows, rows_apart);
+            wanted[n] = is_asked_for && windows_.pays_for(windows, rows_apart);
             left_out_[n] = is_asked_for && wanted[n] == 0;
         }
     }

@@ -1,13 +1,13 @@
 // The filters of a convolution whose products are screened (screened_windows.h): packed in one
 // plane of bfloat16, and what bounds the error of their products; and their products in float32.
 //
-// 16 filters are taken at a time, of each 32 channels: put in order (tap_order.h), rounded, and
-// transposed as words of two numbers. Filters that are multiplied often are left in float32 as
-// well, tap after tap; of few samples they are read as they lie and put in order once more.
+// 16 filters are taken at a time: their taps put in order (tap_order.h), rounded, and transposed as
+// words of two numbers; where each tap fills whole blocks of depths, 32 channels after 32. Filters
+// in float32 that lie tap after tap are multiplied where they lie. Others are left in that order as
+// well, but of few samples those that lie channel after channel are put in order once more.
 //
-// Scratch, owned by the call: of 4 samples or more, or filters that lie otherwise than channel
-// after channel, these once more in float32; two numbers for each. Given to it, for each thread: 16
-// filters' channels, as they are rounded.
+// Scratch, owned by the call: the filters in that order, if they are left so; two numbers for each.
+// Given to it, for each thread: 16 filters as they are rounded, or 32 channels of them.
 //
 // Cost: of 16 numbers of a filter 8 operations, ceil(k / 2) permutations and 4 steps of a
 // transposition. Limit: the vector units, and what L2 gives. Measured, of 20 words of 300 numbers,
@@ -62,24 +62,27 @@ class ScreenedFilters {
           weight_(call.weight),
           layout_(layout),
           taps_(shape_.kernel_size),
-          lies_in_order_(weight_.stride_tap == 1 && weight_.stride_channel == taps_ &&
+          are_rows_(weight_.numbers.is<float>() && weight_.stride_channel == 1),
+          goes_by_turns_(!are_rows_ && weight_.stride_tap == 1 && weight_.stride_channel == taps_ &&
                          taps_ <= most_unrolled_taps),
-          keeps_rows_(!lies_in_order_ || !weight_.numbers.is<float>() ||
-                      shape_.batch >= least_batch_of_rows),
+          keeps_rows_(!are_rows_ && (!goes_by_turns_ || !weight_.numbers.is<float>() ||
+                                     shape_.batch >= least_batch_of_rows)),
           fills_taps_(depths.has_gaps()),
           line_(fills_taps_ ? tile_depth : depths.blocks() * tile_depth),
           pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width),
           last_(Vector::first(shape_.channels % Vector::width)),
+          stride_filter_(are_rows_ ? weight_.stride_filter : taps_ * pitch_),
+          stride_tap_(are_rows_ ? weight_.stride_tap : pitch_),
           numbers_(keeps_rows_ ? checked_product({layout.vectors(), Vector::width, taps_, pitch_})
                                : 0),
           norms_(layout.vectors() * Vector::width),
           errors_(layout.vectors() * Vector::width) {}
 
-    // Packs a panel, and takes note of its filters. scratch: pack_elements(). Returns whether the
-    // bounds hold for all of them.
     int64_t pack_elements() const {
         return checked_product({fills_taps_ ? taps_ : 1, Vector::width, line_});
     }
+    // Packs a panel, and takes note of its filters. scratch: pack_elements(). Returns whether the
+    // bounds hold for all of them.
     bool pack(Bfloat16* packed, int64_t panel, Bfloat16* scratch) const {
         bool are_plain = true;
         for (int64_t v = 0; v < layout_.units_of(panel); ++v) {
@@ -106,7 +109,7 @@ class ScreenedFilters {
     // A filter's product with a window whose taps lie `stride` numbers apart: to the bit the same,
     // however the filter is read.
     float product(int64_t filter, const float* window, int64_t stride) const {
-        if (keeps_rows_) return product_with_row(filter, window, stride);
+        if (keeps_rows_ || are_rows_) return product_with_row(filter, window, stride);
         float result = 0;
         with_constant<most_unrolled_taps>(
             taps_, [&](auto taps) { result = product_in_order<taps>(filter, window, stride); });
@@ -118,17 +121,22 @@ class ScreenedFilters {
     // From so many samples on it is worth it to write the filters in float32 as products read them.
     static constexpr int64_t least_batch_of_rows = 4;
 
-    float* row_of(int64_t filter) const { return numbers_.data() + filter * taps_ * pitch_; }
+    // A filter tap after tap, stride_tap_ apart.
+    const float* row_of(int64_t filter) const {
+        const float* const rows =
+            are_rows_ ? static_cast<const float*>(weight_.numbers.data) : numbers_.data();
+        return rows + filter * stride_filter_;
+    }
+    float* kept_row(int64_t filter) const { return numbers_.data() + filter * stride_filter_; }
 
     template <class Number, class LinesOf>
     bool pack_vector(const Number* filters, int64_t first, Bfloat16* scratch,
                      LinesOf&& lines_of) const {
         const int64_t count = smaller(Vector::width, shape_.filters - first);
         SquareSums sums[Vector::width];
-        if (!lies_in_order_) {
-            for (int64_t i = 0; i < count; ++i) {
-                copy_row(filters + i * weight_.stride_filter, row_of(first + i));
-            }
+        for (int64_t i = 0; i < count && keeps_rows_ && !goes_by_turns_; ++i) {
+            filter_by_taps<Vector>(weight_, filters + i * weight_.stride_filter, taps_,
+                                   shape_.channels, kept_row(first + i), pitch_);
         }
         const int64_t chunk = fills_taps_ ? tile_depth : shape_.channels;
         const int64_t stride_tap = fills_taps_ ? Panels::tile_numbers : shape_.channels;
@@ -137,7 +145,7 @@ class ScreenedFilters {
                 const Rounding round{scratch + i * line_ - begin, stride_tap, sums + i,
                                      fills_taps_ ? begin + tile_depth : shape_.channels};
                 const Range channels{begin, begin + chunk};
-                if (!lies_in_order_) {
+                if (!goes_by_turns_) {
                     take_row(row_of(first + i), channels, round);
                     continue;
                 }
@@ -193,7 +201,7 @@ class ScreenedFilters {
             load_in_order(filter, channel, vectors);
             if (keeps_rows_ && channel < shape_.channels) {
                 for (int tap = 0; tap < taps; ++tap) {
-                    vectors[tap].store(row_of(index) + tap * pitch_ + channel);
+                    vectors[tap].store(kept_row(index) + tap * pitch_ + channel);
                 }
             }
             for (int tap = 0; tap < taps; ++tap) round.take(tap, channel, vectors[tap]);
@@ -203,8 +211,8 @@ class ScreenedFilters {
         for (int64_t channel = channels.begin; channel < channels.end; channel += Vector::width) {
             for (int64_t tap = 0; tap < taps_; ++tap) {
                 round.take(tap, channel,
-                           channel < shape_.channels ? Vector::load(row + tap * pitch_ + channel)
-                                                     : Vector::broadcast(0));
+                           load_up_to<Vector>(row + tap * stride_tap_ + channel,
+                                              shape_.channels - channel));
             }
         }
     }
@@ -225,19 +233,6 @@ class ScreenedFilters {
             }
         }
         if constexpr (taps > 1) Vector::deinterleave(vectors);
-    }
-
-    // A filter as it is kept: of each tap its channels, zeros up to whole vectors.
-    template <class Number>
-    void copy_row(const Number* filter, float* row) const {
-        for (int64_t tap = 0; tap < taps_; ++tap) {
-            for (int64_t channel = 0; channel < pitch_; ++channel) {
-                row[tap * pitch_ + channel] =
-                    channel < shape_.channels
-                        ? widen(filter[channel * weight_.stride_channel + tap * weight_.stride_tap])
-                        : 0;
-            }
-        }
     }
 
     // A block of depths of `count` filters, line_ apart, as tiles take it.
@@ -309,12 +304,13 @@ class ScreenedFilters {
     float product_with_row(int64_t filter, const float* window, int64_t stride) const {
         const float* row = row_of(filter);
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t tap = 0; tap < taps_; ++tap, window += stride, row += pitch_) {
+        for (int64_t tap = 0; tap < taps_; ++tap, window += stride, row += stride_tap_) {
             TapSums sums;
-            for_each_vector(
-                [&](int turn, int64_t channel, __mmask16 there) __attribute__((always_inline)) {
-                    sums.add(turn, window + channel, there, _mm512_load_ps(row + channel));
-                });
+            for_each_vector([&](int turn, int64_t channel, __mmask16 there)
+                                __attribute__((always_inline)) {
+                                    sums.add(turn, window + channel, there,
+                                             _mm512_maskz_loadu_ps(there, row + channel));
+                                });
             sum = _mm512_add_ps(sum, sums.of_tap());
         }
         return _mm512_reduce_add_ps(sum);
@@ -341,12 +337,15 @@ class ScreenedFilters {
     const ConvolutionWeight& weight_;
     const PanelLayout<Vector>& layout_;
     const int64_t taps_;
-    const bool lies_in_order_;  // channel after channel, each with few taps
-    const bool keeps_rows_;     // of float32, else the filters are read as they lie
+    const bool are_rows_;       // the filters, in float32, tap after tap
+    const bool goes_by_turns_;  // a filter: channel after channel, each with few taps
+    const bool keeps_rows_;     // the filters are copied so
     const bool fills_taps_;     // up to whole blocks of depths
     const int64_t line_;        // from a filter to the next while they are rounded
     const int64_t pitch_;
-    const __mmask16 last_;  // channels behind those that are whole vectors
+    const __mmask16 last_;         // channels behind those that are whole vectors
+    const int64_t stride_filter_;  // of rows
+    const int64_t stride_tap_;
     const Scratch<float> numbers_;
     const Scratch<float> norms_;   // ||w||
     const Scratch<float> errors_;  // of a window of norm 1 that rounding takes nothing from

@@ -17,16 +17,17 @@
 // Scratch, owned by the call: that of ConvolutionWindows in one plane, and ScreenedFilters. Given
 // to it, for each thread: a stretch of the input in bfloat16 and, where its channels do not lie
 // side by side, in float32; two numbers for each position, two and a mark for each window, and a
-// window whose numbers lie in pieces. On each thread's stack, 96 KiB of windows that remain.
+// window that reaches beyond its sample. On each thread's stack, 96 KiB of windows that remain.
 //
 // Cost: the product in one plane, 2 N W F k C FLOPs; 8 operations on every 16 numbers of the input
 // and of the filters; of every product a few operations on its vector, in L1; and 2 k C FLOPs for
 // each window that remains, which is read from L2. Limit: L2, in all of its parts.
 //
-// Measured, time over that of three planes (family 6, model 207, two threads, random numbers). A
-// layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.61, a bank of 3, 4 and
-// 5: 0.59; one sentence 0.91; N 64, L 512, C 128, F 128, k 3: 0.46. This loop alone: 50 of 26 words
-// 0.8, N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C 300, F 256, k 3: 0.46; over that of two
+// Measured, time over that before, in three planes or by vectors (family 6, model 207, two threads,
+// random numbers). A layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.64;
+// one 0.67; of 20 words, filters of 3 and of 5: 50 0.90 and 0.91, one 1.03 and 0.92; N 64, L 512, C
+// 128, F 128, k 3: 0.39. A bank of 3, 4 and 5: 0.59 (filters packed as before). This loop alone, so
+// too: N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C 300, F 256, k 3: 0.46; over that of two
 // planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few numbers a window: 50 of 56 words of 32
 // channels 1.1, of 8 1.9. Samples left out (one thread): 1.1 to 1.4. Of 50 sentences 1.6 windows a
 // filter remain, of which 1.28 are multiplied, since the most promising one is first; one thread
@@ -78,9 +79,10 @@ class ScreenedWindows {
         return shape.pool_size == 0 && shape.channels >= least_channels && depth >= least_depth &&
                depth <= most_screened_depth;
     }
-    static bool pays_for(int64_t windows, int64_t /* rows_apart */) {
-        constexpr int64_t least_windows = 16;
-        return windows >= least_windows;
+    // Of a sample: fewer windows pay where filters are packed quickly, and are long enough.
+    bool pays_for(int64_t windows, int64_t /* rows_apart */) const {
+        const bool is_quick = shape_.kernel_size <= most_unrolled_taps && shape_.channels >= 128;
+        return windows >= (is_quick ? 16 : 24);
     }
 
     explicit ScreenedWindows(const ConvolutionForward<T>& call)

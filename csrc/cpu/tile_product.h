@@ -91,7 +91,8 @@ struct TileProduct : TilePanels<planes> {
     // the rows would be between samples, `apart` of them for a sample; nor a short sentence, which
     // in a batch is an eighth faster in tiles, but alone, when packing the weights is most of the
     // work, half as fast again by vectors (300 numbers a word, 100 filters of 3: 50 sentences of 20
-    // words 0.51 ms, by vectors 0.58; one of 20 words 88 us, 55; one of 56 words 99 us, 84).
+    // words 0.51 ms, by vectors 0.58; one of 20 words 88 us, 55; one of 56 words 99 us, 84; before
+    // maxima over all time went another way, screened_windows.h).
     static constexpr int64_t least_windows = 24;
     static bool pays_for(int64_t windows, int64_t apart) {
         return planes < 3 || (windows >= least_windows && windows >= 3 * apart);

@@ -8,7 +8,9 @@
 
 #ifdef __SANITIZE_ADDRESS__
 // Undefined behaviour traps (CMakeLists.txt): the place is told as that of any other error.
-extern "C" const char* __asan_default_options() { return "handle_sigill=1"; }
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+    return "handle_sigill=1:handle_sigtrap=1";
+}
 #endif
 
 namespace {

@@ -11,8 +11,8 @@
 //
 // Cost: of 16 numbers of a filter 8 operations, ceil(k / 2) permutations and 4 steps of a
 // transposition. Limit: the vector units, and what L2 gives. Measured, of 20 words of 300 numbers,
-// 100 filters of 3 / of 5, one thread, all of the kernel: 50 us / 76; with float32 packed, read
-// again and transposed twice 68 / 105; by vectors (vector_product.h) 48 / 80.
+// 100 filters of 3 / of 5, one thread, all of the kernel: 41 us / 67; with float32 packed, read
+// again and transposed twice 62 / 107; by vectors (vector_product.h) 44 / 75.
 //
 // Tried without gain: products with kept filters 16 channels after 16, of each all taps, as the
 // others are read (3 to 5 % of 50 sentences' time). What is to be rounded passed to a lambda, which
@@ -198,7 +198,7 @@ class ScreenedFilters {
             for (int i = 0; i < taps; ++i) {
                 __builtin_prefetch(filter + (channel + tile_depth) * taps + i * Vector::width);
             }
-            load_in_order(filter, channel, vectors);
+            load_by_taps(filter + channel * taps, shape_.channels - channel, vectors);
             if (keeps_rows_ && channel < shape_.channels) {
                 for (int tap = 0; tap < taps; ++tap) {
                     vectors[tap].store(kept_row(index) + tap * pitch_ + channel);
@@ -215,24 +215,6 @@ class ScreenedFilters {
                                               shape_.channels - channel));
             }
         }
-    }
-
-    // A vector of channels of each tap of a filter that lies channel after channel.
-    template <int taps, class Number>
-    [[gnu::always_inline]] void load_in_order(const Number* filter, int64_t channel,
-                                              Vector (&vectors)[taps]) const {
-        const Number* const from = filter + channel * taps;
-        if (channel + Vector::width <= shape_.channels) {
-            for (int i = 0; i < taps; ++i) {
-                vectors[i] = load_up_to<Vector>(from + i * Vector::width, Vector::width);
-            }
-        } else {
-            const int64_t left = (shape_.channels - channel) * taps;
-            for (int i = 0; i < taps; ++i) {
-                vectors[i] = load_up_to<Vector>(from + i * Vector::width, left - i * Vector::width);
-            }
-        }
-        if constexpr (taps > 1) Vector::deinterleave(vectors);
     }
 
     // A block of depths of `count` filters, line_ apart, as tiles take it.
@@ -323,7 +305,7 @@ class ScreenedFilters {
         for_each_vector(
             [&](int turn, int64_t channel, __mmask16 there) __attribute__((always_inline)) {
                 Vector weights[taps];
-                load_in_order(numbers, channel, weights);
+                load_by_taps(numbers + channel * taps, shape_.channels - channel, weights);
                 for (int tap = 0; tap < taps; ++tap) {
                     sums[tap].add(turn, window + tap * stride + channel, there, weights[tap].value);
                 }

@@ -28,6 +28,24 @@ inline void with_taps(int64_t taps, Function&& function) {
     with_constant<most_unrolled_taps>(taps, function);
 }
 
+// Up to a vector's worth of channels, each with all of its taps: vector by vector a tap, zeros
+// beyond the last channel.
+template <int taps, class Vector, class Number>
+[[gnu::always_inline]] inline void load_by_taps(const Number* source, int64_t channels,
+                                                Vector (&vectors)[taps]) {
+    if (channels >= Vector::width) {
+        for (int i = 0; i < taps; ++i) {
+            vectors[i] = load_up_to<Vector>(source + i * Vector::width, Vector::width);
+        }
+    } else {
+        for (int i = 0; i < taps; ++i) {
+            const int64_t first = i * Vector::width;
+            vectors[i] = load_up_to<Vector>(source + first, channels * taps - first);
+        }
+    }
+    if constexpr (taps > 1) Vector::deinterleave(vectors);
+}
+
 // by_taps and by_channels by whole vectors.
 template <int taps, class Vector, class Number>
 inline void vectors_by_taps(const Number* source, int64_t channels,
@@ -35,11 +53,7 @@ inline void vectors_by_taps(const Number* source, int64_t channels,
     for (int64_t channel = 0; channel < channels; channel += Vector::width) {
         const int64_t here = smaller(Vector::width, channels - channel);
         Vector vectors[taps];
-        for (int64_t i = 0; i < taps; ++i) {
-            const int64_t first = i * Vector::width;
-            vectors[i] = load_up_to<Vector>(source + channel * taps + first, here * taps - first);
-        }
-        Vector::deinterleave(vectors);
+        load_by_taps(source + channel * taps, here, vectors);
         for (int64_t tap = 0; tap < taps; ++tap) {
             store_up_to(vectors[tap], target + tap * stride_tap + channel, here);
         }

@@ -18,21 +18,23 @@
 // Convolutions of one input whose gradients are added up: convolution_bank.h.
 //
 // Scratch, owned by the call: g, N P F; its sums, N F; and that of the two parts:
-// convolution_input_gradient.h (pools), convolution_over_time_gradient.h (none) and
-// convolution_weight_gradient.h; where the weight's part makes g again, P F for each thread.
+// convolution_input_gradient.h and convolution_weight_gradient.h, over time
+// convolution_over_time_input_gradient.h and, of short sentences,
+// convolution_over_time_weight_gradient.h; where the weight's part makes g again, P F for each
+// thread.
 //
-// g, grad_input and the sums of g are shared out by samples, grad_weight by filters (in tiles by
-// channels too), so that no two threads write one address and every sum has one order: the same
-// bits on every run, without atomics. (One sample's grad_input is one thread's work.)
+// g, grad_input and the sums of g are shared out by samples, grad_weight by filters (in tiles and
+// over time by channels too), so that no two threads write one address and every sum has one order:
+// the same bits on every run, without atomics. (One sample's grad_input is one thread's work.)
 //
 // Cost: 4 N P F k C FLOPs, 1 / pool_size of the dense gradients', and one load from L1 for each
 // multiply-add. Limit: two loads a cycle, with pools of 2 and more; over time L2. What one core has
 // written takes another long to read, so a thread makes for itself what it can.
 //
 // Measured, multiply-adds a ns of one core that does 137 in registers (AMD family 26, AVX-512; 50
-// to 100 sentences of 20 words, C 300, F 100, k 3): input 37, weight 33. A loop alone over rows of
-// L2 in any order: 52 to 63 where they begin cache lines, 36 to 42 where they do not, as the
-// input's.
+// to 100 sentences of 20 words, C 300, F 100, k 3): input 37, weight, read where the windows lie,
+// 33. A loop alone over rows of L2 in any order: 52 to 63 where they begin cache lines, 36 to 42
+// where they do not, as the input's.
 //
 // Tried without gain: with pools of 2, dense products of windows one by one, which load less for a
 // multiply-add but do twice as many (float32, AMD family 26, forward and backward: AVX-512, one
@@ -44,7 +46,8 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "convolution_input_gradient.h"
-#include "convolution_over_time_gradient.h"
+#include "convolution_over_time_input_gradient.h"
+#include "convolution_over_time_weight_gradient.h"
 #include "convolution_weight_gradient.h"
 #include "product.h"
 #include "winner_gradients.h"
@@ -155,6 +158,13 @@ void convolution_backward_by_winners(const ConvolutionBackward<Number>& argument
     Kernel(arguments).run(threads);
 }
 
+template <class Vector, class Number, class WeightGradient>
+void convolution_backward_over_time(const ConvolutionBackward<Number>& arguments, int threads) {
+    using InputGradient = OverTimeInputGradient<Vector, Number>;
+    using Kernel = ConvolutionBackwardKernel<Vector, Number, InputGradient, WeightGradient>;
+    Kernel(arguments).run(threads);
+}
+
 // The gradients of small pools as dense products of windows together, where they are faster so than
 // winner by winner; returns the call that is left.
 template <class Vector, class Number>
@@ -178,10 +188,14 @@ ConvolutionBackward<Number> gradients_together(const ConvolutionBackward<Number>
 template <class Vector, class Number = typename Vector::Element>
 void convolution_backward(const ConvolutionBackward<Number>& arguments, int threads) {
     if (arguments.shape.pool_size == 0) {
-        using OverTime =
-            ConvolutionBackwardKernel<Vector, Number, OverTimeInputGradient<Vector, Number>,
-                                      ConvolutionWeightGradient<Vector, Number>>;
-        OverTime(arguments).run(threads);
+        if (OverTimeWeightGradient<Vector, Number>::pays_for(arguments.shape)) {
+            convolution_backward_over_time<Vector, Number, OverTimeWeightGradient<Vector, Number>>(
+                arguments, threads);
+        } else {
+            convolution_backward_over_time<Vector, Number,
+                                           ConvolutionWeightGradient<Vector, Number>>(arguments,
+                                                                                      threads);
+        }
     } else if constexpr (std::is_same_v<typename Vector::Element, float>) {
         const ConvolutionBackward<Number> left = gradients_together<Vector>(arguments, threads);
         convolution_backward_by_winners<Vector>(left, threads);

@@ -1,7 +1,7 @@
 // The gradient of the input that several convolutions share, all pooled over time: Kim's bank.
 //
-// Sums, shapes and cost: convolution_over_time_gradient.h; g: convolution_backward.h. Samples are
-// shared out among the threads.
+// Sums, shapes and cost: convolution_over_time_input_gradient.h; g: convolution_backward.h. Samples
+// are shared out among the threads.
 //
 // Scratch, owned by the call: g of a sample, F of each convolution, for each thread; and that of
 // the sums.
@@ -18,7 +18,7 @@
 #include "../core/checked.h"
 #include "../core/parallel.h"
 #include "../core/scratch.h"
-#include "convolution_over_time_gradient.h"
+#include "convolution_over_time_input_gradient.h"
 #include "winner_gradients.h"
 
 namespace seqkernels {

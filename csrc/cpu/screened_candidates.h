@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace seqkernels {
 
@@ -13,35 +14,42 @@ class ScreenedCandidates {
     static constexpr int64_t most_segments = 8;
 
     struct Place {
-        int32_t segment;
         int32_t window;
         float most;  // that the product can be
     };
 
-    // What follows is of another segment, of which there shall be no more than `most` in all.
-    void begin_segment(int64_t most) {
-        std::memcpy(before_, counts_, sizeof(before_));
+    // What follows is of that segment, of which there shall be no more than `most` in all.
+    void begin_segment(int64_t segment, int64_t most) {
+        counts_ = all_counts_[segment];
+        std::memset(counts_, 0, sizeof(all_counts_[segment]));
+        places_ = all_places_[segment];
         left_ = most;
     }
     // Returns whether there are too many; then the segment has none.
     bool take(int64_t filter, const Place& place) {
-        if (--left_ < 0 || counts_[filter] - before_[filter] == most_of_filter) {
-            std::memcpy(counts_, before_, sizeof(before_));
+        Place* const places = places_[filter];
+        int32_t& count = counts_[filter];
+        if (--left_ < 0 || count == most_of_filter) {
+            std::memset(counts_, 0, sizeof(all_counts_[0]));
             return true;
         }
-        places_[filter][counts_[filter]++] = place;
+        places[count] = place;
+        // The most promising one first.
+        if (place.most > places[0].most) std::swap(places[0], places[count]);
+        ++count;
         return false;
     }
-    int64_t count(int64_t filter) const { return counts_[filter]; }
-    const Place* of(int64_t filter) const { return places_[filter]; }
+    int64_t count(int64_t segment, int64_t filter) const { return all_counts_[segment][filter]; }
+    const Place* of(int64_t segment, int64_t filter) const { return all_places_[segment][filter]; }
 
  private:
     static constexpr int64_t panel_width = vectors * Vector::width;
     static constexpr int64_t most_of_filter = 32;  // and segment
     int64_t left_ = 0;
-    int32_t counts_[panel_width] = {};
-    int32_t before_[panel_width];
-    Place places_[panel_width][most_segments * most_of_filter];
+    int32_t* counts_ = nullptr;
+    Place (*places_)[most_of_filter] = nullptr;
+    int32_t all_counts_[most_segments][panel_width] = {};
+    Place all_places_[most_segments][panel_width][most_of_filter];
 };
 
 }  // namespace seqkernels

@@ -15,29 +15,32 @@
 // are cut at the same windows in any batch, so that this depends on the sample alone.
 //
 // Scratch, owned by the call: that of ConvolutionWindows in one plane, and ScreenedFilters. Given
-// to it, for each thread: a stretch of the input in bfloat16 and, where its channels do not lie
-// side by side, in float32; two numbers for each position, two and a mark for each window, and a
-// window that reaches beyond its sample. On each thread's stack, 96 KiB of windows that remain.
+// to it, for each thread: a stretch of the input in bfloat16 and, unless products read it where it
+// lies, in float32, each position in whole cache lines; two numbers for each position, two and a
+// mark for each window, and a window that reaches beyond its sample. On each thread's stack, 64 KiB
+// of windows that remain.
 //
 // Cost: the product in one plane, 2 N W F k C FLOPs; 8 operations on every 16 numbers of the input
 // and of the filters; of every product a few operations on its vector, in L1; and 2 k C FLOPs for
 // each window that remains, which is read from L2. Limit: L2, in all of its parts.
 //
 // Measured, time over that before, in three planes or by vectors (family 6, model 207, two threads,
-// random numbers). A layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.64;
-// one 0.67; of 20 words, filters of 3 and of 5: 50 0.90 and 0.91, one 1.03 and 0.92; N 64, L 512, C
-// 128, F 128, k 3: 0.39. A bank of 3, 4 and 5: 0.59 (filters packed as before). This loop alone, so
-// too: N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C 300, F 256, k 3: 0.46; over that of two
-// planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few numbers a window: 50 of 56 words of 32
-// channels 1.1, of 8 1.9. Samples left out (one thread): 1.1 to 1.4. Of 50 sentences 1.6 windows a
-// filter remain, of which 1.28 are multiplied, since the most promising one is first; one thread
-// spends 36 % of its time in tiles, 31 on products in float32, 11 each on rounding and on what
-// remains.
+// random numbers). A layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.51;
+// one 0.64; of 20 words, filters of 3 and of 5: 50 0.69 and 0.72, one 0.98 and 0.84; N 64, L 512, C
+// 128, F 128, k 3: 0.39. A bank of 3, 4 and 5, of 56 words 0.63, of 20 0.76. This loop alone,
+// before windows were copied to whole lines: N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C
+// 300, F 256, k 3: 0.46; over that of two planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few
+// numbers a window: 50 of 56 words of 32 channels 1.1, of 8 1.9. Samples left out (one thread): 1.1
+// to 1.4. Of 50 sentences 1.6 windows a filter remain, of which 1.28 are multiplied, since the most
+// promising one is first. What remains and is multiplied takes 40 % of the time of 56 words, 59 of
+// 20, of which only what L2 gives is the limit: a product of 900 numbers 60 ns from windows where
+// they lie, 40 from whole lines, 13 if all were in L1.
 //
-// Tried without gain: windows from copies that are whole cache lines apart (4 % slower to 5 %
-// faster), fetched ahead (none), two or four with a filter at once (within 2 %). Candidates sorted
-// by filter in place of a list for each, and looked for row by row, not in marks of many rows: 10 %
-// slower.
+// Tried without gain: windows fetched ahead (none), two or four with a filter at once (within 2 %),
+// 32 channels after 32 of all products, so that what they read stays in L1 (none: rows of two or
+// three lines, and sums that are stored), segment after segment or some filters at a time (none).
+// Candidates sorted by filter in place of a list for each, and looked for row by row, not in marks
+// of many rows: 10 % slower.
 #pragma once
 
 #include <cstdint>
@@ -90,7 +93,9 @@ class ScreenedWindows {
           shape_(call.shape),
           tiles_(call),
           filters_(call, tiles_.depths(), tiles_.layout()),
-          in_place_(is_read_in_place<T>(shape_, call.input)) {}
+          can_read_(is_read_in_place<T>(shape_, call.input)),
+          in_place_(can_read_ && (are_lines(call.input) || !pays_to_copy())),
+          pitch_(divide_rounding_up(shape_.channels, Vector::width) * Vector::width) {}
 
     const PanelLayout<Vector>& layout() const { return tiles_.layout(); }
     StretchRule rule(int threads) const { return tiles_.rule(threads, true); }
@@ -145,7 +150,7 @@ class ScreenedWindows {
         result.repeats = reinterpret_cast<uint8_t*>(result.gathered + tiles_.layout().depth);
         for (int64_t i = segments.begin; i < segments.end; ++i) {
             const WindowSegment& segment = stretches_->segment(i);
-            if (!in_place_) copy(segment, result);
+            if (!can_read_) copy(segment, result);
             round(segment, result);
             if (!measure(segment, result)) leave_out(left_out, segment.sample);
         }
@@ -203,33 +208,33 @@ class ScreenedWindows {
         for (int64_t i = 0; i < segments.count(); ++i) {
             numbers[i] = numbers_of(stretches_->segment(segments.begin + i), rows);
         }
-        for (int64_t filter = 0; filter < panel_width; ++filter) {
-            const typename Candidates::Place* const places = candidates.of(filter);
-            const int64_t count = candidates.count(filter);
-            const auto judge = [&](const auto& place) {
-                const auto [window_numbers, stride] =
-                    numbers_of_window(numbers[place.segment], place.window, rows.gathered);
-                const T value =
-                    filters_.product(layout().first_column(panel) + filter, window_numbers, stride);
-                T& greatest = values[place.segment][filter];
-                int32_t& window = windows[place.segment][filter];
-                if (window >= 0 &&
-                    (value < greatest || (value == greatest && place.window > window))) {
-                    return;
+        const auto judge = [&](int64_t segment, int64_t filter, int32_t window) {
+            const auto [window_numbers, stride] =
+                numbers_of_window(numbers[segment], window, rows.gathered);
+            const T value =
+                filters_.product(layout().first_column(panel) + filter, window_numbers, stride);
+            T& greatest = values[segment][filter];
+            int32_t& winner = windows[segment][filter];
+            if (winner >= 0 && (value < greatest || (value == greatest && window > winner))) return;
+            greatest = value;
+            winner = window;
+        };
+        // First the most promising one of each, of which no branch waits for a product; others may
+        // then fall short of it.
+        const int64_t filters = layout().units_of(panel) * Vector::width;
+        for (int64_t filter = 0; filter < filters; ++filter) {
+            for (int64_t i = 0; i < segments.count(); ++i) {
+                if (candidates.count(i, filter) > 0) {
+                    judge(i, filter, candidates.of(i, filter)[0].window);
                 }
-                greatest = value;
-                window = place.window;
-            };
-            // The most promising one first: others may then fall short of it.
-            for (int64_t begin = 0, end = 0; begin < count; begin = end) {
-                int64_t first = begin;
-                for (; end < count && places[end].segment == places[begin].segment; ++end) {
-                    if (places[end].most > places[first].most) first = end;
-                }
-                judge(places[first]);
-                for (int64_t i = begin; i < end; ++i) {
-                    if (i != first && places[i].most >= values[places[i].segment][filter]) {
-                        judge(places[i]);
+            }
+        }
+        for (int64_t filter = 0; filter < filters; ++filter) {
+            for (int64_t i = 0; i < segments.count(); ++i) {
+                const typename Candidates::Place* const places = candidates.of(i, filter);
+                for (int64_t place = 1; place < candidates.count(i, filter); ++place) {
+                    if (places[place].most >= values[i][filter]) {
+                        judge(i, filter, places[place].window);
                     }
                 }
             }
@@ -271,7 +276,7 @@ class ScreenedWindows {
         }
         float bound_of[V * Vector::width];
         for (int v = 0; v < V; ++v) _mm512_storeu_ps(bound_of + v * Vector::width, bounds[v]);
-        candidates.begin_segment(V * Vector::width * (2 + count / 16));
+        candidates.begin_segment(place, V * Vector::width * (2 + count / 16));
         // Marks of many rows first: whether a row has any cannot be foreseen.
         constexpr int64_t rows_marked = 64 / V;
         static_assert(64 % V == 0, "whole words of marks");
@@ -300,7 +305,7 @@ class ScreenedWindows {
                     const float most =
                         __builtin_fmaf(norms[row], bound_of[filter], products[filter]);
                     const auto window = static_cast<int32_t>(segment.windows.begin + row);
-                    if (candidates.take(filter, {static_cast<int32_t>(place), window, most})) {
+                    if (candidates.take(filter, {window, most})) {
                         return false;
                     }
                 }
@@ -339,9 +344,7 @@ class ScreenedWindows {
         return whole_lines(larger(0, stretches_->most_rows() - 1) * tiles_.window_stride() +
                            shape_.reach());
     }
-    int64_t copied() const {
-        return in_place_ ? 0 : checked_product({positions(), shape_.channels});
-    }
+    int64_t copied() const { return in_place_ ? 0 : checked_product({positions(), pitch_}); }
 
     // Where in the plane the positions that a segment's windows read begin; those that are real.
     int64_t place_of(const WindowSegment& segment, const Rows& rows) const {
@@ -351,30 +354,50 @@ class ScreenedWindows {
         return real_positions(shape_, call_.lengths, segment.sample, positions_of(shape_, segment));
     }
 
-    // A segment's numbers in float32.
+    // Whether rows of channels begin cache lines.
+    static bool are_lines(const SequenceView& input) {
+        const auto address = reinterpret_cast<uintptr_t>(input.numbers.data);
+        return address % cache_line_bytes == 0 && input.stride_length % Vector::width == 0 &&
+               input.stride_batch % Vector::width == 0;
+    }
+    // Whether numbers are read so often that it pays to copy them to whole lines: with a ninth of
+    // the reads that are asked for here 14 % are lost, with a fifth 3, with half of them nothing.
+    bool pays_to_copy() const {
+        constexpr int64_t least_reads = 3;
+        return shape_.filters >=
+               divide_rounding_up(least_reads * shape_.length, shape_.kernel_size);
+    }
+
+    // A segment's numbers in float32: where they lie, and as products read them.
+    SampleRows<T> given_numbers_of(const WindowSegment& segment) const {
+        const SequenceView& input = call_.input;
+        return {static_cast<const T*>(input.numbers.data) + segment.sample * input.stride_batch,
+                input.stride_length, real_positions_of(segment)};
+    }
     SampleRows<T> numbers_of(const WindowSegment& segment, const Rows& rows) const {
-        const Range real = real_positions_of(segment);
-        if (in_place_) {
-            const SequenceView& input = call_.input;
-            return {static_cast<const T*>(input.numbers.data) + segment.sample * input.stride_batch,
-                    input.stride_length, real};
-        }
+        if (in_place_) return given_numbers_of(segment);
+        return {copy_of(segment, rows), pitch_, real_positions_of(segment)};
+    }
+    // Where a segment's position 0 is in the copies, or would be.
+    T* copy_of(const WindowSegment& segment, const Rows& rows) const {
         const int64_t first = place_of(segment, rows) - positions_of(shape_, segment).begin;
-        return {rows.numbers + first * shape_.channels, shape_.channels, real};
+        return rows.numbers + first * pitch_;
     }
     void copy(const WindowSegment& segment, const Rows& rows) const {
         typename VectorProduct<Vector>::Magnitude magnitude;
-        const Range real = real_positions_of(segment);
-        const int64_t first =
-            place_of(segment, rows) + real.begin - positions_of(shape_, segment).begin;
+        const auto [from, to] = real_positions_of(segment);
         pack_positions<Vector, VectorProduct<Vector>>(
-            shape_, call_.input, segment.sample, real.begin, real.end, shape_.channels,
-            rows.numbers + first * shape_.channels, 0, magnitude);
+            shape_, call_.input, segment.sample, from, to, pitch_,
+            copy_of(segment, rows) + from * pitch_, 0, magnitude);
     }
 
-    // Makes the segment's part of the plane, and the squares of its positions.
+    // Makes the segment's part of the plane, the squares of its positions, and copies that are left
+    // to it.
     void round(const WindowSegment& segment, const Rows& rows) const {
-        const SampleRows<T> numbers = numbers_of(segment, rows);
+        const bool copies = can_read_ && !in_place_;
+        const SampleRows<T> numbers =
+            can_read_ ? given_numbers_of(segment) : numbers_of(segment, rows);
+        T* const copy = copies ? copy_of(segment, rows) : nullptr;
         const Range all = positions_of(shape_, segment);
         const int64_t pitch = tiles_.depths().pitch(), place = place_of(segment, rows);
         Left* target = rows.plane + place * pitch;
@@ -392,6 +415,9 @@ class ScreenedWindows {
                         Vector::first(shape_.channels - channel), given + channel);
                     _mm256_mask_storeu_epi16(target + channel, Vector::first(pitch - channel),
                                              sums.take(some));
+                    if (copies && channel < pitch_) {
+                        _mm512_storeu_ps(copy + position * pitch_ + channel, some);
+                    }
                 }
             } else {
                 std::memset(static_cast<void*>(target), 0,
@@ -450,7 +476,9 @@ class ScreenedWindows {
     const ConvolutionShape& shape_;
     Tiles tiles_;
     const ScreenedFilters<Vector> filters_;
-    const bool in_place_;  // numbers in float32 are read where they lie
+    const bool can_read_;  // numbers, in float32, where they lie
+    const bool in_place_;  // products do so
+    const int64_t pitch_;  // of copies
     const WindowStretches* stretches_ = nullptr;
 };
 

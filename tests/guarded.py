@@ -261,6 +261,24 @@ def run_nonsense_argmax() -> None:
             # Of ones, every winner gives each tap within its sample one, for each channel.
             taps = sum(part.sum() for part in won)
             assert 0 <= grad_input.double().sum() <= taps * 4 * 5
+            # Of many short samples the weights' gradient is summed over copies of positions.
+            argmax = torch.randint(lowest, highest, (17, 40), generator=generator)
+            argmax = argmax.int().unsqueeze(1)
+            _, grad_weight, grad_bias = ops.conv1d_max_pool_backward(
+                torch.ones(17, 40, dtype=dtype),
+                torch.ones(17, 40, dtype=dtype),
+                argmax,
+                torch.ones(17, 9, 5, dtype=dtype),
+                torch.ones(40, 5, 4, dtype=dtype),
+                None,
+                (1, 0, 0, 1, 0, 0),
+                "identity",
+                True,
+                [True] * 3,
+            )
+            wins = ((argmax >= 0) & (argmax < 6)).sum((0, 1)).to(dtype)
+            assert torch.equal(grad_bias, wins)
+            assert torch.equal(grad_weight, wins.view(40, 1, 1).expand(40, 5, 4))
 
 
 def run_all(isa: str) -> None:

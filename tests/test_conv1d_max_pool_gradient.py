@@ -140,7 +140,8 @@ def test_too_short_for_a_window_receives_no_gradient(kernels, dtype, activation,
     _, *without = gradients(functional.conv1d_max_pool, longer, cotangent[[0, 3]])
     assert torch.equal(weight, without[0]) and torch.equal(bias, without[1])
 
-    for short in (arguments["input"][:, :, :2], arguments["input"][:, :, :0]):
+    many = arguments["input"].repeat(5, 1, 1)
+    for short in (arguments["input"][:, :, :2], arguments["input"][:, :, :0], many[:, :, :0]):
         spoilt = arguments | {"input": short, "lengths": None}
         assert not any(gradient.any() for gradient in gradients(functional.conv1d_max_pool, spoilt))
 
@@ -197,7 +198,7 @@ SHORT = {
     "2 taps": ((17, 33, 6, 31, 2), {}),
     "3 taps, several blocks": ((41, 35, 20, 56, 3), {"activation": "tanh"}),
     "5 taps, stride, padding": ((20, 31, 9, 50, 5), {"stride": 2, "padding": 3}),
-    "23 taps, a sample to a block": ((16, 9, 170, 67, 23), {"padding": "same"}),
+    "23 taps, few samples to a block": ((16, 9, 170, 67, 23), {"padding": "same"}),
 }
 
 
@@ -223,7 +224,7 @@ def test_short_sentences(kernels, dtype, case, channels_last):
 
 
 def test_few_short_sentences_have_the_gradients_of_many(kernels, dtype):
-    """Sums have one order, whether they are made over copies or not."""
+    """Sums of whole windows have one order, whether they are made over copies or not."""
     arguments = converted(tensors((15, 35, 12, 61, 3)), dtype) | {"activation": "tanh"}
     found = gradients(functional.conv1d_max_pool, arguments)
     nothing = torch.full((2, 35, 12), torch.nan, dtype=dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from convolutions import assert_right, converted, normal, tensors
 from seqkernels import checks, functional, ops
 
-BATCH, CHANNELS, LENGTH, FILTERS, TAPS = SIZES = (3, 67, 61, 45, 3)
+BATCH, CHANNELS, LENGTH, FILTERS, TAPS = SIZES = (3, 67, 61, 65, 3)
 
 
 def pairs(input: Tensor) -> Tensor:
@@ -145,13 +145,14 @@ def test_what_no_window_holds_changes_no_bit(isa, value):
 
 @pytest.mark.parametrize("keywords", [{}, {"stride": 2, "dilation": 3, "padding": 4}], ids=str)
 def test_layouts_and_strides_change_no_bit(isa, keywords):
-    """Numbers are read where they lie, or from copies; windows may lie in pieces."""
+    """Numbers are read where they lie, in whole cache lines, or from copies; in pieces too."""
     arguments = converted(tensors(SIZES), torch.float32) | keywords
     expected = functional.conv1d_max_pool(**arguments)
     last = arguments["input"].transpose(1, 2).contiguous()
-    wide = torch.full((BATCH, LENGTH, CHANNELS + 5), torch.nan)
-    wide[..., :CHANNELS] = last
-    for input in (last, wide[..., :CHANNELS], last.flip(1).contiguous().flip(1)):
+    lines = torch.full((BATCH, LENGTH, 80), torch.nan)[..., :CHANNELS].copy_(last)
+    between = torch.full((BATCH, LENGTH, 80), torch.nan)[..., 7 : 7 + CHANNELS].copy_(last)
+    wide = torch.full((BATCH, LENGTH, CHANNELS + 5), torch.nan)[..., :CHANNELS].copy_(last)
+    for input in (last, lines, between, wide, last.flip(1).contiguous().flip(1)):
         found = functional.conv1d_max_pool(**arguments | {"input": input, "channels_last": True})
         assert torch.equal(found, expected)
 

@@ -188,7 +188,7 @@ ConvolutionBackward<Number> gradients_together(const ConvolutionBackward<Number>
 template <class Vector, class Number = typename Vector::Element>
 void convolution_backward(const ConvolutionBackward<Number>& arguments, int threads) {
     if (arguments.shape.pool_size == 0) {
-        if (OverTimeWeightGradient<Vector, Number>::pays_for(arguments.shape)) {
+        if (OverTimeWeightGradient<Vector, Number>::pays_for(arguments.shape, threads)) {
             convolution_backward_over_time<Vector, Number, OverTimeWeightGradient<Vector, Number>>(
                 arguments, threads);
         } else {

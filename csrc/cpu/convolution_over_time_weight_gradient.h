@@ -6,12 +6,13 @@
 // reads a number for each that it multiplies, and rows of channels seldom begin cache lines. So the
 // positions of a block of samples are copied, of a panel of channels at a time: whole lines, zeros
 // where there is padding, few enough to stay in L1, once for all filters and taps. While the
-// samples pass, the sums of a filter's taps stay in registers. A winner that is none reads zeros.
+// samples pass, the sums of a filter's taps stay in registers. A winner that is none reads zeros;
+// and an infinite g of a window that reaches into padding makes NaN of the zeros there.
 //
 // Scratch, owned by the call: where the winners begin in the copies, N F; for each thread the
 // copies, and the sums of a panel, F k panel.
 //
-// Threads share out the filters of all panels, one after the other; so at most two copy the same.
+// Threads share out the filters of all panels, one after the other; each copies what it needs.
 //
 // Cost: 2 N F k C FLOPs; a load for each multiply-add, two more for each winner and panel. Limit:
 // two loads a cycle.
@@ -28,6 +29,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/checked.h"
 #include "../core/parallel.h"
@@ -44,14 +46,21 @@ class OverTimeWeightGradient {
 
  public:
     // Whether it is faster than filter by filter from where the windows lie: by how often a copied
-    // position is read, and for how many samples a sum stays in registers.
-    static bool pays_for(const ConvolutionShape& shape) {
+    // position is read, which of several threads that share a panel each copies for itself, and
+    // for how many samples a sum stays in registers. (16-bit numbers are half as many bytes there.)
+    static bool pays_for(const ConvolutionShape& shape, int threads) {
         constexpr int64_t least_batch = 16;
-        constexpr int64_t least_reads = 8;
+        constexpr int64_t least_reads = std::is_same_v<Number, T> ? 8 : 10;
         const int64_t positions = positions_of(shape);
-        return Vector::width > 1 && shape.pool_size == 0 && shape.dilation == 1 &&
-               shape.batch >= least_batch && positions <= most_positions &&
-               shape.filters >= divide_rounding_up(least_reads * positions, shape.kernel_size);
+        if (Vector::width == 1 || shape.pool_size > 0 || shape.dilation > 1 ||
+            shape.batch < least_batch || shape.windows(shape.length) == 0 ||
+            positions > most_positions) {
+            return false;
+        }
+        const int64_t panels = divide_rounding_up(shape.channels, panel);
+        const int64_t sharing = divide_rounding_up(threads, larger(1, panels));
+        const int64_t reads = least_reads * positions * sharing;
+        return shape.filters >= divide_rounding_up(reads, shape.kernel_size);
     }
 
     // gradients: g, (N, F). Without a grad_weight nothing is computed.
@@ -112,9 +121,9 @@ class OverTimeWeightGradient {
     // Channels: a cache line or two.
     static constexpr int vectors = 2;
     static constexpr int64_t panel = vectors * Vector::width;
-    // Of a block: most of an L1 of 48 KiB.
+    // Of a block: most of an L1 of 48 KiB (of one of 32, some come from L2).
     static constexpr int64_t most_positions = (40 << 10) / (panel * int64_t{sizeof(T)});
-    // Vectors of sums in registers, and chains enough to hide a multiply-add's latency.
+    // Vectors of sums in registers, and chains enough to hide most of a multiply-add's latency.
     static constexpr int most_sums = Vector::registers / 2 + 2;
     static constexpr int most_taps = most_sums / vectors;
     static constexpr int enough_chains = 6;

@@ -391,13 +391,13 @@ class ScreenedWindows {
             copy_of(segment, rows) + from * pitch_, 0, magnitude);
     }
 
-    // Makes the segment's part of the plane, the squares of its positions, and copies that are left
-    // to it.
+    // Makes the segment's part of the plane, the squares of its positions and, where numbers are
+    // read but not multiplied where they lie, their copies.
     void round(const WindowSegment& segment, const Rows& rows) const {
         const bool copies = can_read_ && !in_place_;
         const SampleRows<T> numbers =
             can_read_ ? given_numbers_of(segment) : numbers_of(segment, rows);
-        T* const copy = copies ? copy_of(segment, rows) : nullptr;
+        T* const kept = copies ? copy_of(segment, rows) : nullptr;
         const Range all = positions_of(shape_, segment);
         const int64_t pitch = tiles_.depths().pitch(), place = place_of(segment, rows);
         Left* target = rows.plane + place * pitch;
@@ -416,7 +416,7 @@ class ScreenedWindows {
                     _mm256_mask_storeu_epi16(target + channel, Vector::first(pitch - channel),
                                              sums.take(some));
                     if (copies && channel < pitch_) {
-                        _mm512_storeu_ps(copy + position * pitch_ + channel, some);
+                        _mm512_storeu_ps(kept + position * pitch_ + channel, some);
                     }
                 }
             } else {

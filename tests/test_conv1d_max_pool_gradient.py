@@ -191,15 +191,23 @@ def test_batch_mates_and_padding_change_no_bit(kernels, dtype, channels_last, ke
         assert not beyond.any()
 
 
-# Pooled over time, with every position in several filters' winning windows: the gradient of the
-# weights is summed over copies of the positions, of some samples at a time.
+# Pooled over time, every position in several filters' winning windows: of 16 samples and more the
+# gradient of the weights is summed over copies of the positions, unless there is padding or many
+# threads share few channels.
 SHORT = {
     "1 tap": ((33, 16, 5, 43, 1), {"activation": "relu"}),
     "2 taps": ((17, 33, 6, 31, 2), {}),
     "3 taps, several blocks": ((41, 35, 20, 56, 3), {"activation": "tanh"}),
-    "5 taps, stride, padding": ((20, 31, 9, 50, 5), {"stride": 2, "padding": 3}),
-    "23 taps, few samples to a block": ((16, 9, 170, 67, 23), {"padding": "same"}),
+    "5 taps, stride": ((20, 31, 9, 50, 5), {"stride": 2}),
+    "5 taps, padding": ((20, 31, 9, 80, 5), {"padding": 1}),
+    "23 taps, few samples to a block": ((16, 9, 170, 67, 23), {}),
 }
+
+
+def ragged(sizes: tuple[int, ...]) -> torch.Tensor:
+    batch, _, longest, _, taps = sizes
+    lengths = [longest, 0, longest - 1, taps - 1, taps]
+    return torch.tensor(lengths * 20)[:batch].clamp(0, longest)
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS)
@@ -208,33 +216,39 @@ def test_short_sentences(kernels, dtype, case, channels_last):
     sizes, keywords = SHORT[case]
     arguments = laid_out(tensors(sizes, quarters), channels_last) | keywords
     assert_right_gradients(arguments, dtype)
-    longest, taps = sizes[2], sizes[4]
-    lengths = [longest, 0, longest - 1, taps - 1, taps]
-    lengths = torch.tensor(lengths * 20)[: sizes[0]].clamp(0, longest)
-    ragged = arguments | {"lengths": lengths}
-    found = assert_right_gradients(ragged, dtype)
+    lengths = ragged(sizes)
+    found = assert_right_gradients(arguments | {"lengths": lengths}, dtype)
 
-    # What stands behind the samples, and in one without a window, is not read.
-    behind = lengths if "padding" in keywords else lengths.where(lengths >= taps, 0)
-    mask = torch.arange(longest) >= behind[:, None, None]
+    # What stands behind the samples, and in those without a window, is not read.
+    read = lengths.where(lengths + 2 * keywords.get("padding", 0) >= sizes[4], 0)
+    mask = torch.arange(sizes[2]) >= read[:, None, None]
     mask = mask.transpose(1, 2) if channels_last else mask
-    spoilt = ragged | {"input": ragged["input"].masked_fill(mask, torch.nan)}
-    spoilt = gradients(functional.conv1d_max_pool, converted(spoilt, dtype))
+    spoilt = arguments | {"input": arguments["input"].masked_fill(mask, torch.nan)}
+    spoilt = converted(spoilt | {"lengths": lengths}, dtype)
+    spoilt = gradients(functional.conv1d_max_pool, spoilt)
     assert all(map(torch.equal, spoilt[1:], found[1:]))
 
 
-def test_few_short_sentences_have_the_gradients_of_many(kernels, dtype):
-    """Sums of whole windows have one order, whether they are made over copies or not."""
-    arguments = converted(tensors((15, 35, 12, 61, 3)), dtype) | {"activation": "tanh"}
-    found = gradients(functional.conv1d_max_pool, arguments)
-    nothing = torch.full((2, 35, 12), torch.nan, dtype=dtype)
-    more = {"input": torch.cat((arguments["input"], nothing)), "lengths": [12] * 15 + [0] * 2}
-    more["lengths"] = torch.tensor(more["lengths"])
-    cotangent = quarters(15, 61, seed=4)
-    cotangent = torch.cat((cotangent, quarters(2, 61, seed=5)))
+@pytest.mark.parametrize("case", SHORT)
+def test_samples_and_threads_change_no_bit_of_short_sentences(kernels, set_threads, dtype, case):
+    """Sums have one order, whether they are made over copies or not."""
+    sizes, keywords = SHORT[case]
+    arguments = converted(tensors(sizes), dtype) | keywords | {"lengths": ragged(sizes)}
+    cotangent = quarters(sizes[0], sizes[3], seed=4)
+    expected = gradients(functional.conv1d_max_pool, arguments, cotangent)
+    for threads in (2, 3, 12):
+        set_threads(threads)
+        found = gradients(functional.conv1d_max_pool, arguments, cotangent)
+        assert all(map(torch.equal, found, expected)), f"{threads} threads"
+    set_threads(1)
+    few = {name: arguments[name][:15] for name in ("input", "lengths")}
+    nothing = {name: torch.zeros_like(arguments[name][:2]) for name in few}
+    more = {name: torch.cat((few[name], nothing[name])) for name in few}
+    of_few = gradients(functional.conv1d_max_pool, arguments | few, cotangent[:15])
+    cotangent = torch.cat((cotangent[:15], cotangent[:2]))
     of_more = gradients(functional.conv1d_max_pool, arguments | more, cotangent)
-    assert torch.equal(of_more[0][:15], found[0]) and not of_more[0][15:].any()
-    assert all(map(torch.equal, of_more[1:], found[1:]))
+    assert torch.equal(of_more[0][:15], of_few[0]) and not of_more[0][15:].any()
+    assert all(map(torch.equal, of_more[1:], of_few[1:]))
 
 
 # Convolutions whose gradients are made of neighbouring windows together, in fours and twos.

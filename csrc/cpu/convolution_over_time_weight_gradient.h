@@ -2,12 +2,15 @@
 // filters' winning windows: short sentences.
 //
 // A sample has one winner of each filter, so that
-//   grad_weight[f, c, j] = sum over n of g[n, f] input[n, argmax[n, f] stride - padding + j, c]
+//   grad_weight[f, c, j] = sum over n of g[n, f] input[n, argmax[n, f] stride + j, c]
 // reads a number for each that it multiplies, and rows of channels seldom begin cache lines. So the
-// positions of a block of samples are copied, of a panel of channels at a time: whole lines, zeros
-// where there is padding, few enough to stay in L1, once for all filters and taps. While the
-// samples pass, the sums of a filter's taps stay in registers. A winner that is none reads zeros;
-// and an infinite g of a window that reaches into padding makes NaN of the zeros there.
+// positions of a block of samples are copied, of a panel of channels at a time: whole lines, few
+// enough to stay in L1, once for all filters and taps. While the samples pass, the sums of a
+// filter's taps stay in registers. A winner that is none reads zeros.
+//
+// Sums have the order that they have in convolution_weight_gradient.h, so that which of the two it
+// is, by threads and samples, changes no bit. (With padding it would: there the taps that are not
+// on real positions are left out, and the windows that have some come last.)
 //
 // Scratch, owned by the call: where the winners begin in the copies, N F; for each thread the
 // copies, and the sums of a panel, F k panel.
@@ -20,8 +23,8 @@
 // Measured, time by that of convolution_weight_gradient.h, which reads windows where they lie
 // (family 6, model 207, AVX-512, float32, 50 sentences, C 300, F 100; one thread, two):
 //   words, taps   20, 2   20, 3   20, 4   20, 5   32, 3   56, 5
-//   one            0.77    0.74    0.68    0.63    0.81    0.76
-//   two            0.85    0.81    0.74    0.71    0.88    0.80
+//   one            0.65    0.68    0.53    0.51    0.77    0.82
+//   two            0.83    0.77    0.73    0.67    0.83    0.96
 //
 // Tried without gain: panels of one cache line (3 taps 5 to 10 % slower) or of four; blocks of 24
 // KiB (as much slower) or 64 (as fast); 56 words of 3 taps (5 to 25 % slower than where they lie).
@@ -45,21 +48,21 @@ class OverTimeWeightGradient {
     using T = typename Vector::Element;
 
  public:
-    // Whether it is faster than filter by filter from where the windows lie: by how often a copied
-    // position is read, which of several threads that share a panel each copies for itself, and
-    // for how many samples a sum stays in registers. (16-bit numbers are half as many bytes there.)
+    // Whether it takes the place of convolution_weight_gradient.h, pooled over time: without
+    // padding, and where it is faster, by how often a copied position is read, which of several
+    // threads that share a panel each copies for itself, and for how many samples a sum stays in
+    // registers. (16-bit numbers are half as many bytes there.)
     static bool pays_for(const ConvolutionShape& shape, int threads) {
         constexpr int64_t least_batch = 16;
         constexpr int64_t least_reads = std::is_same_v<Number, T> ? 8 : 10;
-        const int64_t positions = positions_of(shape);
-        if (Vector::width == 1 || shape.pool_size > 0 || shape.dilation > 1 ||
-            shape.batch < least_batch || shape.windows(shape.length) == 0 ||
-            positions > most_positions) {
+        if (Vector::width == 1 || shape.dilation > 1 || shape.padding_left > 0 ||
+            shape.padding_right > 0 || shape.batch < least_batch ||
+            shape.windows(shape.length) == 0 || shape.length > most_positions) {
             return false;
         }
         const int64_t panels = divide_rounding_up(shape.channels, panel);
         const int64_t sharing = divide_rounding_up(threads, larger(1, panels));
-        const int64_t reads = least_reads * positions * sharing;
+        const int64_t reads = least_reads * shape.length * sharing;
         return shape.filters >= divide_rounding_up(reads, shape.kernel_size);
     }
 
@@ -69,9 +72,10 @@ class OverTimeWeightGradient {
         : call_(arguments),
           shape_(arguments.shape),
           gradients_(gradients),
-          positions_(positions_of(shape_)),
-          samples_in_block_(smaller(shape_.batch, most_positions / positions_)),
-          copied_elements_((samples_in_block_ * positions_ + shape_.kernel_size) * panel),
+          sample_elements_(shape_.length * panel),
+          samples_in_block_(smaller(shape_.batch, most_positions / shape_.length)),
+          zeros_(samples_in_block_ * sample_elements_),
+          copied_elements_(zeros_ + shape_.kernel_size * panel),
           filter_elements_(shape_.kernel_size * panel),
           starts_(wanted() ? checked_product({shape_.batch, shape_.filters}) : 0),
           copies_(wanted() ? checked_product({copied_elements_, threads}) : 0),
@@ -89,9 +93,9 @@ class OverTimeWeightGradient {
         // 32 bits hold what a block of copies does.
         const auto windows =
             static_cast<int32_t>(shape_.windows(sample_length(shape_, call_.lengths, n)));
-        const auto sample = static_cast<int32_t>(n % samples_in_block_ * positions_ * panel);
+        const auto sample = static_cast<int32_t>(n % samples_in_block_ * sample_elements_);
         const auto step = static_cast<int32_t>(shape_.stride * panel);
-        const auto none = static_cast<int32_t>(samples_in_block_ * positions_ * panel);
+        const auto none = static_cast<int32_t>(zeros_);
         const int32_t* argmax = call_.argmax + n * shape_.filters;
         int32_t* starts = starts_.data() + n * shape_.filters;
         for (int64_t f = 0; f < shape_.filters; ++f) {
@@ -106,7 +110,8 @@ class OverTimeWeightGradient {
         if (!wanted()) return;
         T* const copies = copies_.data() + thread * copied_elements_;
         T* const sums = sums_.data() + thread * shape_.filters * filter_elements_;
-        clear(copies + samples_in_block_ * positions_ * panel, shape_.kernel_size);
+        std::memset(copies + zeros_, 0,
+                    static_cast<std::size_t>(copied_elements_ - zeros_) * sizeof(T));
         const int64_t panels = divide_rounding_up(shape_.channels, panel);
         const Range own = part_of(panels * shape_.filters, 1, thread, threads);
         for (int64_t i = own.begin; i < own.end;) {
@@ -128,19 +133,11 @@ class OverTimeWeightGradient {
     static constexpr int most_taps = most_sums / vectors;
     static constexpr int enough_chains = 6;
 
-    // Of a sample, padding included.
-    static int64_t positions_of(const ConvolutionShape& shape) {
-        return shape.padding_left + shape.length + shape.padding_right;
-    }
-    static void clear(T* copies, int64_t positions) {
-        std::memset(copies, 0, static_cast<std::size_t>(positions * panel) * sizeof(T));
-    }
-
     void run_panel(int64_t channel, Range filters, T* copies, T* sums) const {
         for (int64_t begin = 0; begin < shape_.batch; begin += samples_in_block_) {
             const Range samples{begin, smaller(shape_.batch, begin + samples_in_block_)};
             for (int64_t n = samples.begin; n < samples.end; ++n) {
-                copy(n, channel, copies + (n - samples.begin) * positions_ * panel);
+                copy(n, channel, copies + (n - samples.begin) * sample_elements_);
             }
             add_samples(samples, filters, copies, sums);
         }
@@ -152,12 +149,9 @@ class OverTimeWeightGradient {
         }
     }
 
-    // A panel's channels of a sample's positions, zeros behind the last.
+    // A panel's channels of a sample's positions, zeros behind the last channel.
     void copy(int64_t n, int64_t channel, T* target) const {
         const int64_t length = sample_length(shape_, call_.lengths, n);
-        T* const first = target + shape_.padding_left * panel;
-        clear(target, shape_.padding_left);
-        clear(first + length * panel, shape_.length - length + shape_.padding_right);
         ConvolutionShape part = shape_;
         part.channels = smaller(panel, shape_.channels - channel);
         const SequenceView& input = call_.input;
@@ -167,13 +161,13 @@ class OverTimeWeightGradient {
                 part, input, numbers + offset, length, panel,
                 [&](const auto* run, int64_t place, int64_t count, int64_t room) {
                     for (int64_t i = 0; i < room; i += Vector::width) {
-                        load_up_to<Vector>(run + i, count - i).store(first + place + i);
+                        load_up_to<Vector>(run + i, count - i).store(target + place + i);
                     }
                 },
                 [&](Vector columns, int64_t place, int64_t, int64_t room) {
-                    columns.store(first + place);
+                    columns.store(target + place);
                     for (int64_t i = Vector::width; i < room; i += Vector::width) {
-                        Vector::broadcast(0).store(first + place + i);
+                        Vector::broadcast(0).store(target + place + i);
                     }
                 });
         });
@@ -241,9 +235,10 @@ class OverTimeWeightGradient {
     const ConvolutionBackward<Number>& call_;
     const ConvolutionShape& shape_;
     const T* const gradients_;
-    const int64_t positions_;
+    const int64_t sample_elements_;  // of copies
     const int64_t samples_in_block_;
-    const int64_t copied_elements_;  // with zeros behind them
+    const int64_t zeros_;  // where they begin, behind the copies
+    const int64_t copied_elements_;
     const int64_t filter_elements_;  // of sums
     const Scratch<int32_t> starts_;
     const Scratch<T> copies_;

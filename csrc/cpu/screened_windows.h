@@ -27,20 +27,20 @@
 // Measured, time over that before, in three planes or by vectors (family 6, model 207, two threads,
 // random numbers). A layer: 50 sentences of 56 words, 300 numbers a word, 100 filters of 3: 0.51;
 // one 0.64; of 20 words, filters of 3 and of 5: 50 0.69 and 0.72, one 0.98 and 0.84; N 64, L 512, C
-// 128, F 128, k 3: 0.39. A bank of 3, 4 and 5, of 56 words 0.63, of 20 0.76. This loop alone,
+// 128, F 128, k 3: 0.40. A bank of 3, 4 and 5, of 56 words 0.63, of 20 0.76. This loop alone,
 // before windows were copied to whole lines: N 16, L 1014, C 70, F 256, k 7: 0.4, N 32, L 512, C
 // 300, F 256, k 3: 0.46; over that of two planes: 50 sentences 0.93, the others 0.55 to 0.8. Of few
 // numbers a window: 50 of 56 words of 32 channels 1.1, of 8 1.9. Samples left out (one thread): 1.1
 // to 1.4. Of 50 sentences 1.6 windows a filter remain, of which 1.28 are multiplied, since the most
-// promising one is first. What remains and is multiplied takes 40 % of the time of 56 words, 59 of
-// 20, of which only what L2 gives is the limit: a product of 900 numbers 60 ns from windows where
-// they lie, 40 from whole lines, 13 if all were in L1.
+// promising one is first. Finding and multiplying what remains takes 40 % of the time of 56 words,
+// 59 of 20. Products alone, of 900 numbers, 8 sentences and 32 filters in a loop: 64 ns where
+// windows lie, 37 to 49 from whole lines, 13 if all is in L1.
 //
 // Tried without gain: windows fetched ahead (none), two or four with a filter at once (within 2 %),
-// 32 channels after 32 of all products, so that what they read stays in L1 (none: rows of two or
-// three lines, and sums that are stored), segment after segment or some filters at a time (none).
-// Candidates sorted by filter in place of a list for each, and looked for row by row, not in marks
-// of many rows: 10 % slower.
+// segment after segment (none). In that loop: some filters at a time (none), and 32 channels after
+// 32 of all products, so that what they read stays in L1 (42 to 46 ns). Candidates
+// sorted by filter in place of a list for each, and looked for row by row, not in marks of many
+// rows: 10 % slower.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,70 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import cuda, ops, reference
 from .checks import ConvolutionGeometry
+
+# What the short ways meet where an argument is not as the kernels take it. Nothing has been
+# computed then; the checks of the long way say what is wrong.
+_REFUSALS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: tuple[int | str | None, ...],
+    activation: str,
+    channels_last: bool,
+) -> Tensor | None:
+    """The pooled convolution of a batch, unchecked, in as few steps of Python as can be.
+
+    ``geometry`` are stride, padding, dilation, pool_size and pool_stride, in a layer's form too.
+
+    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
+    a mode. Nothing has been computed then, and nothing said of what is wrong.
+    """
+    is_wanted = ops.want_gradient((input, weight, bias))
+    if is_wanted is None or type(activation) is not str:
+        return None
+    try:
+        known = ops.known_geometry(weight, *geometry)
+        how = (input, weight, bias, known, activation, channels_last)
+        if is_wanted:
+            return _apply_plain(_PlainConv1dMaxPool, *how)
+        return ops.convolution(*how, keeps_winners=False)[0]
+    except _REFUSALS:
+        return None
+
+
+def convolution_bank(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    geometry: tuple[int | str | None, ...],
+    activation: str,
+    channels_last: bool,
+) -> Tensor | None:
+    """The output of a bank, (N, F), unchecked, in as few steps of Python as can be.
+
+    ``geometry`` is stride, padding and dilation of all its weights; biases are one for each, or
+    none. None as ``convolution``.
+    """
+    is_wanted = ops.want_gradient((input, *weights, *biases))
+    if is_wanted is None or type(activation) is not str:
+        return None
+    try:
+        if input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):
+            return None
+        known = [ops.known_geometry(weight, *geometry, None, None) for weight in weights]
+        if is_wanted:
+            how = (None, known, activation, channels_last)
+            return _apply_plain(_Conv1dMaxPoolBank, *how, input, *weights, *biases)
+        sequences = _as_sequences(input, channels_last)
+        how = (None, known, activation, False)
+        return ops.conv1d_max_pool_bank(sequences, weights, biases, *how)[0]
+    except _REFUSALS:
+        return None
 
 
 def conv1d_max_pool(
@@ -25,17 +87,16 @@ def conv1d_max_pool(
     activation: str,
     channels_last: bool,
 ) -> Tensor:
-    """Convolution, activation and max pooling of (N, L, C) sequences of any strides.
+    """Convolution, activation and max pooling of a batch, (N, L, C) or (N, C, L), of any strides.
 
     Returns (N, F), or with ``geometry.pool_size`` (N, F, P), with ``channels_last`` (N, P, F).
     """
     how = (lengths, geometry, activation, channels_last)
     if in_forward_mode():
         return _reference_convolution(*how)(input, weight, bias)[0]
-    arguments = (input, weight, bias, *how)
     if _wants_gradient(input, weight, bias):
-        return _apply(_Conv1dMaxPool, *arguments)[0]
-    return ops.conv1d_max_pool(*arguments)[0]
+        return _apply(_Conv1dMaxPool, input, weight, bias, *how)[0]
+    return ops.conv1d_max_pool(_as_sequences(input, channels_last), weight, bias, *how)[0]
 
 
 def conv1d_max_pool_bank(
@@ -45,16 +106,23 @@ def conv1d_max_pool_bank(
     lengths: Tensor | None,
     geometries: list[ConvolutionGeometry],
     activation: str,
+    channels_last: bool,
 ) -> Tensor:
-    """Several convolutions of (N, L, C) sequences, each pooled over all time, side by side: (N, F).
+    """Several convolutions of a batch, each pooled over all time, side by side: (N, F).
 
     For plain tensors on the CPU (``ops.are_plain``), outside of forward mode; biases are one for
     each weight, or none.
     """
-    arguments = (lengths, geometries, activation, input, *weights, *biases)
     if _wants_gradient(input, *weights, *biases):
-        return _apply(_Conv1dMaxPoolBank, *arguments)[0]
-    return ops.conv1d_max_pool_bank(input, weights, biases, lengths, geometries, activation)[0]
+        how = (lengths, geometries, activation, channels_last)
+        return _apply_plain(_Conv1dMaxPoolBank, *how, input, *weights, *biases)
+    how = (lengths, geometries, activation, False)
+    return ops.conv1d_max_pool_bank(_as_sequences(input, channels_last), weights, biases, *how)[0]
+
+
+def _as_sequences(input: Tensor, channels_last: bool) -> Tensor:
+    """The input of a convolution, or its gradient, in the other layout if it is (N, C, L)."""
+    return input if channels_last else input.transpose(1, 2)
 
 
 def lstm(
@@ -156,6 +224,11 @@ def _apply(function: type[torch.autograd.Function], *arguments) -> tuple[Tensor,
     """
     if torch.compiler.is_compiling() or not ops.are_plain(arguments):
         return function.apply(*arguments)
+    return _apply_plain(function, *arguments)
+
+
+def _apply_plain(function: type[torch.autograd.Function], *arguments):
+    """The same where it is known that there are none."""
     return super(torch.autograd.Function, function).apply(*arguments)
 
 
@@ -170,7 +243,7 @@ def _distinct(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
 
 
 def _reference_convolution(lengths, geometry, activation: str, channels_last: bool):
-    """``(input, weight, bias) -> (output,)`` in torch's operations, for (N, L, C) sequences."""
+    """``(input, weight, bias) -> (output,)`` in torch's operations."""
     geometry = ConvolutionGeometry(*geometry)
     # Only "same" pads the two sides differently.
     is_even = geometry.padding_left == geometry.padding_right
@@ -187,17 +260,20 @@ def _reference_convolution(lengths, geometry, activation: str, channels_last: bo
             pool_size=geometry.pool_size or None,
             pool_stride=geometry.pool_stride or None,
             lengths=lengths,
-            channels_last=True,
+            channels_last=channels_last,
         )
-        channels_first = geometry.pool_size and not channels_last
-        return (output.transpose(1, 2) if channels_first else output,)
+        return (output,)
 
     return function
 
 
-def _reference_bank(lengths, geometries: list[ConvolutionGeometry], activation: str):
+def _reference_bank(
+    lengths, geometries: list[ConvolutionGeometry], activation: str, channels_last: bool
+):
     """``(input, *weights, *biases) -> (output,)`` in torch's operations."""
-    of_each = [_reference_convolution(lengths, how, activation, True) for how in geometries]
+    of_each = [
+        _reference_convolution(lengths, how, activation, channels_last) for how in geometries
+    ]
 
     def function(input, *parameters):
         weights, biases = parameters[: len(of_each)], parameters[len(of_each) :]
@@ -262,13 +338,13 @@ class _Conv1dMaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(input, weight, bias, lengths, geometry, activation, channels_last):
-        return ops.conv1d_max_pool(
-            input, weight, bias, lengths, geometry, activation, channels_last
-        )
+        sequences = _as_sequences(input, channels_last)
+        how = (lengths, geometry, activation, channels_last)
+        return ops.conv1d_max_pool(sequences, weight, bias, *how)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, bias, lengths, ctx.geometry, ctx.activation, ctx.channels_last = inputs
+        input, weight, bias, lengths, *ctx.how = inputs
         pooled, argmax = output
         ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
@@ -276,78 +352,98 @@ class _Conv1dMaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):
-        input, weight, bias, lengths, output, argmax = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if grad_output is None:
-            return (None,) * 7
-        if torch.is_grad_enabled():
-            gradients = _through_reference(
-                _reference_convolution(lengths, ctx.geometry, ctx.activation, ctx.channels_last),
-                (input, weight, bias),
-                needs,
-                (grad_output,),
-            )
-        else:
-            gradients = ops.conv1d_max_pool_backward(
-                grad_output,
-                output,
-                argmax,
-                input,
-                weight,
-                lengths,
-                ctx.geometry,
-                ctx.activation,
-                ctx.channels_last,
-                list(needs),
-            )
-        return *_if_needed(gradients, needs), None, None, None, None
+        return *_convolution_backward(ctx, grad_output), None, None, None, None
+
+
+class _PlainConv1dMaxPool(torch.autograd.Function):
+    """The same without lengths, of what nothing but the kernel must see."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, geometry, activation, channels_last):
+        ctx.how = (geometry, activation, channels_last)
+        ctx.set_materialize_grads(False)
+        pooled, argmax = ops.convolution(input, weight, bias, *ctx.how, keeps_winners=True)
+        ctx.save_for_backward(input, weight, bias, None, pooled, argmax)
+        return pooled
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return *_convolution_backward(ctx, grad_output), None, None, None
+
+
+def _convolution_backward(ctx, grad_output: Tensor | None) -> Sequence[Tensor | None]:
+    """Gradients of input, weight and bias."""
+    if grad_output is None:
+        return None, None, None
+    input, weight, bias, lengths, output, argmax = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():
+        function = _reference_convolution(lengths, *ctx.how)
+        return _through_reference(function, (input, weight, bias), needs, (grad_output,))
+    _, _, channels_last = ctx.how
+    grad_input, grad_weight, grad_bias = ops.conv1d_max_pool_backward(
+        grad_output,
+        output,
+        argmax,
+        _as_sequences(input, channels_last),
+        weight,
+        lengths,
+        *ctx.how,
+        list(needs),
+    )
+    return (
+        _as_sequences(grad_input, channels_last) if needs[0] else None,
+        grad_weight if needs[1] else None,
+        grad_bias if needs[2] else None,
+    )
 
 
 class _Conv1dMaxPoolBank(torch.autograd.Function):
     @staticmethod
-    def forward(lengths, geometries, activation, input, *parameters):
+    def forward(ctx, lengths, geometries, activation, channels_last, input, *parameters):
         count = len(geometries)
-        return ops.conv1d_max_pool_bank(
-            input, parameters[:count], parameters[count:], lengths, geometries, activation
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        lengths, ctx.geometries, ctx.activation, *tensors = inputs
-        pooled, argmax = output
-        ctx.mark_non_differentiable(argmax)
+        ctx.how = (geometries, activation, channels_last)
         ctx.set_materialize_grads(False)
+        pooled, argmax = ops.conv1d_max_pool_bank(
+            _as_sequences(input, channels_last),
+            parameters[:count],
+            parameters[count:],
+            lengths,
+            geometries,
+            activation,
+            keeps_winners=True,
+        )
         # A copy, since what stands side by side may be changed in place, as concatenated tensors.
-        ctx.save_for_backward(lengths, pooled.clone(), argmax, *tensors)
+        ctx.save_for_backward(lengths, pooled.clone(), argmax, input, *parameters)
+        return pooled
 
     @staticmethod
-    def backward(ctx, grad_output, _):
-        lengths, output, argmax, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:]
+    def backward(ctx, grad_output):
         if grad_output is None:
-            return (None,) * (3 + len(tensors))
+            return (None,) * len(ctx.needs_input_grad)
+        lengths, output, argmax, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[4:]
+        geometries, activation, channels_last = ctx.how
         if torch.is_grad_enabled():
-            gradients = _through_reference(
-                _reference_bank(lengths, ctx.geometries, ctx.activation),
-                tensors,
-                needs,
-                (grad_output,),
-            )
-        else:
-            count = len(ctx.geometries)
-            gradients = ops.conv1d_max_pool_bank_backward(
-                grad_output,
-                output,
-                argmax,
-                tensors[0],
-                tensors[1 : 1 + count],
-                lengths,
-                ctx.geometries,
-                ctx.activation,
-                # Without biases there is no gradient of them to make.
-                [*needs, *(False,) * (1 + 2 * count - len(needs))],
-            )
-        return None, None, None, *gradients[: len(tensors)]
+            function = _reference_bank(lengths, *ctx.how)
+            gradients = _through_reference(function, tensors, needs, (grad_output,))
+            return None, None, None, None, *gradients
+        count = len(geometries)
+        grad_input, *gradients = ops.conv1d_max_pool_bank_backward(
+            grad_output,
+            output,
+            argmax,
+            _as_sequences(tensors[0], channels_last),
+            tensors[1 : 1 + count],
+            lengths,
+            geometries,
+            activation,
+            # Without biases there is no gradient of them to make.
+            [*needs, *(False,) * (1 + 2 * count - len(needs))],
+        )
+        if grad_input is not None:
+            grad_input = _as_sequences(grad_input, channels_last)
+        return None, None, None, None, grad_input, *gradients[: len(needs) - 1]
 
 
 class _Recurrence(torch.autograd.Function):

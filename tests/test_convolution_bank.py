@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import seqkernels.nn
 from conftest import in_use
 from convolutions import Made
-from seqkernels import _cpu, cuda, functional, ops, reference
+from seqkernels import _cpu, autograd, cuda, functional, reference
 from tolerance import assert_no_worse
 
 AT_ONCE = "_Conv1dMaxPoolBankBackward"
@@ -269,10 +269,10 @@ def test_on_a_gpu_convolutions_go_in_turns(monkeypatch):
     given = converted(arguments_of(CASES["kim"][0], False, True), torch.float32)
     with torch.no_grad():
         arguments = (*map(given.get, ("input", "weights", "biases")), (1, 0, 1), "relu", True)
-        assert ops.convolution_bank(*arguments) is not None
+        assert autograd.convolution_bank(*arguments) is not None
         assert functional._convolution._takes_bank(given["input"])
         monkeypatch.setattr(cuda, "is_on_device", lambda tensor: True)
-        assert ops.convolution_bank(*arguments) is None
+        assert autograd.convolution_bank(*arguments) is None
     assert not functional._convolution._takes_bank(given["input"])
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import seqkernels.nn
-from seqkernels import checks, functional
+from seqkernels import _cpu, checks, functional
 from tolerance import assert_no_worse
 
 CHANNELS, FILTERS, LENGTH, BATCH = 3, 5, 11, 4
@@ -330,8 +330,12 @@ def test_bad_calls_raise_torchs_class(spoilt, input):
 
 
 def test_other_dtypes_are_computed_by_torch_and_said_so_once(monkeypatch):
+    def refuse(*_):
+        raise ValueError("input: expected float32")
+
     monkeypatch.setattr(functional._coverage, "_said", set())
     monkeypatch.setattr(checks, "NATIVE_DTYPES", (torch.float32,))
+    monkeypatch.setattr(_cpu, "conv1d_max_pool_forward", refuse)
     layer = seqkernels.nn.Conv1dMaxPool(CHANNELS, FILTERS, 3, dtype=torch.bfloat16)
     input = random_input().bfloat16()
     with pytest.warns(UserWarning, match="torch.bfloat16 on cpu") as record:

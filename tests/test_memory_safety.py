@@ -288,6 +288,8 @@ def test_values_out_of_range_are_refused(kernel):
     padding = (1, 2**31 - 9, 2**31 - 9, 1, 0, 0)
     assert_refused(kernel, {"geometry": padding}, ValueError, "^length with padding: expected at")
     assert_refused(kernel, {"geometry": (1, 0, 0, 1, 2)}, TypeError)
+    over_time = {"geometry": (1, 0, 0, 1, 0, 0)}
+    assert_refused(kernel, over_time, ValueError, r"expected float32 of shape \(2, 5\), got")
 
 
 def refuses_banks(kernel) -> None:
@@ -446,7 +448,7 @@ def test_a_nonsense_argmax_does_no_harm(isa):
         gradients = torch.ops.seqkernels.conv1d_max_pool_backward(
             torch.ones(2, 5),
             torch.ones(2, 5),
-            torch.full((2, 1, 5), window, dtype=torch.int32),
+            torch.full((2, 5), window, dtype=torch.int32),
             input,
             weight,
             None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from seqkernels import ops
+from seqkernels import autograd, ops
 
 OPERATIONS = (
     "conv1d_max_pool",
@@ -33,7 +33,7 @@ def samples(operation: str):
                     yield *convolution, normal(6), *how
                 elif operation == "conv1d_max_pool_backward":
                     output = normal(4, *shape, 6) if channels_last else normal(4, 6, *shape)
-                    argmax = torch.zeros(4, *(shape or (1,)), 6, dtype=torch.int32)
+                    argmax = torch.zeros(4, *shape, 6, dtype=torch.int32)
                     for needs in ([True] * 3, [False, True, False]):
                         yield output, output.cos(), argmax, *convolution, *how, needs
     shapes = ((7, 4, 3), (20, 3), (20, 5), (20,), (20,))
@@ -112,13 +112,17 @@ def test_a_step_on_tensors_without_plain_memory(cell):
             assert step(*plain[:place], odd, *plain[place + 1 :]) is None
 
 
-def test_a_convolution_on_tensors_without_plain_memory():
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_convolution_on_tensors_without_plain_memory(learns):
     shapes = [(2, 9, 3), (5, 3, 3), (5,)]
     plain = [normal(*shape) for shape in shapes]
 
     def convolve(*tensors, **how):
         defaults = {"geometry": ((1,), (0,), (1,), 2, None), "activation": "relu"}
-        return ops.convolution(*tensors, **defaults | how, channels_last=True)
+        tensors = [tensor.detach().requires_grad_(learns) for tensor in tensors]
+        found = autograd.convolution(*tensors, **defaults | how, channels_last=True)
+        assert found is None or found.requires_grad == learns
+        return found
 
     (expected, _) = torch.ops.seqkernels.conv1d_max_pool(
         *plain, None, [1, 0, 0, 1, 2, 2], "relu", True
@@ -130,6 +134,8 @@ def test_a_convolution_on_tensors_without_plain_memory():
             assert convolve(*plain[:place], odd, *plain[place + 1 :]) is None
     for wrong in (True, 1.0, (1, 1), (1.0,), (True,), 0, "1", None):
         assert convolve(*plain, geometry=(wrong, 0, 1, 2, None)) is None, wrong
+    assert convolve(*plain, activation="gelu") is None
+    assert convolve(plain[0][0], *plain[1:]) is None
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -1,5 +1,4 @@
 // Face of the CPU's convolution kernels.
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -37,13 +36,10 @@ struct Cpu {
 using Face = ConvolutionFace<Cpu>;
 
 // What lies in an array of all convolutions of a bank for one of them: columns [first, first +
-// filters) of (N, F), as (N, 1, filters).
+// filters) of (N, F).
 TensorView columns_of(const TensorView& all, int64_t first, int64_t filters) {
     TensorView part = all;
-    part.dimensions = 3;
-    part.sizes[1] = 1;
-    part.sizes[2] = filters;
-    part.strides[1] = part.strides[2] = all.strides[1];
+    part.sizes[1] = filters;
     const int64_t offset = first * all.strides[1];
     with_element_type("output", all, [&](auto element) {
         part.data = static_cast<decltype(element)*>(all.data) + offset;
@@ -57,10 +53,10 @@ TensorView block_of(const char* name, const TensorView& all, int64_t batch, int6
     expect_contiguous(name, all, DataType::int32, {checked_product({batch, of_all})});
     TensorView part = all;
     part.data = static_cast<int32_t*>(all.data) + batch * first;
-    part.dimensions = 3;
-    const int64_t sizes[] = {batch, 1, filters}, strides[] = {filters, filters, 1};
-    std::copy(sizes, sizes + 3, part.sizes);
-    std::copy(strides, strides + 3, part.strides);
+    part.dimensions = 2;
+    part.sizes[0] = batch;
+    part.sizes[1] = part.strides[0] = filters;
+    part.strides[1] = 1;
     return part;
 }
 

@@ -88,6 +88,33 @@ inline ConvolutionWeight weight_view(const TensorView& view) {
     return {{view.data, view.dtype}, view.strides[0], view.strides[1], view.strides[2]};
 }
 
+// Dtype and shape of what has a number for each pooled position and filter: (N, P, F), or (N, F)
+// where the pooling is over all time.
+inline void expect_pooled(const char* name, const TensorView& view, DataType dtype,
+                          const ConvolutionShape& shape) {
+    if (shape.pool_size == 0) {
+        expect(name, view, dtype, {shape.batch, shape.filters});
+    } else {
+        expect(name, view, dtype, {shape.batch, shape.pooled, shape.filters});
+    }
+}
+
+// The distance of one pooled position of such a tensor from the next; of a single one any will do.
+inline int64_t stride_pooled(const TensorView& view) {
+    return view.dimensions == 3 ? view.strides[1] : 0;
+}
+
+inline int64_t stride_filter(const TensorView& view) { return view.strides[view.dimensions - 1]; }
+
+// Its data where it is contiguous, null where it is absent.
+inline int32_t* winners_data(const char* name, const OptionalView& view,
+                             const ConvolutionShape& shape) {
+    if (!view) return nullptr;
+    expect_pooled(name, *view, DataType::int32, shape);
+    expect_contiguous(name, *view);
+    return static_cast<int32_t*>(view->data);
+}
+
 // stride, padding_left, padding_right, dilation, pool_size, pool_stride
 using GivenGeometry = std::array<int64_t, 6>;
 
@@ -115,14 +142,13 @@ class ConvolutionFace {
         call.weight = weight_view(weight);
         call.bias = contiguous_data<T>("bias", bias, input.dtype, {shape.filters});
         call.lengths = Device::lengths(lengths, shape.batch, shape.length);
-        expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
+        expect_pooled("output", output, input.dtype, shape);
         expect_distinct_elements("output", output);
         call.output = static_cast<T*>(output.data);
         call.output_stride_batch = output.strides[0];
-        call.output_stride_pooled = output.strides[1];
-        call.output_stride_filter = output.strides[2];
-        call.argmax = contiguous_data<int32_t>("argmax", argmax, DataType::int32,
-                                               {shape.batch, shape.pooled, shape.filters});
+        call.output_stride_pooled = stride_pooled(output);
+        call.output_stride_filter = stride_filter(output);
+        call.argmax = winners_data("argmax", argmax, shape);
         return call;
     }
 
@@ -147,19 +173,17 @@ class ConvolutionFace {
         call.input = sequence_view(input);
         call.weight = weight_view(weight);
         call.lengths = Device::lengths(lengths, shape.batch, shape.length);
-        expect("grad_output", grad_output, input.dtype, {shape.batch, shape.pooled, shape.filters});
-        expect("output", output, input.dtype, {shape.batch, shape.pooled, shape.filters});
-        expect_contiguous("argmax", argmax, DataType::int32,
-                          {shape.batch, shape.pooled, shape.filters});
+        expect_pooled("grad_output", grad_output, input.dtype, shape);
+        expect_pooled("output", output, input.dtype, shape);
+        call.argmax = winners_data("argmax", argmax, shape);
         call.grad_output = static_cast<const T*>(grad_output.data);
         call.grad_output_stride_batch = grad_output.strides[0];
-        call.grad_output_stride_pooled = grad_output.strides[1];
-        call.grad_output_stride_filter = grad_output.strides[2];
+        call.grad_output_stride_pooled = stride_pooled(grad_output);
+        call.grad_output_stride_filter = stride_filter(grad_output);
         call.output = static_cast<const T*>(output.data);
         call.output_stride_batch = output.strides[0];
-        call.output_stride_pooled = output.strides[1];
-        call.output_stride_filter = output.strides[2];
-        call.argmax = static_cast<const int32_t*>(argmax.data);
+        call.output_stride_pooled = stride_pooled(output);
+        call.output_stride_filter = stride_filter(output);
         call.grad_input = contiguous_data<T>("grad_input", grad_input, input.dtype,
                                              {shape.batch, shape.length, shape.channels});
         call.grad_weight = contiguous_data<T>("grad_weight", grad_weight, input.dtype,

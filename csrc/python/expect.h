@@ -77,10 +77,8 @@ inline void expect(const char* name, const TensorView& view, DataType dtype,
     }
 }
 
-// Dtype and shape, elements side by side in the order of the shape.
-inline void expect_contiguous(const char* name, const TensorView& view, DataType dtype,
-                              std::initializer_list<int64_t> sizes) {
-    expect(name, view, dtype, sizes);
+// Elements side by side in the order of the shape.
+inline void expect_contiguous(const char* name, const TensorView& view) {
     for (int i = 0; i < view.dimensions; ++i) {
         if (view.sizes[i] == 0) return;
     }
@@ -92,6 +90,13 @@ inline void expect_contiguous(const char* name, const TensorView& view, DataType
         }
         stride *= view.sizes[i];
     }
+}
+
+// Dtype and shape as well.
+inline void expect_contiguous(const char* name, const TensorView& view, DataType dtype,
+                              std::initializer_list<int64_t> sizes) {
+    expect(name, view, dtype, sizes);
+    expect_contiguous(name, view);
 }
 
 // All that are there on one device.

@@ -1,5 +1,7 @@
 #include "plain.h"
 
+#include <pybind11/stl.h>
+
 #include "module.h"
 
 namespace seqkernels {
@@ -45,10 +47,12 @@ bool asked(PyObject* question, PyObject* tensor) {
     return is_true(checked(PyObject_Vectorcall(question, &tensor, 1, nullptr)));
 }
 
-bool is_plain_tensor(PyObject* tensor, bool without_gradient) {
-    const Torch& known = torch();
-    if (asked(known.is_neg, tensor)) return false;
-    return !without_gradient || !is_true(checked(PyObject_GetAttr(tensor, known.requires_grad)));
+bool is_tensor(PyObject* object) {
+    return Py_TYPE(object) == torch().tensor || Py_TYPE(object) == torch().parameter;
+}
+
+bool requires_gradient(PyObject* tensor) {
+    return is_true(checked(PyObject_GetAttr(tensor, torch().requires_grad)));
 }
 
 bool is_in_disguise(PyObject* tensor) {
@@ -82,34 +86,39 @@ void bind_torch(const py::type& tensor, const py::type& parameter, py::tuple dis
     known.thread_count = thread_count.release().ptr();
 }
 
-}  // namespace
-
-bool are_plain(PyObject* const* arguments, Py_ssize_t count, PyObject* others,
-               bool without_gradient) {
-    const Torch& known = torch();
-    if (known.tensor == nullptr) return false;
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        PyTypeObject* type = Py_TYPE(arguments[i]);
-        if (type == known.tensor || type == known.parameter) {
-            if (!is_plain_tensor(arguments[i], without_gradient)) return false;
-            if (others != nullptr && is_in_disguise(arguments[i])) return false;
-        } else if (others == nullptr) {
-            if (arguments[i] != Py_None) return false;
-        } else {
-            const int is_named = PySet_Contains(others, reinterpret_cast<PyObject*>(type));
-            if (is_named < 0) throw py::error_already_set();
-            if (is_named == 0) return false;
+// Whether all arguments are plain tensors or of `others`, types, and no mode is on. Nor is plain
+// what looks like a tensor but has no memory: a batch of gradients, zeros that autograd has not
+// made yet, one that a transform has left behind.
+bool are_plain(const py::tuple& arguments, const py::frozenset& others) {
+    if (torch().tensor == nullptr) return false;
+    for (const py::handle argument : arguments) {
+        if (is_tensor(argument.ptr())) {
+            if (asked(torch().is_neg, argument.ptr()) || is_in_disguise(argument.ptr())) {
+                return false;
+            }
+        } else if (!others.contains(py::type::handle_of(argument))) {
+            return false;
         }
     }
     return !is_any_mode_on();
 }
 
-bool need_only_kernel(PyObject* const* tensors, Py_ssize_t count) {
+}  // namespace
+
+std::optional<bool> want_gradient(PyObject* const* tensors, Py_ssize_t count) {
     const Torch& known = torch();
-    if (known.tensor == nullptr) return false;
+    if (known.tensor == nullptr) return std::nullopt;
     const py::object level = checked(PyObject_GetAttr(known.forward_gradient, known.forward_level));
-    if (level.cast<int>() >= 0) return false;
-    return are_plain(tensors, count, nullptr, is_true(call(known.is_grad_enabled)));
+    if (level.cast<int>() >= 0) return std::nullopt;
+    bool is_wanted = false;
+    const bool is_grad_enabled = is_true(call(known.is_grad_enabled));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (tensors[i] == Py_None) continue;
+        if (!is_tensor(tensors[i]) || asked(known.is_neg, tensors[i])) return std::nullopt;
+        is_wanted = is_wanted || (is_grad_enabled && requires_gradient(tensors[i]));
+    }
+    if (is_any_mode_on()) return std::nullopt;
+    return is_wanted;
 }
 
 py::object empty_like(py::handle tensor) {
@@ -120,13 +129,10 @@ py::object empty_like(py::handle tensor) {
 int thread_count() { return call(torch().thread_count).cast<int>(); }
 
 void define_plain(py::module_& module) {
-    const auto items = [](const py::tuple& tuple) { return PySequence_Fast_ITEMS(tuple.ptr()); };
     module.def("bind_torch", &bind_torch);
-    module.def("is_plain", [items](const py::tuple& arguments, const py::frozenset& others) {
-        return are_plain(items(arguments), PyTuple_GET_SIZE(arguments.ptr()), others.ptr(), false);
-    });
-    module.def("needs_only_kernel", [items](const py::tuple& tensors) {
-        return need_only_kernel(items(tensors), PyTuple_GET_SIZE(tensors.ptr()));
+    module.def("are_plain", &are_plain);
+    module.def("want_gradient", [](const py::tuple& tensors) {
+        return want_gradient(PySequence_Fast_ITEMS(tensors.ptr()), PyTuple_GET_SIZE(tensors.ptr()));
     });
 }
 

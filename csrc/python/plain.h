@@ -6,18 +6,14 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
 namespace seqkernels {
 
-// Whether all of `count` arguments are plain tensors, which need no gradient if so asked, or of
-// `others`, types, null for None's alone; and no mode, transform or trace is on. A tensor with the
-// negative bit is not plain: its memory holds the values with the other sign. Nor, where others may
-// be, is what looks like a tensor but has no memory: a batch of gradients, zeros that autograd has
-// not made yet, one that a transform has left behind.
-bool are_plain(PyObject* const* arguments, Py_ssize_t count, PyObject* others,
-               bool without_gradient);
-
-// Whether the tensors, or None, are plain and no derivative of either mode can be wanted.
-bool need_only_kernel(PyObject* const* tensors, Py_ssize_t count);
+// Whether a gradient of any of `count` tensors, or None's, is wanted; nothing where more than the
+// kernels may be: one is no plain tensor, or a mode, a transform, a trace or forward mode is on. A
+// tensor with the negative bit is not plain: its memory holds the values with the other sign.
+std::optional<bool> want_gradient(PyObject* const* tensors, Py_ssize_t count);
 
 // torch.empty_like(tensor), and torch.get_num_threads().
 pybind11::object empty_like(pybind11::handle tensor);

@@ -341,7 +341,7 @@ py::object step(const std::string& cell, py::handle input, const py::sequence& s
     const py::object cell_state = count == 2 ? py::object(states[1]) : py::none();
     PyObject* const given[] = {input.ptr(),     hidden.ptr(),  cell_state.ptr(), weight_ih.ptr(),
                                weight_hh.ptr(), bias_ih.ptr(), bias_hh.ptr()};
-    if (!need_only_kernel(given, std::size(given))) return py::none();
+    if (want_gradient(given, std::size(given)) != false) return py::none();
     return or_none([&]() -> py::object {
         const TensorView sequence = required_view(input);
         expect_dimensions("input", sequence, 2);
@@ -374,7 +374,7 @@ py::object stack(const std::string& cell, int64_t directions, py::handle input, 
             if (own.size() != 2 && own.size() != 4) return py::none();
             for (const py::handle tensor : own) given.push_back(tensor.ptr());
         }
-        if (!need_only_kernel(given.data(), static_cast<Py_ssize_t>(given.size()))) {
+        if (want_gradient(given.data(), static_cast<Py_ssize_t>(given.size())) != false) {
             return py::none();
         }
         const TensorView sequences = required_view(input);

@@ -74,7 +74,7 @@ def conv1d_max_pool(
     """
     if lengths is None and not torch.compiler.is_compiling():
         how = (stride, padding, dilation, pool_size, pool_stride)
-        found = ops.convolution(input, weight, bias, how, activation, channels_last)
+        found = autograd.convolution(input, weight, bias, how, activation, channels_last)
         if found is not None:
             return found
     if is_autocast(input):
@@ -107,11 +107,11 @@ def conv1d_max_pool(
             lengths=lengths,
             channels_last=channels_last,
         )
-    batched, sequences = _as_sequences(input, channels_last)
+    batched = _batched(input)
     if not torch.compiler.is_compiling():
-        checks.fits_kernels(sequences.shape[1], geometry)
+        checks.fits_kernels(_length(batched, channels_last), geometry)
     output = autograd.conv1d_max_pool(
-        sequences,
+        batched,
         weight,
         bias,
         batched_lengths(lengths, input),
@@ -161,7 +161,7 @@ def conv1d_max_pool_bank(
     present = [bias for bias in biases if bias is not None]
     at_once = len(present) in (0, len(weights)) and not torch.compiler.is_compiling()
     if at_once and lengths is None:
-        found = ops.convolution_bank(input, weights, present, how, activation, channels_last)
+        found = autograd.convolution_bank(input, weights, present, how, activation, channels_last)
         if found is not None:
             return found
     if not at_once or not _takes_bank(input, *weights, *present, lengths):
@@ -172,16 +172,17 @@ def conv1d_max_pool_bank(
         checks.conv1d_max_pool(input, *part, *how, activation, None, None, lengths, channels_last)
         for part in zip(weights, biases, strict=True)
     ]
-    batched, sequences = _as_sequences(input, channels_last)
+    batched = _batched(input)
     for geometry in geometries:
-        checks.fits_kernels(sequences.shape[1], geometry)
+        checks.fits_kernels(_length(batched, channels_last), geometry)
     output = autograd.conv1d_max_pool_bank(
-        sequences,
+        batched,
         weights,
         present,
         batched_lengths(lengths, input),
         geometries,
         activation,
+        channels_last,
     )
     return output if batched is input else output.squeeze(0)
 
@@ -195,7 +196,9 @@ def _takes_bank(input: Tensor, *others: Tensor | None) -> bool:
     return not autograd.in_forward_mode() and ops.are_plain((input, *others))
 
 
-def _as_sequences(input: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The input with a batch, and that as (N, L, C)."""
-    batched = input if input.dim() == 3 else input.unsqueeze(0)
-    return batched, batched if channels_last else batched.transpose(1, 2)
+def _batched(input: Tensor) -> Tensor:
+    return input if input.dim() == 3 else input.unsqueeze(0)
+
+
+def _length(batched: Tensor, channels_last: bool) -> int:
+    return batched.shape[1 if channels_last else 2]

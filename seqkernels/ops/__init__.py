@@ -15,9 +15,9 @@ from ._convolution import (
     conv1d_max_pool_bank,
     conv1d_max_pool_bank_backward,
     convolution,
-    convolution_bank,
+    known_geometry,
 )
-from ._dispatch import are_plain
+from ._dispatch import are_plain, want_gradient
 from ._recurrence import (
     recurrence,
     recurrence_backward,
@@ -33,10 +33,11 @@ __all__ = [
     "conv1d_max_pool_bank",
     "conv1d_max_pool_bank_backward",
     "convolution",
-    "convolution_bank",
+    "known_geometry",
     "recurrence",
     "recurrence_backward",
     "recurrence_sequence",
     "recurrence_stack",
     "recurrence_step",
+    "want_gradient",
 ]

@@ -21,41 +21,41 @@ _POOL_SIZE = checks.ConvolutionGeometry._fields.index("pool_size")
 
 
 def _empty_convolution(input, weight, geometry, channels_last) -> tuple[Tensor, Tensor]:
-    """The output, contiguous in the caller's layout; and the same as (N, P, F)."""
+    """The output, contiguous in the caller's layout; and the same as the kernels see it."""
     batch, filters = input.shape[0], weight.shape[0]
     if geometry[_POOL_SIZE] == 0:
         output = input.new_empty(batch, filters)
-    else:
-        geometry = checks.ConvolutionGeometry(*geometry)
-        windows = checks.output_length(input.shape[1], weight.shape[2], geometry)
-        pooled = checks.pooled_length(windows, geometry)
-        shape = (batch, pooled, filters) if channels_last else (batch, filters, pooled)
-        output = input.new_empty(shape)
+        return output, output
+    geometry = checks.ConvolutionGeometry(*geometry)
+    windows = checks.output_length(input.shape[1], weight.shape[2], geometry)
+    pooled = checks.pooled_length(windows, geometry)
+    shape = (batch, pooled, filters) if channels_last else (batch, filters, pooled)
+    output = input.new_empty(shape)
     return output, _as_pooled(output, geometry, channels_last)
 
 
 def _as_pooled(output: Tensor, geometry, channels_last: bool) -> Tensor:
-    """An output, or its gradient, as (N, P, F)."""
-    if geometry[_POOL_SIZE] == 0:
-        return output.unsqueeze(1)
-    return output if channels_last else output.transpose(1, 2)
+    """An output, or its gradient, as (N, P, F); over all time it is (N, F), to the kernels too."""
+    is_pooled_last = geometry[_POOL_SIZE] != 0 and not channels_last
+    return output.transpose(1, 2) if is_pooled_last else output
 
 
-def _run_forward(*arguments) -> None:
-    """The native forward: input, weight, bias, lengths, output, argmax, geometry, activation."""
-    input = arguments[0]
+def _run_forward(
+    input, weight, bias, lengths, geometry, activation, channels_last, keeps_winners: bool
+) -> tuple[Tensor, Tensor | None]:
+    output, view = _empty_convolution(input, weight, geometry, channels_last)
+    argmax = output.new_empty(*view.shape, dtype=torch.int32) if keeps_winners else None
+    bias = None if bias is None else bias.contiguous()
+    arguments = (input, weight, bias, lengths, view, argmax, geometry, activation)
     if cuda.is_on_device(input):
         cuda.conv1d_max_pool_forward(*arguments)
     else:
         _cpu.conv1d_max_pool_forward(*arguments, cpu.where(input, "conv"))
+    return output, argmax
 
 
 def _conv1d_max_pool(input, weight, bias, lengths, geometry, activation, channels_last):
-    output, view = _empty_convolution(input, weight, geometry, channels_last)
-    argmax = output.new_empty(*view.shape, dtype=torch.int32)
-    bias = None if bias is None else bias.contiguous()
-    _run_forward(input, weight, bias, lengths, view, argmax, geometry, activation)
-    return output, argmax
+    return _run_forward(input, weight, bias, lengths, geometry, activation, channels_last, True)
 
 
 def _conv1d_max_pool_shapes(input, weight, bias, lengths, geometry, activation, channels_last):
@@ -129,27 +129,76 @@ conv1d_max_pool = callable_operation("conv1d_max_pool", _conv1d_max_pool)
 conv1d_max_pool_backward = callable_operation("conv1d_max_pool_backward", _conv1d_max_pool_backward)
 
 
+_GEOMETRY_TYPES = frozenset((int, str, type(None)))
+_known_geometry = functools.lru_cache(maxsize=256)(checks.convolution_geometry)
+
+
+def known_geometry(weight: Tensor, *geometry: int | str | None) -> checks.ConvolutionGeometry:
+    """What ``checks.convolution_geometry`` says of a weight (F, C, k), remembered.
+
+    ``geometry`` are stride, padding, dilation, pool_size and pool_stride, in a layer's form too.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: something is not as the kernels take it; the checks
+            say what.
+    """
+    geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
+    # True and 1.0 are equal to 1, and must not find what is known of it.
+    if not _GEOMETRY_TYPES.issuperset(map(type, geometry)):
+        raise TypeError("geometry: expected integers")
+    filters, _, kernel_size = weight.shape
+    if filters == 0 or kernel_size == 0:
+        raise ValueError("weight: expected at least 1 filter of size at least 1")
+    return _known_geometry(kernel_size, *geometry)
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: checks.ConvolutionGeometry,
+    activation: str,
+    channels_last: bool,
+    keeps_winners: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The pooled convolution of a batch in the caller's layout, past torch's dispatcher.
+
+    For plain tensors, of which nothing else has been checked (the native module checks that it can
+    compute them). Also returns what the backward needs, argmax, if that ``keeps_winners``.
+    """
+    if input.dim() != 3 or not (input.is_cpu or cuda.has_kernel("conv1d_max_pool", input)):
+        raise ValueError("input: expected a batch on a device that has a kernel")
+    sequences = input if channels_last else input.transpose(1, 2)
+    how = (geometry, activation, channels_last, keeps_winners)
+    return _run_forward(sequences, weight, bias, None, *how)
+
+
 # A bank is several convolutions of the same input, each pooled over all time, the filters of all
 # side by side. It is no operation of ``torch.library``: what needs the dispatcher, a transform or
 # a compiler, sees one convolution after another. Gradients that are not needed are None.
 
 
 def conv1d_max_pool_bank(
-    input, weights, biases, lengths, geometries, activation
-) -> tuple[Tensor, Tensor]:
-    """The output (N, F), and argmax, (N, filters) of one convolution after the other, flat."""
-    output = _empty_bank(input, weights)
-    argmax = output.new_empty(output.numel(), dtype=torch.int32)
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    lengths: Tensor | None,
+    geometries: Sequence[checks.ConvolutionGeometry],
+    activation: str,
+    keeps_winners: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The output (N, F), and argmax, (N, filters) of one convolution after the other, flat.
+
+    input is (N, L, C); biases are one for each weight, or none. All are plain tensors on the CPU.
+    """
+    output = input.new_empty(input.shape[0], sum(weight.shape[0] for weight in weights))
+    argmax = output.new_empty(output.numel(), dtype=torch.int32) if keeps_winners else None
     biases = [bias.contiguous() for bias in biases]
     where = cpu.where(input, "conv")
     _cpu.conv1d_max_pool_bank_forward(
         input, weights, biases, lengths, output, argmax, geometries, activation, where
     )
     return output, argmax
-
-
-def _empty_bank(input: Tensor, weights) -> Tensor:
-    return input.new_empty(input.shape[0], sum(weight.shape[0] for weight in weights))
 
 
 def conv1d_max_pool_bank_backward(
@@ -204,7 +253,7 @@ def _bank_backward_in_turns(
     of_each = []
     for index, (grad, own, block, weight, geometry) in enumerate(parts):
         needs_of_it = [needs[0], needs[1 + index], needs[1 + len(weights) + index]]
-        winners = block.view(own.shape[0], 1, own.shape[1])
+        winners = block.view(own.shape)
         of_each.append(
             conv1d_max_pool_backward(
                 grad, own, winners, input, weight, lengths, geometry, activation, True, needs_of_it
@@ -214,86 +263,3 @@ def _bank_backward_in_turns(
     # The last one first, as autograd adds gradients, and as the kernel does.
     gradients = (sum(of_input[-2::-1], of_input[-1]), *of_weights, *of_biases)
     return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-
-
-_GEOMETRY_TYPES = frozenset((int, str, type(None)))
-_known_geometry = functools.lru_cache(maxsize=256)(checks.convolution_geometry)
-
-
-def _plain_geometry(geometry: tuple[int | str | None, ...]) -> list[int | str | None] | None:
-    """A geometry in a layer's form or a function's; None where its parts are of odd types."""
-    geometry = [part[0] if type(part) is tuple and len(part) == 1 else part for part in geometry]
-    # True and 1.0 are equal to 1, and must not find what is known of it.
-    return geometry if _GEOMETRY_TYPES.issuperset(map(type, geometry)) else None
-
-
-def convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: tuple[int | str | None, ...],
-    activation: str,
-    channels_last: bool,
-) -> Tensor | None:
-    """The pooled convolution of a batch, without gradients, in as few steps of Python as can be.
-
-    ``geometry`` are stride, padding, dilation, pool_size and pool_stride, in a layer's form too.
-
-    None where anything is not as the kernel takes it: a shape, a dtype, a layout, a kind of tensor,
-    a mode, a gradient to come. Nothing has been computed then, and nothing said of what is wrong.
-    """
-    if not _cpu.needs_only_kernel((input, weight, bias)):
-        return None
-    geometry = _plain_geometry(geometry)
-    if geometry is None or type(activation) is not str:
-        return None
-    if input is None or input.dim() != 3:
-        return None
-    if not (input.is_cpu or cuda.has_kernel("conv1d_max_pool", input)):
-        return None
-    sequences = input if channels_last else input.transpose(1, 2)
-    try:
-        filters, _, kernel_size = weight.shape
-        if filters == 0 or kernel_size == 0:
-            return None
-        known = _known_geometry(kernel_size, *geometry)
-        output, view = _empty_convolution(sequences, weight, known, channels_last)
-        _run_forward(sequences, weight, bias, None, view, None, known, activation)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None
-    return output
-
-
-def convolution_bank(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    geometry: tuple[int | str | None, ...],
-    activation: str,
-    channels_last: bool,
-) -> Tensor | None:
-    """The output of a bank without gradients, (N, F), in as few steps of Python as can be.
-
-    ``geometry`` is stride, padding and dilation of all its weights; biases are one for each, or
-    none. None as ``convolution``.
-    """
-    if not _cpu.needs_only_kernel((input, *weights, *biases)):
-        return None
-    geometry = _plain_geometry(geometry)
-    if geometry is None or type(activation) is not str:
-        return None
-    if input is None or input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):
-        return None
-    sequences = input if channels_last else input.transpose(1, 2)
-    try:
-        if any(0 in (weight.shape[0], weight.shape[2]) for weight in weights):
-            return None
-        known = [_known_geometry(weight.shape[2], *geometry, None, None) for weight in weights]
-        output = _empty_bank(sequences, weights)
-        where = cpu.where(sequences, "conv")
-        _cpu.conv1d_max_pool_bank_forward(
-            sequences, weights, biases, None, output, None, known, activation, where
-        )
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None
-    return output

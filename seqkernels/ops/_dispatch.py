@@ -69,7 +69,15 @@ def are_plain(arguments: tuple) -> bool:
     Tensors that have memory, and what else operations take; no mode, no transform, no tracing, no
     profiler.
     """
-    return _cpu.is_plain(arguments, _ARGUMENTS)
+    return _cpu.are_plain(arguments, _ARGUMENTS)
+
+
+def want_gradient(tensors: tuple[Tensor | None, ...]) -> bool | None:
+    """Whether a gradient of any of the tensors is wanted; None where more than that may be.
+
+    That is where one is no plain tensor, or a mode, a transform, a trace or forward mode is on.
+    """
+    return _cpu.want_gradient(tensors)
 
 
 _ARGUMENTS = frozenset((type(None), str, bool, list, checks.ConvolutionGeometry))

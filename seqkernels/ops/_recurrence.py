@@ -15,6 +15,7 @@ from ._dispatch import (
     callable_operation,
     define,
     room_for,
+    want_gradient,
 )
 
 
@@ -304,7 +305,7 @@ def recurrence_sequence(
 
     Without ``states`` they are zeros, and the first step does not read weight_hh.
     """
-    if not _cpu.needs_only_kernel((input, lengths, *(states or ()), *weights)):
+    if want_gradient((input, lengths, *(states or ()), *weights)) is not False:
         return None
     try:
         if cuda.is_on_device(input):

@@ -78,6 +78,29 @@ def convolution_bank(
         return None
 
 
+def recurrence_step(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    *weights: Tensor | None,
+) -> tuple[Tensor, ...] | None:
+    """The next states of (N, I) input where a gradient of them is wanted; as ``convolution``.
+
+    ``weights`` are weight_ih, weight_hh, bias_ih and bias_hh. Where no gradient is wanted, None:
+    there ``ops.recurrence_step`` needs fewer steps still.
+    """
+    if not ops.want_gradient((input, *states, *weights)):
+        return None
+    try:
+        if not input.is_cpu or cuda.is_on_device(input):
+            return None
+        hidden, cell_state = states if cell == "lstm" else (*states, None)
+        after = _apply_plain(_RecurrenceStep, cell, input, hidden, cell_state, *weights)
+    except _REFUSALS:
+        return None
+    return after if cell == "lstm" else (after,)
+
+
 def conv1d_max_pool(
     input: Tensor,
     weight: Tensor,
@@ -306,6 +329,19 @@ def _reference_recurrence(cell: str, reverse: bool, lengths, batch_sizes: list[i
     return lstm if cell == "lstm" else rnn
 
 
+def _reference_step(cell: str):
+    """``(input, hidden, cell_state, *weights) -> (h[, c])`` in torch's operations."""
+
+    def lstm(input, hidden, cell_state, *weights):
+        return reference.lstm_cell(input, (hidden, cell_state), *weights)
+
+    def rnn(input, hidden, cell_state, *weights):
+        nonlinearity = cell.removeprefix("rnn_")
+        return (reference.rnn_cell(input, hidden, *weights, nonlinearity=nonlinearity),)
+
+    return lstm if cell == "lstm" else rnn
+
+
 def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can themselves be differentiated.
 
@@ -327,6 +363,14 @@ def _through_reference(function, inputs, needs, grads) -> list[Tensor | None]:
         _, pull_back = torch.func.vjp(of_wanted, *wanted)
         found = iter(pull_back(tuple(grad for grad in grads if grad is not None)))
     return [next(found) if need else None for need in needs]
+
+
+def _of_either_bias(grad_bias: Tensor | None, needs) -> tuple[Tensor | None, Tensor | None]:
+    """Two tensors: who scales one in place must not scale the other."""
+    of_first = grad_bias if needs[0] else None
+    if not needs[1]:
+        return of_first, None
+    return of_first, grad_bias.clone() if needs[0] else grad_bias
 
 
 def _if_needed(gradients, needs) -> list[Tensor | None]:
@@ -446,6 +490,43 @@ class _Conv1dMaxPoolBank(torch.autograd.Function):
         return None, None, None, None, grad_input, *gradients[: len(needs) - 1]
 
 
+class _RecurrenceStep(torch.autograd.Function):
+    """A step of what nothing but the kernel must see, on the CPU."""
+
+    @staticmethod
+    def forward(ctx, cell, input, hidden, cell_state, *weights):
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        states = (hidden, cell_state)
+        after, gates, cells = ops.recurrence_step_forward(cell, input, *states, *weights)
+        if cells is None and cell == "lstm":
+            cells = after[1]
+        ctx.save_for_backward(input, *states, *weights, after[0], gates, cells)
+        return after if cell == "lstm" else after[0]
+
+    @staticmethod
+    def backward(ctx, grad_hidden, grad_cell_state=None):
+        needs = ctx.needs_input_grad[1:]
+        if grad_hidden is None and grad_cell_state is None:
+            return (None,) * (1 + len(needs))
+        *inputs, next_hidden, gates, cells = ctx.saved_tensors
+        grads = (grad_hidden, grad_cell_state)
+        if torch.is_grad_enabled():
+            function = _reference_step(ctx.cell)
+            grads = grads if ctx.cell == "lstm" else grads[:1]
+            return None, *_through_reference(function, inputs, needs, grads)
+        *gradients, grad_bias = ops.recurrence_step_backward(
+            ctx.cell,
+            *inputs[:6],
+            next_hidden,
+            gates,
+            cells,
+            *grads,
+            [*needs[:5], needs[5] or needs[6]],
+        )
+        return None, *gradients, *_of_either_bias(grad_bias, needs[5:])
+
+
 class _Recurrence(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -490,6 +571,5 @@ class _Recurrence(torch.autograd.Function):
                 *grads,
                 [*needs[:5], needs[5] or needs[6]],
             )
-            # Two tensors: who scales one in place must not scale the other.
-            gradients += [grad_bias, grad_bias.clone() if needs[5] and needs[6] else grad_bias]
+            gradients += _of_either_bias(grad_bias, needs[5:])
         return None, None, None, None, *_if_needed(gradients, needs), None

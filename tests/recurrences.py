@@ -26,6 +26,7 @@ SIZES = {
     "one step": (1, 5, 6, 7),
     "one step, whole vectors": (1, 2, 8, 64),
     "one step of more rows than a block": (1, 130, 30, 21),
+    "one step of many rows and units": (1, 32, 35, 150),
     "one sample": (9, 1, 6, 7),
     "one input": (5, 3, 1, 9),
     "no input": (5, 3, 0, 9),

@@ -45,14 +45,15 @@ RAGGED = torch.tensor([7, 3, 0, 5, 7, 1, 0, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_units_and_inputs_around_vector_widths(kernels, dtype, kind):
     for width in WIDTHS:
-        for sizes in ((3, 2, 5, width), (2, 3, width, 5), (2, 2, width, width)):
+        for sizes in ((3, 2, 5, width), (2, 3, width, 5), (2, 2, width, width), (1, 2, 3, width)):
             assert_right_gradients(kind, tensors(kind, sizes), dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_around_tiles_of_rows(kernels, dtype, kind):
     for batch in BATCHES:
-        assert_right_gradients(kind, tensors(kind, (3, batch, 4, 9)), dtype)
+        for steps in (3, 1):
+            assert_right_gradients(kind, tensors(kind, (steps, batch, 4, 9)), dtype)
 
 
 @pytest.mark.parametrize(("bias", "reverse"), [(True, False), (False, True)])
@@ -272,7 +273,9 @@ def test_numbers_near_the_ends_of_their_range(isa, kind, factor, sizes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", [(3, 2, 20, 300), (4, 64, 9, 32), (2, 50, 5, 280), (5, 1, 7, 65)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 2, 20, 300), (4, 64, 9, 32), (2, 50, 5, 280), (5, 1, 7, 65), (1, 16, 90, 150)]
+)
 def test_runs_and_threads_change_no_bit(isa, dtype, kind, sizes, set_threads):
     arguments = converted(tensors(kind, sizes), dtype)
     results = []
@@ -300,8 +303,9 @@ def test_threads_change_no_bit_of_any_shape(isa, set_threads, kind, sizes, rever
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strides_do_not_change_a_bit(isa, dtype, kind):
-    arguments = converted(tensors(kind, (5, 4, 6, 9)), dtype)
+@pytest.mark.parametrize("steps", [5, 1])
+def test_strides_do_not_change_a_bit(isa, dtype, kind, steps):
+    arguments = converted(tensors(kind, (steps, 4, 6, 19)), dtype)
     expected = gradients(run, kind, arguments)
     for name, view in {
         "input": arguments["input"].transpose(0, 1).contiguous().transpose(0, 1),

@@ -54,6 +54,7 @@
 #include "product.h"
 #include "recurrence_row_gradients.h"
 #include "recurrence_schedule.h"
+#include "recurrence_single_step_gradients.h"
 #include "recurrent_gradients.h"
 #include "weight_gradient.h"
 
@@ -450,6 +451,10 @@ class RecurrenceBackwardKernel {
 template <class Vector, class Product, class Gradient, class Number>
 void recurrence_backward_by(const RecurrenceBackward<Number>& arguments, int threads) {
     with_cell(arguments.shape.cell, [&](auto cell) {
+        if constexpr (!Product::in_tiles) {
+            using SingleStep = RecurrenceSingleStepGradients<Vector, cell()>;
+            if (SingleStep::pays_for(arguments.shape)) return SingleStep(arguments).run(threads);
+        }
         RecurrenceBackwardKernel<Vector, cell(), Product, Gradient, Number>(arguments).run(threads);
     });
 }

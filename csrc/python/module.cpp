@@ -30,5 +30,6 @@ PYBIND11_MODULE(_cpu, module) {
     seqkernels::define_plain(module);
     seqkernels::define_convolution(module);
     seqkernels::define_recurrence(module);
+    seqkernels::define_recurrence_results(module);
     seqkernels::define_rates(module);
 }

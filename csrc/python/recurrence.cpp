@@ -1,5 +1,4 @@
 // Face of the recurrence kernels: checks and unpacks views.
-#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,7 +11,7 @@
 #include "cpu_where.h"
 #include "expect.h"
 #include "module.h"
-#include "plain.h"
+#include "recurrence_calls.h"
 #include "recurrence_face.h"
 #include "tensor_caster.h"
 
@@ -20,9 +19,6 @@ namespace seqkernels {
 namespace {
 
 namespace py = pybind11;
-
-// The samples that each step of packed sequences has; nothing where sequences are not packed.
-using BatchSizes = std::optional<std::vector<int64_t>>;
 
 const int64_t* data_of(const BatchSizes& batch_sizes) {
     return batch_sizes ? batch_sizes->data() : nullptr;
@@ -115,32 +111,6 @@ Matrix matrix_view(const TensorView& view) {
     return {{view.data, view.dtype}, view.strides[0], view.strides[1]};
 }
 
-// The same elements with a first dimension of 1; of too many dimensions, unchanged.
-TensorView as_sequence(const TensorView& view) {
-    if (view.dimensions >= max_dimensions) return view;
-    TensorView sequence = view;
-    sequence.dimensions = view.dimensions + 1;
-    sequence.sizes[0] = 1;
-    sequence.strides[0] = 0;
-    for (int i = 0; i < view.dimensions; ++i) {
-        sequence.sizes[i + 1] = view.sizes[i];
-        sequence.strides[i + 1] = view.strides[i];
-    }
-    return sequence;
-}
-
-// What a forward call is given; each view but those of `input`, the weights and `output` may be
-// absent.
-struct ForwardViews {
-    TensorView input;
-    OptionalView initial_hidden, initial_cell;
-    TensorView weight_ih, weight_hh;
-    OptionalView bias_ih, bias_hh;
-    OptionalView lengths;
-    TensorView output;
-    OptionalView final_hidden, final_cell, gates, cells;
-};
-
 // The checked call. A row of output holds what each of the `directions` gives, one after the other;
 // this is the `direction`th.
 template <class T>
@@ -149,7 +119,7 @@ RecurrenceForward<T> forward_call(const RecurrenceShape& shape, const ForwardVie
                                   int64_t direction) {
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", views.initial_cell, has_cell && views.initial_hidden.has_value());
-    expect_given("final_cell", views.final_cell, has_cell);
+    if (!views.cells) expect_given("final_cell", views.final_cell, has_cell);
     if (!has_cell) expect_given("cells", views.cells, false);
     expect_given("gates", views.gates, views.cells.has_value());
     const TensorView& input = views.input;
@@ -181,38 +151,6 @@ RecurrenceForward<T> forward_call(const RecurrenceShape& shape, const ForwardVie
     return call;
 }
 
-// One layer in one direction.
-void run_forward(const std::string& cell, bool reverse, const ForwardViews& views,
-                 const BatchSizes& batch_sizes, const CpuPlace& place) {
-    const RecurrenceShape shape =
-        checked_shape(views.input, batch_sizes, views.weight_ih, views.weight_hh, cell, reverse);
-    with_element_type("input", views.input, [&](auto element) {
-        using T = decltype(element);
-        const RecurrenceForward<T> call = forward_call<T>(shape, views, batch_sizes, 1, 0);
-        const py::gil_scoped_release release;
-        active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
-    });
-}
-
-void forward(const std::string& cell, bool reverse, const TensorView& input,
-             const OptionalView& initial_hidden, const OptionalView& initial_cell,
-             const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
-             const OptionalView& bias_hh, const OptionalView& lengths,
-             const BatchSizes& batch_sizes, const TensorView& output,
-             const OptionalView& final_hidden, const OptionalView& final_cell,
-             const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
-    run_forward(cell, reverse,
-                {input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih, bias_hh,
-                 lengths, output, final_hidden, final_cell, gates, cells},
-                batch_sizes, place_of(where));
-}
-
-// The weights of one layer in one direction.
-struct LayerWeights {
-    TensorView weight_ih, weight_hh;
-    OptionalView bias_ih, bias_hh;
-};
-
 // Entry i of an array of `count`, of three dimensions; nothing of nothing.
 template <class T>
 OptionalView entry_of(const char* name, const OptionalView& views, int64_t count, int64_t i) {
@@ -233,10 +171,20 @@ OptionalView entry_of(const char* name, const OptionalView& views, int64_t count
     return entry;
 }
 
-// A stack of layers, in one direction or, where `directions` is 2, in both: the output of a layer,
-// (T, N, directions * H), is the input of the next. Weights, initial and final states, (layers *
-// directions, N, H), are those of layer after layer, in each of the direction that reads forwards
-// first.
+}  // namespace
+
+void run_forward(const std::string& cell, bool reverse, const ForwardViews& views,
+                 const BatchSizes& batch_sizes, const CpuPlace& place) {
+    const RecurrenceShape shape =
+        checked_shape(views.input, batch_sizes, views.weight_ih, views.weight_hh, cell, reverse);
+    with_element_type("input", views.input, [&](auto element) {
+        using T = decltype(element);
+        const RecurrenceForward<T> call = forward_call<T>(shape, views, batch_sizes, 1, 0);
+        const py::gil_scoped_release release;
+        active_kernels().at<T>(place.precision).recurrence_forward(call, place.threads);
+    });
+}
+
 void run_stack(const std::string& cell, int64_t directions, const TensorView& input,
                const OptionalView& initial_hidden, const OptionalView& initial_cell,
                const std::vector<LayerWeights>& weights, const OptionalView& lengths,
@@ -299,118 +247,72 @@ void run_stack(const std::string& cell, int64_t directions, const TensorView& in
     });
 }
 
-TensorView required_view(py::handle object) {
-    TensorView view;
-    if (!view_of(object, view)) throw py::type_error("expected a tensor");
-    return view;
-}
-
-OptionalView optional_view(py::handle object) {
-    if (object.is_none()) return std::nullopt;
-    return required_view(object);
-}
-
-// What compute() returns, or None where it finds something wrong.
-template <class Compute>
-py::object or_none(Compute&& compute) {
-    try {
-        return compute();
-    } catch (const std::invalid_argument&) {
-        return py::none();
-    } catch (const py::builtin_exception&) {
-        return py::none();
-    } catch (const py::error_already_set& error) {
-        for (PyObject* kind : {PyExc_RuntimeError, PyExc_TypeError, PyExc_ValueError}) {
-            if (error.matches(kind)) return py::none();
-        }
-        throw;
-    }
-}
-
-// The states of one step, its input (N, I), after `states`: a sequence of length 1 whose output is
-// the next state. None where the arguments are not as the kernel takes them or need more than it;
-// nothing has been computed then, and nothing is said of what is wrong.
-//
-// A single step is multiplied by vectors, so no precision is asked for.
-py::object step(const std::string& cell, py::handle input, const py::sequence& states,
-                py::handle weight_ih, py::handle weight_hh, py::handle bias_ih,
-                py::handle bias_hh) {
-    const auto count = states.size();
-    if (count < 1 || count > 2) return py::none();
-    const py::object hidden = states[0];
-    const py::object cell_state = count == 2 ? py::object(states[1]) : py::none();
-    PyObject* const given[] = {input.ptr(),     hidden.ptr(),  cell_state.ptr(), weight_ih.ptr(),
-                               weight_hh.ptr(), bias_ih.ptr(), bias_hh.ptr()};
-    if (want_gradient(given, std::size(given)) != false) return py::none();
-    return or_none([&]() -> py::object {
-        const TensorView sequence = required_view(input);
-        expect_dimensions("input", sequence, 2);
-        const py::object next = empty_like(hidden);
-        const py::object next_cell = count == 2 ? empty_like(cell_state) : py::none();
-        run_forward(cell, false,
-                    {as_sequence(sequence), required_view(hidden), optional_view(cell_state),
-                     required_view(weight_ih), required_view(weight_hh), optional_view(bias_ih),
-                     optional_view(bias_hh), std::nullopt, as_sequence(required_view(next)),
-                     std::nullopt, optional_view(next_cell), std::nullopt, std::nullopt},
-                    std::nullopt, {thread_count(), FloatPrecision::highest});
-        if (count == 2) return py::make_tuple(next, next_cell);
-        return py::make_tuple(next);
+void run_backward(const std::string& cell, bool reverse, const BackwardViews& views,
+                  const BatchSizes& batch_sizes, const CpuPlace& place) {
+    const RecurrenceShape shape =
+        checked_shape(views.input, batch_sizes, views.weight_ih, views.weight_hh, cell, reverse);
+    const bool has_cell = shape.cell == RecurrentCell::lstm;
+    expect_given("initial_cell", views.initial_cell, has_cell && views.initial_hidden.has_value());
+    expect_given("gates", views.gates, has_cell);
+    expect_given("cells", views.cells, has_cell);
+    if (!has_cell) expect_given("grad_initial_cell", views.grad_initial_cell, false);
+    const DataType dtype = views.input.dtype;
+    const int64_t batch = shape.batch, hidden = shape.hidden;
+    const int64_t gate_rows = shape.gates() * hidden;
+    with_element_type("input", views.input, [&](auto element) {
+        using T = decltype(element);
+        constexpr DataType accumulated = data_type_of<Accumulator<T>>();
+        RecurrenceBackward<T> call{};
+        call.shape = shape;
+        call.input = input_view<T>(views.input);
+        call.initial_hidden =
+            contiguous_data<T>("initial_hidden", views.initial_hidden, dtype, {batch, hidden});
+        call.initial_cell =
+            contiguous_data<T>("initial_cell", views.initial_cell, dtype, {batch, hidden});
+        call.weight_ih = matrix_view(views.weight_ih);
+        call.weight_hh = matrix_view(views.weight_hh);
+        call.lengths = lengths_of(views.lengths, shape, batch_sizes);
+        call.batch_sizes = data_of(batch_sizes);
+        call.output = sequence_data<T>("output", views.output, dtype, views.input, hidden);
+        call.gates = sequence_data<Accumulator<T>>("gates", views.gates, accumulated, views.input,
+                                                   gate_rows);
+        call.cells =
+            sequence_data<Accumulator<T>>("cells", views.cells, accumulated, views.input, hidden);
+        call.grad_output =
+            sequence_data<T>("grad_output", views.grad_output, dtype, views.input, hidden);
+        call.grad_final_hidden = contiguous_data<T>("grad_final_hidden", views.grad_final_hidden,
+                                                    dtype, {batch, hidden});
+        call.grad_final_cell =
+            contiguous_data<T>("grad_final_cell", views.grad_final_cell, dtype, {batch, hidden});
+        call.grad_input =
+            sequence_data<T>("grad_input", views.grad_input, dtype, views.input, shape.inputs);
+        call.grad_initial_hidden = contiguous_data<T>(
+            "grad_initial_hidden", views.grad_initial_hidden, dtype, {batch, hidden});
+        call.grad_initial_cell = contiguous_data<T>("grad_initial_cell", views.grad_initial_cell,
+                                                    dtype, {batch, hidden});
+        call.grad_weight_ih = contiguous_data<T>("grad_weight_ih", views.grad_weight_ih, dtype,
+                                                 {gate_rows, shape.inputs});
+        call.grad_weight_hh =
+            contiguous_data<T>("grad_weight_hh", views.grad_weight_hh, dtype, {gate_rows, hidden});
+        call.grad_bias = contiguous_data<T>("grad_bias", views.grad_bias, dtype, {gate_rows});
+        const py::gil_scoped_release release;
+        active_kernels().at<T>(place.precision).recurrence_backward(call, place.threads);
     });
 }
 
-// The output and final states of a stack of layers (run_stack); states: the initial ones, or None.
-// A group of weights are weight_ih and weight_hh, and bias_ih and bias_hh if there are any. None as
-// `step`.
-py::object stack(const std::string& cell, int64_t directions, py::handle input, py::handle states,
-                 py::handle lengths, py::handle batch_sizes, const py::list& weights,
-                 const CpuWhere& where) {
-    return or_none([&]() -> py::object {
-        const auto sizes = batch_sizes.cast<BatchSizes>();
-        const auto initial = states.is_none() ? py::tuple() : states.cast<py::tuple>();
-        std::vector<PyObject*> given{input.ptr(), lengths.ptr()};
-        for (const py::handle state : initial) given.push_back(state.ptr());
-        for (const py::handle group : weights) {
-            const auto own = group.cast<py::list>();
-            if (own.size() != 2 && own.size() != 4) return py::none();
-            for (const py::handle tensor : own) given.push_back(tensor.ptr());
-        }
-        if (want_gradient(given.data(), static_cast<Py_ssize_t>(given.size())) != false) {
-            return py::none();
-        }
-        const TensorView sequences = required_view(input);
-        expect_dimensions("input", sequences, sizes ? 2 : 3);
-        std::vector<LayerWeights> views;
-        for (const py::handle group : weights) {
-            const auto own = group.cast<py::list>();
-            const bool has_bias = own.size() == 4;
-            views.push_back({required_view(own[0]), required_view(own[1]),
-                             has_bias ? optional_view(own[2]) : std::nullopt,
-                             has_bias ? optional_view(own[3]) : std::nullopt});
-        }
-        if (views.empty() || (directions != 1 && directions != 2)) return py::none();
-        expect_dimensions("weight_hh", views[0].weight_hh, 2);
-        const int64_t hidden = views[0].weight_hh.sizes[1];
-        const int64_t width = checked_product({directions, hidden});
-        const auto count = static_cast<int64_t>(views.size());
-        if (sizes && sizes->empty()) return py::none();
-        const int64_t batch = sizes ? sizes->front() : sequences.sizes[1];
-        const auto is_lstm = cell_named(cell) == RecurrentCell::lstm;
-        if (initial.size() != (states.is_none() ? 0u : is_lstm ? 2u : 1u)) return py::none();
-        OptionalView initial_views[2];
-        for (std::size_t i = 0; i < initial.size(); ++i)
-            initial_views[i] = required_view(initial[i]);
+namespace {
 
-        const py::object new_empty = input.attr("new_empty");
-        const py::object output = sizes ? new_empty(sequences.sizes[0], width)
-                                        : new_empty(sequences.sizes[0], sequences.sizes[1], width);
-        const py::object final_hidden = new_empty(count, batch, hidden);
-        const py::object final_cell = is_lstm ? new_empty(count, batch, hidden) : py::none();
-        run_stack(cell, directions, sequences, initial_views[0], initial_views[1], views,
-                  optional_view(lengths), sizes, required_view(output), required_view(final_hidden),
-                  optional_view(final_cell), place_of(where));
-        if (is_lstm) return py::make_tuple(output, final_hidden, final_cell);
-        return py::make_tuple(output, final_hidden);
-    });
+void forward(const std::string& cell, bool reverse, const TensorView& input,
+             const OptionalView& initial_hidden, const OptionalView& initial_cell,
+             const TensorView& weight_ih, const TensorView& weight_hh, const OptionalView& bias_ih,
+             const OptionalView& bias_hh, const OptionalView& lengths,
+             const BatchSizes& batch_sizes, const TensorView& output,
+             const OptionalView& final_hidden, const OptionalView& final_cell,
+             const OptionalView& gates, const OptionalView& cells, const CpuWhere& where) {
+    run_forward(cell, reverse,
+                {input, initial_hidden, initial_cell, weight_ih, weight_hh, bias_ih, bias_hh,
+                 lengths, output, final_hidden, final_cell, gates, cells},
+                batch_sizes, place_of(where));
 }
 
 void backward(const std::string& cell, bool reverse, const TensorView& input,
@@ -423,60 +325,18 @@ void backward(const std::string& cell, bool reverse, const TensorView& input,
               const OptionalView& grad_initial_cell, const OptionalView& grad_weight_ih,
               const OptionalView& grad_weight_hh, const OptionalView& grad_bias,
               const CpuWhere& where) {
-    const RecurrenceShape shape =
-        checked_shape(input, batch_sizes, weight_ih, weight_hh, cell, reverse);
-    const bool has_cell = shape.cell == RecurrentCell::lstm;
-    expect_given("initial_cell", initial_cell, has_cell && initial_hidden.has_value());
-    expect_given("gates", gates, has_cell);
-    expect_given("cells", cells, has_cell);
-    if (!has_cell) expect_given("grad_initial_cell", grad_initial_cell, false);
-    const CpuPlace place = place_of(where);
-    const DataType dtype = input.dtype;
-    const int64_t batch = shape.batch, hidden = shape.hidden;
-    const int64_t gate_rows = shape.gates() * hidden;
-    with_element_type("input", input, [&](auto element) {
-        using T = decltype(element);
-        constexpr DataType accumulated = data_type_of<Accumulator<T>>();
-        RecurrenceBackward<T> call{};
-        call.shape = shape;
-        call.input = input_view<T>(input);
-        call.initial_hidden =
-            contiguous_data<T>("initial_hidden", initial_hidden, dtype, {batch, hidden});
-        call.initial_cell =
-            contiguous_data<T>("initial_cell", initial_cell, dtype, {batch, hidden});
-        call.weight_ih = matrix_view(weight_ih);
-        call.weight_hh = matrix_view(weight_hh);
-        call.lengths = lengths_of(lengths, shape, batch_sizes);
-        call.batch_sizes = data_of(batch_sizes);
-        call.output = sequence_data<T>("output", output, dtype, input, hidden);
-        call.gates = sequence_data<Accumulator<T>>("gates", gates, accumulated, input, gate_rows);
-        call.cells = sequence_data<Accumulator<T>>("cells", cells, accumulated, input, hidden);
-        call.grad_output = sequence_data<T>("grad_output", grad_output, dtype, input, hidden);
-        call.grad_final_hidden =
-            contiguous_data<T>("grad_final_hidden", grad_final_hidden, dtype, {batch, hidden});
-        call.grad_final_cell =
-            contiguous_data<T>("grad_final_cell", grad_final_cell, dtype, {batch, hidden});
-        call.grad_input = sequence_data<T>("grad_input", grad_input, dtype, input, shape.inputs);
-        call.grad_initial_hidden =
-            contiguous_data<T>("grad_initial_hidden", grad_initial_hidden, dtype, {batch, hidden});
-        call.grad_initial_cell =
-            contiguous_data<T>("grad_initial_cell", grad_initial_cell, dtype, {batch, hidden});
-        call.grad_weight_ih =
-            contiguous_data<T>("grad_weight_ih", grad_weight_ih, dtype, {gate_rows, shape.inputs});
-        call.grad_weight_hh =
-            contiguous_data<T>("grad_weight_hh", grad_weight_hh, dtype, {gate_rows, hidden});
-        call.grad_bias = contiguous_data<T>("grad_bias", grad_bias, dtype, {gate_rows});
-        const py::gil_scoped_release release;
-        active_kernels().at<T>(place.precision).recurrence_backward(call, place.threads);
-    });
+    run_backward(
+        cell, reverse,
+        {input, initial_hidden, initial_cell, weight_ih, weight_hh, lengths, output, gates, cells,
+         grad_output, grad_final_hidden, grad_final_cell, grad_input, grad_initial_hidden,
+         grad_initial_cell, grad_weight_ih, grad_weight_hh, grad_bias},
+        batch_sizes, place_of(where));
 }
 
 }  // namespace
 
-void define_recurrence(py::module_& module) {
+void define_recurrence(pybind11::module_& module) {
     module.def("recurrence_forward", &forward);
-    module.def("recurrence_step", &step);
-    module.def("recurrence_stack", &stack);
     module.def("recurrence_backward", &backward);
 }
 

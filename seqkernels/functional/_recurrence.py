@@ -49,7 +49,10 @@ def lstm_cell(
     """
     hx = checks.state_pair(hx)
     if hx is not None and not torch.compiler.is_compiling():
-        following = ops.recurrence_step("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
+        step = ("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
+        following = ops.recurrence_step(*step)
+        if following is None and torch.is_grad_enabled():
+            following = autograd.recurrence_step(*step)
         if following is not None:
             return following
     if is_autocast(input):
@@ -101,8 +104,10 @@ def rnn_cell(
     checks.one_of("nonlinearity", nonlinearity, checks.NONLINEARITIES)
     states = None if hx is None else (hx,)
     if states is not None and not torch.compiler.is_compiling():
-        cell = f"rnn_{nonlinearity}"
-        following = ops.recurrence_step(cell, input, states, w_ih, w_hh, b_ih, b_hh)
+        step = (f"rnn_{nonlinearity}", input, states, w_ih, w_hh, b_ih, b_hh)
+        following = ops.recurrence_step(*step)
+        if following is None and torch.is_grad_enabled():
+            following = autograd.recurrence_step(*step)
         if following is not None:
             return following[0]
     if is_autocast(input):

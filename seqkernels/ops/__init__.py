@@ -24,6 +24,8 @@ from ._recurrence import (
     recurrence_sequence,
     recurrence_stack,
     recurrence_step,
+    recurrence_step_backward,
+    recurrence_step_forward,
 )
 
 __all__ = [
@@ -39,5 +41,7 @@ __all__ = [
     "recurrence_sequence",
     "recurrence_stack",
     "recurrence_step",
+    "recurrence_step_backward",
+    "recurrence_step_forward",
     "want_gradient",
 ]

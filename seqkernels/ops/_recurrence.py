@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _cpu, cpu, cuda
 from . import _recurrence_cuda
 from ._dispatch import (
+    are_plain,
     callable_operation,
     define,
     room_for,
@@ -290,6 +291,84 @@ def recurrence_step(
     if not isinstance(input, Tensor) or cuda.is_on_device(input):
         return None
     return _cpu.recurrence_step(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def recurrence_step_forward(
+    cell: str,
+    input: Tensor,
+    hidden: Tensor,
+    cell_state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
+    """The next states, as ``recurrence_step``; and gates and cell states for the backward.
+
+    For plain tensors on the CPU. Cell states are None where the next one is what they are.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: something is not as the kernel takes it.
+    """
+    gates = cells = None
+    if cell == "lstm":
+        kept = _accumulator(input.dtype)
+        gates = input.new_empty(input.shape[0], weight_hh.shape[0], dtype=kept)
+        cells = None if kept is input.dtype else input.new_empty(cell_state.shape, dtype=kept)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    after = _cpu.recurrence_step_forward(cell, input, hidden, cell_state, *weights, gates, cells)
+    return after, gates, cells
+
+
+def recurrence_step_backward(
+    cell: str,
+    input: Tensor,
+    hidden: Tensor,
+    cell_state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    next_hidden: Tensor,
+    gates: Tensor | None,
+    cells: Tensor | None,
+    grad_hidden: Tensor | None,
+    grad_cell_state: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, states, weights and of either bias; None where ``needs`` has False."""
+    tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias, next_hidden, gates, cells)
+    grads = (grad_hidden, grad_cell_state)
+    if torch.compiler.is_compiling() or not are_plain((*tensors, *grads)):
+        return _step_backward_as_sequence(cell, tensors, grads, needs)
+    return _cpu.recurrence_step_backward(cell, *tensors, *map(_contiguous, grads), needs)
+
+
+def _step_backward_as_sequence(cell, tensors, grads, needs) -> list[Tensor | None]:
+    """The same by the operation of a sequence, which a transform can map."""
+    input, hidden, cell_state, weight_ih, weight_hh, _, next_hidden, gates, cells = tensors
+    # An RNN keeps nothing.
+    gates, cells = (input.new_empty(0) if kept is None else kept[None] for kept in (gates, cells))
+    grad_input, *gradients = recurrence_backward(
+        cell,
+        False,
+        input[None],
+        hidden,
+        cell_state,
+        weight_ih,
+        weight_hh,
+        None,
+        None,
+        None,
+        None,
+        next_hidden[None],
+        gates,
+        cells,
+        None,
+        *grads,
+        needs,
+    )
+    gradients = (grad_input[0] if needs[0] else None, *gradients)
+    return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
 
 
 def recurrence_sequence(

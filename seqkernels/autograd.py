@@ -15,9 +15,19 @@ from torch import Tensor
 from . import cuda, ops, reference
 from .checks import ConvolutionGeometry
 
-# What the short ways meet where an argument is not as the kernels take it. Nothing has been
-# computed then; the checks of the long way say what is wrong.
-_REFUSALS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+class _Refused(Exception):
+    """An argument of a short way is not as the kernels take it, and nothing has been computed.
+
+    The checks of the long way say what is wrong.
+    """
+
+
+def _or_refuse(function, *arguments):
+    try:
+        return function(*arguments)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise _Refused from error
 
 
 def convolution(
@@ -39,12 +49,12 @@ def convolution(
     if is_wanted is None or type(activation) is not str:
         return None
     try:
-        known = ops.known_geometry(weight, *geometry)
+        known = _or_refuse(ops.known_geometry, weight, *geometry)
         how = (input, weight, bias, known, activation, channels_last)
         if is_wanted:
             return _apply_plain(_PlainConv1dMaxPool, *how)
-        return ops.convolution(*how, keeps_winners=False)[0]
-    except _REFUSALS:
+        return _or_refuse(ops.convolution, *how, False)[0]
+    except _Refused:
         return None
 
 
@@ -65,17 +75,21 @@ def convolution_bank(
     if is_wanted is None or type(activation) is not str:
         return None
     try:
-        if input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):
-            return None
-        known = [ops.known_geometry(weight, *geometry, None, None) for weight in weights]
+        known = _or_refuse(_known_geometries, input, weights, geometry)
         if is_wanted:
             how = (None, known, activation, channels_last)
             return _apply_plain(_Conv1dMaxPoolBank, *how, input, *weights, *biases)
         sequences = _as_sequences(input, channels_last)
         how = (None, known, activation, False)
-        return ops.conv1d_max_pool_bank(sequences, weights, biases, *how)[0]
-    except _REFUSALS:
+        return _or_refuse(ops.conv1d_max_pool_bank, sequences, weights, biases, *how)[0]
+    except _Refused:
         return None
+
+
+def _known_geometries(input, weights, geometry) -> list[ConvolutionGeometry]:
+    if input.dim() != 3 or not input.is_cpu or cuda.is_on_device(input):
+        raise ValueError("input: expected a batch on the CPU")
+    return [ops.known_geometry(weight, *geometry, None, None) for weight in weights]
 
 
 def recurrence_step(
@@ -91,12 +105,13 @@ def recurrence_step(
     """
     if not ops.want_gradient((input, *states, *weights)):
         return None
+    if len(states) != (2 if cell == "lstm" else 1) or input is None:
+        return None
+    if not input.is_cpu or cuda.is_on_device(input):
+        return None
     try:
-        if not input.is_cpu or cuda.is_on_device(input):
-            return None
-        hidden, cell_state = states if cell == "lstm" else (*states, None)
-        after = _apply_plain(_RecurrenceStep, cell, input, hidden, cell_state, *weights)
-    except _REFUSALS:
+        after = _apply_plain(_RecurrenceStep, cell, input, *(*states, None)[:2], *weights)
+    except _Refused:
         return None
     return after if cell == "lstm" else (after,)
 
@@ -138,7 +153,10 @@ def conv1d_max_pool_bank(
     """
     if _wants_gradient(input, *weights, *biases):
         how = (lengths, geometries, activation, channels_last)
-        return _apply_plain(_Conv1dMaxPoolBank, *how, input, *weights, *biases)
+        try:
+            return _apply_plain(_Conv1dMaxPoolBank, *how, input, *weights, *biases)
+        except _Refused as refused:
+            raise refused.__cause__ from None
     how = (lengths, geometries, activation, False)
     return ops.conv1d_max_pool_bank(_as_sequences(input, channels_last), weights, biases, *how)[0]
 
@@ -406,7 +424,7 @@ class _PlainConv1dMaxPool(torch.autograd.Function):
     def forward(ctx, input, weight, bias, geometry, activation, channels_last):
         ctx.how = (geometry, activation, channels_last)
         ctx.set_materialize_grads(False)
-        pooled, argmax = ops.convolution(input, weight, bias, *ctx.how, keeps_winners=True)
+        pooled, argmax = _or_refuse(ops.convolution, input, weight, bias, *ctx.how, True)
         ctx.save_for_backward(input, weight, bias, None, pooled, argmax)
         return pooled
 
@@ -448,14 +466,15 @@ class _Conv1dMaxPoolBank(torch.autograd.Function):
         count = len(geometries)
         ctx.how = (geometries, activation, channels_last)
         ctx.set_materialize_grads(False)
-        pooled, argmax = ops.conv1d_max_pool_bank(
+        pooled, argmax = _or_refuse(
+            ops.conv1d_max_pool_bank,
             _as_sequences(input, channels_last),
             parameters[:count],
             parameters[count:],
             lengths,
             geometries,
             activation,
-            keeps_winners=True,
+            True,
         )
         # A copy, since what stands side by side may be changed in place, as concatenated tensors.
         ctx.save_for_backward(lengths, pooled.clone(), argmax, input, *parameters)
@@ -491,18 +510,21 @@ class _Conv1dMaxPoolBank(torch.autograd.Function):
 
 
 class _RecurrenceStep(torch.autograd.Function):
-    """A step of what nothing but the kernel must see, on the CPU."""
+    """A step of what nothing but the kernel must see, on the CPU.
+
+    It saves other tensors than ``_Recurrence``: of a checkpoint that runs forwards under a
+    profiler, and without it once more, torch says that they do not match.
+    """
 
     @staticmethod
-    def forward(ctx, cell, input, hidden, cell_state, *weights):
+    def forward(ctx, cell, input, *tensors):
         ctx.cell = cell
         ctx.set_materialize_grads(False)
-        states = (hidden, cell_state)
-        after, gates, cells = ops.recurrence_step_forward(cell, input, *states, *weights)
-        if cells is None and cell == "lstm":
-            cells = after[1]
-        ctx.save_for_backward(input, *states, *weights, after[0], gates, cells)
-        return after if cell == "lstm" else after[0]
+        after, gates, cells = _or_refuse(ops.recurrence_step_forward, cell, input, *tensors)
+        # An LSTM's states are not read again: as torch's they may be changed in place.
+        next_hidden = None if cell == "lstm" else after[0]
+        ctx.save_for_backward(input, *tensors, next_hidden, gates, cells)
+        return after if cell == "lstm" else next_hidden
 
     @staticmethod
     def backward(ctx, grad_hidden, grad_cell_state=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from recurrences import KINDS, converted, flatten, tensors
@@ -102,11 +103,34 @@ def test_one_of_both_states_may_be_used_alone(used):
     torch.testing.assert_close(found, given["w_hh"].grad)
 
 
-def test_no_gradient_of_either_state():
-    input = torch.randn(2, 3, requires_grad=True)
-    state = torch.randn(2, 4)
-    h, c = functional.lstm_cell(input, (state, state), torch.randn(16, 3), torch.randn(16, 4))
-    assert torch.autograd.grad(h * 0 + c.detach(), input, torch.zeros(2, 4))[0].eq(0).all()
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *tensors):
+        return tensors[0].sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return (None,) * len(ctx.needs_input_grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_gradient_of_any_state(kind):
+    arguments = learning(arguments_of(kind))
+    NoGradient.apply(*step(kind, arguments)).backward()
+    assert arguments["w_hh"].grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_comes_from_where_a_state_of_zeros_is(isa, kind):
+    """0 * NaN, as in longer sequences."""
+    arguments = converted(tensors(kind, (1, 3, 5, 7)), torch.float32) | {"hx": None}
+    arguments["w_hh"].requires_grad_()
+    how = {} if kind == "lstm" else {"nonlinearity": kind[4:]}
+    output = getattr(functional, kind[:4].rstrip("_"))(**arguments, **how)[0]
+    output.backward(torch.full_like(output, float("nan")))
+    is_nan = arguments["w_hh"].grad.isnan()
+    # relu passes no gradient on where it is 0.
+    assert is_nan.any() if kind == "rnn_relu" else is_nan.all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,16 +154,74 @@ def test_gradients_of_gradients_and_batches_of_them(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("changed", ["input", "hx", "w_hh", "result"])
+@pytest.mark.parametrize("changed", ["input", "hx", "w_hh"])
 def test_what_is_changed_in_place_before_the_backward_is_an_error(kind, changed):
     arguments = arguments_of(kind)
     arguments["w_ih"] = arguments["w_ih"].detach().requires_grad_()
     results = step(kind, arguments)
-    part = results[-1] if changed == "result" else flatten([arguments[changed]])[-1]
     with torch.no_grad():
-        part.mul_(2)
+        flatten([arguments[changed]])[-1].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         results[0].sum().backward()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_states_of_an_lstm_may_be_changed_in_place(dtype, place):
+    """An episode ends: its state becomes zero. torch's cell takes that too."""
+    found = []
+    for module in (functional, reference):
+        given = learning(
+            arguments_of("lstm", dtype=dtype if module is functional else torch.float64)
+        )
+        states = step("lstm", given, module)
+        if module is functional:
+            assert all(map(is_short, states))
+            states[place][1:] = 0
+        else:
+            states[place] = states[place] * torch.tensor([[1.0], [0.0], [0.0]])
+        (states[0].sum() + states[1].sum()).backward()
+        found.append(given["w_hh"].grad)
+    torch.testing.assert_close(found[0].double(), found[1], rtol=0.05, atol=0.05)
+
+
+def changed_strides(tensor: Tensor) -> Tensor:
+    return tensor.T.contiguous().T if tensor.dim() == 2 else tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unpack", [Tensor.clone, changed_strides])
+def test_saved_tensors_may_be_unpacked_otherwise(kind, unpack):
+    arguments = arguments_of(kind)
+    expected = gradients(kind, arguments)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+        found = gradients(kind, arguments)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_of_a_hook_is_raised_once(kind):
+    calls = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        calls.append(tensor)
+        raise ValueError("of the hook")
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, pytest.raises(ValueError, match="of the hook"):
+        step(kind, learning(arguments_of(kind)))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints(kind):
+    arguments = learning(arguments_of(kind))
+    expected = torch.autograd.grad(step(kind, arguments)[0].sum(), arguments["w_hh"])
+    result = torch.utils.checkpoint.checkpoint(
+        lambda w_hh: step(kind, arguments | {"w_hh": w_hh})[0],
+        arguments["w_hh"],
+        use_reentrant=False,
+    )
+    assert torch.equal(torch.autograd.grad(result.sum(), arguments["w_hh"])[0], expected[0])
 
 
 def test_a_loop_of_cells_learns_what_torchs_does():
@@ -176,13 +258,21 @@ def test_what_the_native_step_refuses():
         given[place] = wrong
         with pytest.raises((AttributeError, TypeError, ValueError)):
             ops.recurrence_step_forward("lstm", *given)
-    (h, c), gates, cells = ops.recurrence_step_forward("lstm", input, state, state, *weights)
-    assert cells is None
-    given = [input, state, state, *weights[:3], h, gates, c, h, None]
+    _, gates, cells = ops.recurrence_step_forward("lstm", input, state, state, *weights)
+    given = [input, state, state, *weights[:3], None, gates, cells, state, None]
     assert [g.shape for g in ops.recurrence_step_backward("lstm", *given, [True] * 6)] == [
         g.shape for g in (input, state, state, *weights[:3])
     ]
-    for place, wrong in ((6, h[:1]), (7, gates[:, :15]), (8, None), (9, h[:, :3]), (10, h[0])):
+    for place, wrong in (
+        (0, torch.randn(2, 5)),
+        (1, state[:1]),
+        (2, None),
+        (3, torch.randn(16, 4)),
+        (7, gates[:, :15]),
+        (8, None),
+        (9, state[:, :3]),
+        (10, state[0]),
+    ):
         changed = [*given[:place], wrong, *given[place + 1 :]]
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises((TypeError, ValueError)):
             ops.recurrence_step_backward("lstm", *changed, [True] * 6)

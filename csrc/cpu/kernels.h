@@ -41,8 +41,7 @@ struct RecurrenceForward {
     T* output;              // (T, N, H), written whole
     int64_t output_stride;  // between its rows, H or more
     T* final_hidden;        // (N, H) contiguous, or null if it is not wanted
-    // (N, H) contiguous; null without a cell state, or if it is not wanted beside `cells`
-    T* final_cell;
+    T* final_cell;          // (N, H) contiguous; null without a cell state
     // (T, N, G H) contiguous: where an LSTM leaves the gates after their activations for the
     // backward, given together with `cells`, else null. Not written where lengths end.
     Accumulator<T>* gates;

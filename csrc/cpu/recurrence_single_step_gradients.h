@@ -5,9 +5,10 @@
 // Nothing is packed: each weight is used once, read row by row as it lies, and each number of the
 // weights' gradients written once.
 //
-// Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by the call: da, N G H;
-// pointers to the rows of the batch; the cell states' gradients, N H, where the initial ones' are
-// not asked for. The order of the sums is not that of longer sequences: they differ by rounding.
+// Shapes and ownership: RecurrenceBackward in kernels.h. Scratch, owned by the call: da, N (G H and
+// a cache line); pointers to the rows of the batch; a state of zeros, H, unless the initial ones
+// are given; the cell states' gradients, N H, where the initial ones' are not asked for. The order
+// of the sums is not that of longer sequences: they differ by rounding.
 //
 // Cost: 4 N G H (I + H) FLOPs. Limit, of few samples: reading the weights and writing as many
 // gradients, where they lie. Measured, time over that of recurrence_backward.h (family 6, model
@@ -230,12 +231,18 @@ class RecurrenceSingleStepGradients {
         const Scratch<Row> rows(count);
         const Scratch<const T*> of_gates(count), inputs(count), states(count);
         const Scratch<T*> grad_inputs(count), grad_states(count);
+        const Scratch<T> no_state(call_.initial_hidden == nullptr ? hidden : 0);
+        if (call_.initial_hidden == nullptr) {
+            std::memset(no_state.data(), 0, static_cast<std::size_t>(hidden) * sizeof(T));
+        }
         for (int64_t i = 0; i < count; ++i) {
             const int64_t n = schedule_.sample(i);
             rows.data()[i] = gradients_.row(n, 0);
             of_gates.data()[i] = grad_gates.data() + i * pitch;
             inputs.data()[i] = schedule_.input_row(call_.input, n, 0);
-            states.data()[i] = row_of(call_.initial_hidden, n, hidden);
+            states.data()[i] = call_.initial_hidden == nullptr
+                                   ? no_state.data()
+                                   : row_of(call_.initial_hidden, n, hidden);
             grad_inputs.data()[i] = row_of(call_.grad_input, n, shape_.inputs);
             grad_states.data()[i] = row_of(call_.grad_initial_hidden, n, hidden);
         }
@@ -270,10 +277,8 @@ class RecurrenceSingleStepGradients {
             }
             const Range mine = part_of(gate_rows, Tile<Vector>::rows, thread, granted);
             if (call_.grad_weight_hh != nullptr) {
-                // The product with a state of zeros.
-                const int64_t with_state = call_.initial_hidden == nullptr ? 0 : count;
                 OuterProducts<Vector>(call_.grad_weight_hh, of_gates.data(), states.data(), hidden,
-                                      with_state)
+                                      count)
                     .compute(mine);
             }
             if (call_.grad_weight_ih != nullptr) {

@@ -133,8 +133,7 @@ class RecurrentStates {
                 copy(length > 0 ? output_row(last) : row_or_null(call_.initial_hidden, n),
                      call_.final_hidden + n * hidden, hidden);
             }
-            const bool keeps_cell = is_narrow || call_.cells != nullptr || length == 0;
-            if (call_.final_cell != nullptr && keeps_cell) {
+            if (is_lstm && (is_narrow || call_.cells != nullptr || length == 0)) {
                 const T* running = call_.cells == nullptr ? running_cell_ + n * hidden
                                                           : call_.cells + last * hidden;
                 copy(length > 0 ? running : row_or_null(initial_cell_, n),

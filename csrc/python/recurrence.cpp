@@ -119,7 +119,7 @@ RecurrenceForward<T> forward_call(const RecurrenceShape& shape, const ForwardVie
                                   int64_t direction) {
     const bool has_cell = shape.cell == RecurrentCell::lstm;
     expect_given("initial_cell", views.initial_cell, has_cell && views.initial_hidden.has_value());
-    if (!views.cells) expect_given("final_cell", views.final_cell, has_cell);
+    expect_given("final_cell", views.final_cell, has_cell);
     if (!has_cell) expect_given("cells", views.cells, false);
     expect_given("gates", views.gates, views.cells.has_value());
     const TensorView& input = views.input;

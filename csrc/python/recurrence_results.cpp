@@ -60,13 +60,17 @@ TensorView as_sequence(const TensorView& view) {
     return sequence;
 }
 
+OptionalView optional_sequence(py::handle object) {
+    if (object.is_none()) return std::nullopt;
+    return as_sequence(required_view(object));
+}
+
 // A step is multiplied by vectors, so no precision is asked for.
 CpuPlace place_of_step() { return {thread_count(), FloatPrecision::highest}; }
 
 // The states of one step, its input (N, I), after hidden and cell_state, None of an RNN: a sequence
-// of length 1 whose output is the next state. What the backward will read of an LSTM is kept in
-// `gates`, (N, 4 H), unless that is None, and in `cells`, (N, H), or, if only that is None, in the
-// next state itself.
+// of length 1 whose output is the next state. Of an LSTM, gates (N, 4 H) and cells (N, H) are where
+// what the backward will read is left; or None.
 py::tuple run_step(const std::string& cell, py::handle input, py::handle hidden,
                    py::handle cell_state, py::handle weight_ih, py::handle weight_hh,
                    py::handle bias_ih, py::handle bias_hh, py::handle gates, py::handle cells) {
@@ -75,18 +79,13 @@ py::tuple run_step(const std::string& cell, py::handle input, py::handle hidden,
     const py::object next = empty_like(hidden);
     const py::object next_cell =
         cell_state.is_none() ? py::object(py::none()) : empty_like(cell_state);
-    const auto kept = [](py::handle tensor) -> OptionalView {
-        if (tensor.is_none()) return std::nullopt;
-        return as_sequence(required_view(tensor));
-    };
-    const bool keeps_next = !gates.is_none() && cells.is_none();
-    run_forward(cell, false,
-                {as_sequence(sequence), required_view(hidden), optional_view(cell_state),
-                 required_view(weight_ih), required_view(weight_hh), optional_view(bias_ih),
-                 optional_view(bias_hh), std::nullopt, as_sequence(required_view(next)),
-                 std::nullopt, keeps_next ? std::nullopt : optional_view(next_cell), kept(gates),
-                 kept(keeps_next ? py::handle(next_cell) : cells)},
-                std::nullopt, place_of_step());
+    run_forward(
+        cell, false,
+        {as_sequence(sequence), required_view(hidden), optional_view(cell_state),
+         required_view(weight_ih), required_view(weight_hh), optional_view(bias_ih),
+         optional_view(bias_hh), std::nullopt, as_sequence(required_view(next)), std::nullopt,
+         optional_view(next_cell), optional_sequence(gates), optional_sequence(cells)},
+        std::nullopt, place_of_step());
     if (cell_state.is_none()) return py::make_tuple(next);
     return py::make_tuple(next, next_cell);
 }
@@ -125,7 +124,8 @@ py::tuple step_forward(const std::string& cell, py::handle input, py::handle hid
 }
 
 // The gradients of input, hidden, cell_state, weight_ih, weight_hh and of either bias, None where
-// `needs`, in that order, has False. gates and cells are those of an LSTM's step, else None.
+// `needs`, in that order, has False. gates and cells are those of an LSTM's step, next_hidden is an
+// RNN's: else they are None.
 py::tuple step_backward(const std::string& cell, py::handle input, py::handle hidden,
                         py::handle cell_state, py::handle weight_ih, py::handle weight_hh,
                         py::handle bias, py::handle next_hidden, py::handle gates, py::handle cells,
@@ -133,10 +133,6 @@ py::tuple step_backward(const std::string& cell, py::handle input, py::handle hi
                         const std::array<bool, 6>& needs) {
     const TensorView sequence = required_view(input);
     expect_dimensions("input", sequence, 2);
-    const auto kept = [](py::handle tensor) -> OptionalView {
-        if (tensor.is_none()) return std::nullopt;
-        return as_sequence(required_view(tensor));
-    };
     const auto room = [&](std::size_t i, py::handle like) {
         return needs[i] ? empty_like(like) : py::object(py::none());
     };
@@ -151,8 +147,9 @@ py::tuple step_backward(const std::string& cell, py::handle input, py::handle hi
         cell, false,
         {as_sequence(sequence), required_view(hidden), optional_view(cell_state),
          required_view(weight_ih), required_view(weight_hh), std::nullopt,
-         as_sequence(required_view(next_hidden)), kept(gates), kept(cells), std::nullopt,
-         optional_view(grad_hidden), optional_view(grad_cell), kept(grad_input),
+         as_sequence(required_view(next_hidden.is_none() ? hidden : next_hidden)),
+         optional_sequence(gates), optional_sequence(cells), std::nullopt,
+         optional_view(grad_hidden), optional_view(grad_cell), optional_sequence(grad_input),
          optional_view(grad_before), optional_view(grad_cell_before), optional_view(grad_weight_ih),
          optional_view(grad_weight_hh), optional_view(grad_bias)},
         std::nullopt, place_of_step());

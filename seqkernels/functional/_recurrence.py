@@ -51,7 +51,7 @@ def lstm_cell(
     if hx is not None and not torch.compiler.is_compiling():
         step = ("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
         following = ops.recurrence_step(*step)
-        if following is None and torch.is_grad_enabled():
+        if following is None:
             following = autograd.recurrence_step(*step)
         if following is not None:
             return following
@@ -106,7 +106,7 @@ def rnn_cell(
     if states is not None and not torch.compiler.is_compiling():
         step = (f"rnn_{nonlinearity}", input, states, w_ih, w_hh, b_ih, b_hh)
         following = ops.recurrence_step(*step)
-        if following is None and torch.is_grad_enabled():
+        if following is None:
             following = autograd.recurrence_step(*step)
         if following is not None:
             return following[0]

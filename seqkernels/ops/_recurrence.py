@@ -6,6 +6,8 @@ backward that gets none computes them once more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -303,18 +305,18 @@ def recurrence_step_forward(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
 ) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
-    """The next states, as ``recurrence_step``; and gates and cell states for the backward.
+    """The next states, as ``recurrence_step``; and an LSTM's gates and cells for the backward.
 
-    For plain tensors on the CPU. Cell states are None where the next one is what they are.
+    For plain tensors on the CPU.
 
     Raises:
         RuntimeError, TypeError, ValueError: something is not as the kernel takes it.
     """
     gates = cells = None
     if cell == "lstm":
-        kept = _accumulator(input.dtype)
-        gates = input.new_empty(input.shape[0], weight_hh.shape[0], dtype=kept)
-        cells = None if kept is input.dtype else input.new_empty(cell_state.shape, dtype=kept)
+        kept, batch = _accumulator(input.dtype), input.shape[0]
+        gates = input.new_empty(batch, weight_hh.shape[0], dtype=kept)
+        cells = input.new_empty(batch, weight_hh.shape[1], dtype=kept)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     after = _cpu.recurrence_step_forward(cell, input, hidden, cell_state, *weights, gates, cells)
     return after, gates, cells
@@ -328,25 +330,30 @@ def recurrence_step_backward(
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
-    next_hidden: Tensor,
+    next_hidden: Tensor | None,
     gates: Tensor | None,
     cells: Tensor | None,
     grad_hidden: Tensor | None,
     grad_cell_state: Tensor | None,
     needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of input, states, weights and of either bias; None where ``needs`` has False."""
+) -> Sequence[Tensor | None]:
+    """Gradients of input, states, weights and of either bias; None where ``needs`` has False.
+
+    next_hidden is an RNN's, gates and cells are an LSTM's, otherwise None.
+    """
     tensors = (input, hidden, cell_state, weight_ih, weight_hh, bias, next_hidden, gates, cells)
     grads = (grad_hidden, grad_cell_state)
     if torch.compiler.is_compiling() or not are_plain((*tensors, *grads)):
         return _step_backward_as_sequence(cell, tensors, grads, needs)
-    return _cpu.recurrence_step_backward(cell, *tensors, *map(_contiguous, grads), needs)
+    # Hooks may have unpacked what was saved with other strides.
+    rest = map(_contiguous, (*tensors[1:], *grads))
+    return _cpu.recurrence_step_backward(cell, _with_unit_stride(input), *rest, needs)
 
 
 def _step_backward_as_sequence(cell, tensors, grads, needs) -> list[Tensor | None]:
     """The same by the operation of a sequence, which a transform can map."""
     input, hidden, cell_state, weight_ih, weight_hh, _, next_hidden, gates, cells = tensors
-    # An RNN keeps nothing.
+    # An RNN keeps nothing, and an LSTM's output is not read.
     gates, cells = (input.new_empty(0) if kept is None else kept[None] for kept in (gates, cells))
     grad_input, *gradients = recurrence_backward(
         cell,
@@ -360,7 +367,7 @@ def _step_backward_as_sequence(cell, tensors, grads, needs) -> list[Tensor | Non
         None,
         None,
         None,
-        next_hidden[None],
+        (hidden if next_hidden is None else next_hidden)[None],
         gates,
         cells,
         None,

@@ -47,6 +47,17 @@ def test_installs_without_torch_and_says_that_it_needs_it(empty_environment, tmp
     assert "not installed" in line
 
 
+def test_every_module_is_installed(empty_environment):
+    (installed,) = empty_environment.parent.parent.glob("lib/python*/site-packages")
+    for package, source in (
+        ("seqkernels", ROOT / "seqkernels"),
+        ("seqkernels_bench", ROOT / "bench"),
+    ):
+        expected = {path.relative_to(source) for path in source.rglob("*.py")}
+        folder = installed / package
+        assert {path.relative_to(folder) for path in folder.rglob("*.py")} == expected
+
+
 def test_says_that_torch_is_too_old(empty_environment, tmp_path):
     (tmp_path / "torch.py").write_text('__version__ = "2.9.1+cpu"\n')
     line = import_error(empty_environment, tmp_path, PYTHONPATH=str(tmp_path))

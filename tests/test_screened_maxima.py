@@ -59,7 +59,7 @@ def winners(input: Tensor, weight: Tensor) -> Tensor:
     """The windows that the maxima are found in, (N, F), of input (N, L, C)."""
     how = (1, 0, 1, "identity", None, None, None, True)
     geometry = list(checks.conv1d_max_pool(input, weight, None, *how))
-    return ops.conv1d_max_pool(input, weight, None, None, geometry, "identity", True)[1][:, 0]
+    return ops.conv1d_max_pool(input, weight, None, None, geometry, "identity", True)[1]
 
 
 def given_as(name: str) -> dict:

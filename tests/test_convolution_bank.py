@@ -276,6 +276,17 @@ def test_on_a_gpu_convolutions_go_in_turns(monkeypatch):
     assert not functional._convolution._takes_bank(given["input"])
 
 
+def test_an_error_of_the_kernel_is_raised_as_it_is(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory left")
+
+    given = converted(arguments_of(CASES["kim"][0], False, True), torch.float32)
+    given["input"].requires_grad_()
+    monkeypatch.setattr(_cpu, "conv1d_max_pool_bank_forward", fail)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        functional.conv1d_max_pool_bank(given["input"], given["weights"], channels_last=True)
+
+
 MISTAKES = [
     ({"weights": []}, ValueError, "weights: expected at least one"),
     ({"biases": [None]}, ValueError, "biases: expected 2, one for each of weights, or None, got 1"),

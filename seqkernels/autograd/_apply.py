@@ -16,6 +16,7 @@ class Refused(Exception):
 
 
 def or_refuse(function, *arguments):
+    """``function(*arguments)``, whose errors are a refusal, those of what runs around it not."""
     try:
         return function(*arguments)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

@@ -67,10 +67,8 @@ inline Vector load_up_to(const Number* source, int64_t count) {
     if constexpr (std::is_same_v<Number, typename Vector::Element>) {
         return count >= Vector::width ? Vector::load(source) : Vector::load_first(source, count);
     } else {
-        if (count >= Vector::width) return Vector::load_widened(source);
-        Number numbers[Vector::width] = {};
-        for (int64_t i = 0; i < count; ++i) numbers[i] = source[i];
-        return Vector::load_widened(numbers);
+        return count >= Vector::width ? Vector::load_widened(source)
+                                      : Vector::load_widened_first(source, count);
     }
 }
 
@@ -83,10 +81,11 @@ inline void store_up_to(Vector vector, Number* target, int64_t count) {
             vector.store_first(target, count);
         }
     } else {
-        if (count >= Vector::width) return vector.store_narrowed(target);
-        Number numbers[Vector::width];
-        vector.store_narrowed(numbers);
-        for (int64_t i = 0; i < count; ++i) target[i] = numbers[i];
+        if (count >= Vector::width) {
+            vector.store_narrowed(target);
+        } else {
+            vector.store_narrowed_first(target, count);
+        }
     }
 }
 

@@ -44,6 +44,18 @@ struct Avx2Vector<float> {
     static Avx2Vector load_widened(const Narrow* source) {
         return {widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)), Narrow())};
     }
+    template <class Narrow>
+    static Avx2Vector load_widened_first(const Narrow* source, int64_t count) {
+        Narrow numbers[width] = {};
+        for (int64_t i = 0; i < count; ++i) numbers[i] = source[i];
+        return load_widened(numbers);
+    }
+    template <class Narrow>
+    void store_narrowed_first(Narrow* target, int64_t count) const {
+        Narrow numbers[width];
+        store_narrowed(numbers);
+        for (int64_t i = 0; i < count; ++i) target[i] = numbers[i];
+    }
     void store_narrowed(Bfloat16* target) const {
         const __m256i bits = _mm256_castps_si256(value);
         const __m256i last_kept =

@@ -42,17 +42,17 @@ struct Avx512Vector<float> {
     static Avx512Vector load_widened(const Narrow* source) {
         return {widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)), Narrow())};
     }
-    void store_narrowed(Bfloat16* target) const {
-        const __m512i bits = _mm512_castps_si512(value);
-        const __m512i last_kept =
-            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_srli_epi32(
-            _mm512_add_epi32(_mm512_add_epi32(bits, last_kept), _mm512_set1_epi32(0x7FFF)), 16);
-        const Mask is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        store_bits(target, _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(rounded, is_nan, 0x7FC0)));
+    template <class Narrow>
+    static Avx512Vector load_widened_first(const Narrow* source, int64_t count) {
+        return {widened(_mm256_maskz_loadu_epi16(first(count), source), Narrow())};
     }
-    void store_narrowed(Float16* target) const {
-        store_bits(target, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    template <class Narrow>
+    void store_narrowed(Narrow* target) const {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), narrowed(Narrow()));
+    }
+    template <class Narrow>
+    void store_narrowed_first(Narrow* target, int64_t count) const {
+        _mm256_mask_storeu_epi16(target, first(count), narrowed(Narrow()));
     }
     template <class Number>
     static void load_transposed(const Number* source, int64_t stride_row,
@@ -264,8 +264,19 @@ struct Avx512Vector<float> {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
     }
     static __m512 widened(__m256i bits, Float16) { return _mm512_cvtph_ps(bits); }
-    static void store_bits(void* target, __m256i bits) {
-        _mm256_storeu_si256(static_cast<__m256i*>(target), bits);
+    __m256i narrowed(Bfloat16) const {
+        const __m512i bits = _mm512_castps_si512(value);
+        const Mask is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+        const __m512i rounded =
+            _mm512_mask_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), is_odd, bits,
+                                  _mm512_set1_epi32(0x8000));
+        const Mask is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        const __m512i kept =
+            _mm512_mask_blend_epi32(is_nan, rounded, _mm512_set1_epi32(0x7FC00000));
+        return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+    }
+    __m256i narrowed(Float16) const {
+        return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
     // Four numbers from each of four places; of bfloat16 four pairs as they are.
     template <class Number>

@@ -37,14 +37,22 @@ struct ScalarVector {
     void stream(T* target) const { store(target); }
     static void end_streaming() {}
 
-    // `width` numbers of a 16-bit type, and to one; of vectors of float only.
+    // `width` numbers of a 16-bit type, or the first of them, and to one; of vectors of float only.
     template <class Narrow>
     static ScalarVector load_widened(const Narrow* source) {
         return {widen(*source)};
     }
     template <class Narrow>
+    static ScalarVector load_widened_first(const Narrow* source, int64_t count) {
+        return {count > 0 ? widen(*source) : T(0)};
+    }
+    template <class Narrow>
     void store_narrowed(Narrow* target) const {
         narrow(value, *target);
+    }
+    template <class Narrow>
+    void store_narrowed_first(Narrow* target, int64_t count) const {
+        if (count > 0) narrow(value, *target);
     }
 
     // Whether deinterleave and interleave are there, which make of vectors v[0] to v[count - 1] of

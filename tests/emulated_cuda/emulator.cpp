@@ -51,9 +51,8 @@ using Place = jmp_buf;
 #endif
 
 struct Fiber {
-    ucontext_t context;
     Place place;
-    bool is_begun = false;
+    bool is_begun = false;  // It serves one thread after another: to begin takes system calls.
     // Not made zero: that would take its memory at once.
     std::unique_ptr<char[]> stack{new char[stack_bytes]};
     std::vector<std::vector<Copy>> groups;  // the last is the open one
@@ -104,9 +103,17 @@ struct Machine {
 };
 Machine machine;
 
+void run_fiber();
+
 void begin(Fiber& fiber) {
     fiber.is_begun = true;
-    setcontext(&fiber.context);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = stack_bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, run_fiber, 0);
+    setcontext(&context);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -121,9 +128,9 @@ void begin(Fiber& fiber) {
     __sanitizer_finish_switch_fiber(machine.scheduler_sanitizer_stack, nullptr, nullptr);
 }
 
-[[gnu::noipa, gnu::no_sanitize_address]] void to_scheduler(Fiber& fiber, bool is_last) {
-    __sanitizer_start_switch_fiber(is_last ? nullptr : &fiber.sanitizer_stack,
-                                   machine.scheduler_stack, machine.scheduler_stack_size);
+[[gnu::noipa, gnu::no_sanitize_address]] void to_scheduler(Fiber& fiber) {
+    __sanitizer_start_switch_fiber(&fiber.sanitizer_stack, machine.scheduler_stack,
+                                   machine.scheduler_stack_size);
     if (__builtin_setjmp(fiber.place) == 0) __builtin_longjmp(machine.scheduler, 1);
     __sanitizer_finish_switch_fiber(fiber.sanitizer_stack, &machine.scheduler_stack,
                                     &machine.scheduler_stack_size);
@@ -136,7 +143,7 @@ void to_fiber(Fiber& fiber) {
     }
 }
 
-void to_scheduler(Fiber& fiber, bool) {
+void to_scheduler(Fiber& fiber) {
     if (_setjmp(fiber.place) == 0) _longjmp(machine.scheduler, 1);
 }
 #endif
@@ -147,7 +154,7 @@ Fiber& current() { return *current_block().fibers[static_cast<std::size_t>(machi
 void wait_to_be_released() {
     Fiber& mine = current();
     mine.is_waiting = true;
-    to_scheduler(mine, false);
+    to_scheduler(mine);
     if (machine.failure) std::rethrow_exception(machine.failure);
 }
 
@@ -163,30 +170,29 @@ void run_fiber() {
                                     &machine.scheduler_stack_size);
 #endif
     Fiber& mine = current();
-    try {
-        (*machine.kernel)();
-        for (const auto& group : mine.groups) {
-            if (!group.empty()) throw std::logic_error("a thread ended before its copies");
+    for (;;) {
+        try {
+            (*machine.kernel)();
+            for (const auto& group : mine.groups) {
+                if (!group.empty()) throw std::logic_error("a thread ended before its copies");
+            }
+            if (!mine.products.empty()) {
+                throw std::logic_error("a thread ended before its products");
+            }
+        } catch (...) {
+            if (!machine.failure) machine.failure = std::current_exception();
         }
-        if (!mine.products.empty()) throw std::logic_error("a thread ended before its products");
-    } catch (...) {
-        if (!machine.failure) machine.failure = std::current_exception();
+        mine.is_done = true;
+        to_scheduler(mine);
     }
-    mine.is_done = true;
-    to_scheduler(mine, true);
 }
 
 void prepare(Fiber& fiber) {
-    fiber.is_waiting = fiber.gave_way = fiber.is_done = fiber.is_begun = false;
+    fiber.is_waiting = fiber.gave_way = fiber.is_done = false;
     fiber.groups.assign(1, {});
     fiber.has_unshown_copies = fiber.may_begin_products = false;
     fiber.products.clear();
     fiber.committed_products = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
 }
 
 void fill_with_noise(void* memory, std::size_t bytes) {
@@ -324,7 +330,7 @@ void meet_in_cluster() {
 void give_way() {
     Fiber& mine = current();
     mine.gave_way = true;
-    to_scheduler(mine, false);
+    to_scheduler(mine);
     if (machine.failure) std::rethrow_exception(machine.failure);
 }
 

@@ -54,7 +54,8 @@ class ConvolutionWindows {
         : call_(call),
           shape_(call.shape),
           depths_(shape_, Product::depths_at_once),
-          layout_{shape_.filters, depths_.count(), Product::vectors, 1},
+          layout_(
+              PanelLayout<Vector>::of_filters(shape_.filters, depths_.count(), Product::vectors)),
           direct_(is_read_in_place<Left>(shape_, call.input) &&
                   (!Product::in_tiles || windows_are_whole())),
           zeros_(shape_.channels + 1),

@@ -202,20 +202,34 @@ inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
 // How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
 // gates of H, else one), cut into panels of `units` vectors of columns, each vector once per group:
 // packed[panel][k][unit][group][lane] holds element (group * columns + column, k) of the operand,
-// column = (panel * units + unit) * width + lane. Columns beyond the last are zero. The last panel
-// holds only the units it needs.
+// column = (first_unit(panel) + unit) * width + lane. Columns beyond the last are zero. The last
+// panel holds only the units that are left; or, is_even, all hold as many, or one less.
 template <class Vector>
 struct PanelLayout {
     int64_t columns;
     int64_t depth;
     int64_t units;
     int64_t groups;
+    bool is_even = false;
+
+    // Of filters, of which few samples' are shared out panel by panel: where there are as many
+    // panels for either half of the threads, they are to have alike to do.
+    static PanelLayout of_filters(int64_t filters, int64_t depth, int64_t units) {
+        PanelLayout layout{filters, depth, units, 1};
+        layout.is_even = layout.panels() % 2 == 0;
+        return layout;
+    }
 
     int64_t vectors() const { return divide_rounding_up(columns, Vector::width); }
     int64_t panels() const { return divide_rounding_up(vectors(), units); }
-    int64_t units_of(int64_t panel) const { return smaller(units, vectors() - panel * units); }
-    int64_t first_column(int64_t panel) const { return panel * units * Vector::width; }
-    int64_t offset(int64_t panel) const { return panel * units * groups * Vector::width * depth; }
+    int64_t first_unit(int64_t panel) const {
+        return is_even ? vectors() * panel / panels() : smaller(vectors(), panel * units);
+    }
+    int64_t units_of(int64_t panel) const { return first_unit(panel + 1) - first_unit(panel); }
+    int64_t first_column(int64_t panel) const { return first_unit(panel) * Vector::width; }
+    int64_t offset(int64_t panel) const {
+        return first_unit(panel) * groups * Vector::width * depth;
+    }
     int64_t elements() const { return checked_product({vectors(), groups, Vector::width, depth}); }
 };
 

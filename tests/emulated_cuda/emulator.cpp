@@ -51,6 +51,7 @@ using Place = jmp_buf;
 #endif
 
 struct Fiber {
+    ucontext_t context;
     Place place;
     bool is_begun = false;  // It serves one thread after another: to begin takes system calls.
     // Not made zero: that would take its memory at once.
@@ -107,13 +108,12 @@ void run_fiber();
 
 void begin(Fiber& fiber) {
     fiber.is_begun = true;
-    ucontext_t context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = fiber.stack.get();
-    context.uc_stack.ss_size = stack_bytes;
-    context.uc_link = nullptr;
-    makecontext(&context, run_fiber, 0);
-    setcontext(&context);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_fiber, 0);
+    setcontext(&fiber.context);
 }
 
 #if defined(__SANITIZE_ADDRESS__)

@@ -167,6 +167,12 @@ class ConvolutionForwardKernel {
             pooled_.clear_missing(part_of(shape_.batch, 1, thread, granted));
             const Range packs = part_of(panels, 1, thread, granted);
             if (!windows_.pack(packed_, packs, mine.panel)) are_plain = false;
+            if (stretches == 1 && groups == granted && !cuts_samples) {
+                // No thread reads what another has packed. (If that cannot be multiplied, all
+                // is computed otherwise.)
+                if (are_plain) stretch(stretches_->segments(0), packs, mine);
+                return;
+            }
             barrier.wait(granted);
             if (!are_plain) return;
             for (int64_t item = shared.take(thread); item >= 0; item = shared.take(thread)) {

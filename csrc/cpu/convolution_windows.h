@@ -50,12 +50,14 @@ class ConvolutionWindows {
     static constexpr bool are_screened = false;
     using Otherwise = ConvolutionWindows<Vector, VectorProduct<Vector>>;
 
-    explicit ConvolutionWindows(const ConvolutionForward<T>& call)
+    // are_even: the panels of filters.
+    explicit ConvolutionWindows(const ConvolutionForward<T>& call, bool are_even = false)
         : call_(call),
           shape_(call.shape),
           depths_(shape_, Product::depths_at_once),
-          layout_(
-              PanelLayout<Vector>::of_filters(shape_.filters, depths_.count(), Product::vectors)),
+          layout_(are_even
+                      ? PanelLayout<Vector>::even(shape_.filters, depths_.count(), Product::vectors)
+                      : PanelLayout<Vector>{shape_.filters, depths_.count(), Product::vectors, 1}),
           direct_(is_read_in_place<Left>(shape_, call.input) &&
                   (!Product::in_tiles || windows_are_whole())),
           zeros_(shape_.channels + 1),

@@ -202,28 +202,30 @@ inline void multiply_accumulate(Vector* sums, int rows_count, int64_t vectors,
 // How the columns of a packed operand are laid out: `groups` rows of `columns` each (an LSTM's four
 // gates of H, else one), cut into panels of `units` vectors of columns, each vector once per group:
 // packed[panel][k][unit][group][lane] holds element (group * columns + column, k) of the operand,
-// column = (first_unit(panel) + unit) * width + lane. Columns beyond the last are zero. The last
-// panel holds only the units that are left; or, is_even, all hold as many, or one less.
+// column = (first_unit(panel) + unit) * width + lane. Columns beyond the last are zero. All panels
+// but the last hold `units`; or, with even_panels, none holds more than one unit more than another.
 template <class Vector>
 struct PanelLayout {
     int64_t columns;
     int64_t depth;
     int64_t units;
     int64_t groups;
-    bool is_even = false;
+    int64_t even_panels = 0;  // their number, where they are even
 
-    // Of filters, of which few samples' are shared out panel by panel: where there are as many
-    // panels for either half of the threads, they are to have alike to do.
-    static PanelLayout of_filters(int64_t filters, int64_t depth, int64_t units) {
-        PanelLayout layout{filters, depth, units, 1};
-        layout.is_even = layout.panels() % 2 == 0;
+    // Two threads that share the panels have alike to do, where each column takes its time. (With
+    // an odd number of panels they have as it is: the second has one more, and the last is in it.)
+    static PanelLayout even(int64_t columns, int64_t depth, int64_t units) {
+        PanelLayout layout{columns, depth, units, 1};
+        const int64_t panels = layout.panels();
+        if (panels % 2 == 0 && layout.vectors() % units != 0) layout.even_panels = panels;
         return layout;
     }
 
     int64_t vectors() const { return divide_rounding_up(columns, Vector::width); }
     int64_t panels() const { return divide_rounding_up(vectors(), units); }
     int64_t first_unit(int64_t panel) const {
-        return is_even ? vectors() * panel / panels() : smaller(vectors(), panel * units);
+        return even_panels > 0 ? vectors() * panel / even_panels
+                               : smaller(vectors(), panel * units);
     }
     int64_t units_of(int64_t panel) const { return first_unit(panel + 1) - first_unit(panel); }
     int64_t first_column(int64_t panel) const { return first_unit(panel) * Vector::width; }

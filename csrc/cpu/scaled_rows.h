@@ -9,8 +9,11 @@
 //             8 KiB   24 KiB   64 KiB (L2)
 //   16 terms    65      68         49
 //   64 terms    78      78         57
-// Tried without gain: 12 vectors at once, and 20 at AVX-512; offsets of 32 bits; prefetching the
-// next target.
+// Tried without gain: 12 vectors at once, and 20 at AVX-512 (over time, the input's gradient of 300
+// channels: of bfloat16 within 2 %, of float32 56 words a third slower); offsets of 32 bits;
+// prefetching the next target. Of bfloat16 two vectors at once, the numbers in even and in odd
+// places, which are widened in half of the instructions (over time, family 6, model 207): with 128
+// channels up to 8 % faster, but with 300, of which rows lie across cache lines, up to 10 % slower.
 #pragma once
 
 #include <cstdint>

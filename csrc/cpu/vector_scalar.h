@@ -37,7 +37,8 @@ struct ScalarVector {
     void stream(T* target) const { store(target); }
     static void end_streaming() {}
 
-    // `width` numbers of a 16-bit type, or the first of them, and to one; of vectors of float only.
+    // `width` numbers of a 16-bit type, or as load_first and store_first the first `count` of them,
+    // and to one; of vectors of float only.
     template <class Narrow>
     static ScalarVector load_widened(const Narrow* source) {
         return {widen(*source)};

@@ -77,7 +77,7 @@ class WinogradWindows {
         : call_(call),
           shape_(call.shape),
           plan_(shape_),
-          layout_(PanelLayout<Vector>::of_filters(shape_.filters, plan_.depth(), Product::vectors)),
+          layout_{shape_.filters, plan_.depth(), Product::vectors, 1},
           together_(plan_.together()),
           input_(call, plan_) {}
 

@@ -82,8 +82,33 @@ void check_conversions(const SixteenBitKernels<T>& kernels) {
     wrong = 0;
     for (std::size_t i = 0; i < numbers.size(); ++i) {
         wrong += !is_same_number(widen(narrowed[i]), nearest<T>(numbers[i], values));
+        // NaN of any payload becomes the same one.
+        T alone;
+        narrow(numbers[i], alone);
+        wrong += std::is_same_v<T, Bfloat16> && narrowed[i].bits != alone.bits;
     }
     CHECK(wrong == 0);
+}
+
+// Of any count, which may be less than a vector, and nothing behind.
+template <class T>
+void check_counts(const SixteenBitKernels<T>& kernels) {
+    constexpr std::size_t most = 70;
+    std::vector<T> narrow_numbers(most);
+    for (std::size_t i = 0; i < most; ++i) {
+        narrow_numbers[i].bits = static_cast<uint16_t>(0x3C00 + i);
+    }
+    for (std::size_t count = 0; count < most; ++count) {
+        std::vector<float> widened(most, -1);
+        kernels.widen(narrow_numbers.data(), widened.data(), static_cast<int64_t>(count));
+        std::vector<T> narrowed(most);
+        for (T& number : narrowed) number.bits = 0xABCD;
+        kernels.narrow(widened.data(), narrowed.data(), static_cast<int64_t>(count));
+        for (std::size_t i = 0; i < most; ++i) {
+            CHECK(widened[i] == (i < count ? widen(narrow_numbers[i]) : -1));
+            CHECK(narrowed[i].bits == (i < count ? narrow_numbers[i].bits : 0xABCD));
+        }
+    }
 }
 
 TEST(values_of_sixteen_bits_are_what_their_formats_say) {
@@ -102,6 +127,13 @@ TEST(conversions_of_sixteen_bits_round_to_nearest) {
     for_each_isa([](const std::string&, const KernelTable& table) {
         check_conversions(table.bfloat16);
         check_conversions(table.float16);
+    });
+}
+
+TEST(conversions_of_sixteen_bits_end_where_they_shall) {
+    for_each_isa([](const std::string&, const KernelTable& table) {
+        check_counts(table.bfloat16);
+        check_counts(table.float16);
     });
 }
 

@@ -157,6 +157,20 @@ def test_layouts_and_strides_change_no_bit(isa, keywords):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("scale", [1, 2.0**70], ids=str)
+@pytest.mark.parametrize("filters", [33, 65, 100, 112, 161])
+def test_threads_of_one_sample_change_no_bit(isa, set_threads, filters, scale):
+    """They share the filters, of which one may be such that no thread's products hold."""
+    arguments = tensors((1, CHANNELS, LENGTH, filters, TAPS))
+    arguments["weight"][filters - 1] *= scale
+    set_threads(1)
+    expected = assert_right(arguments, torch.float32)
+    given = converted(arguments, torch.float32)
+    for threads in (2, 3, 4, 5):
+        set_threads(threads)
+        assert torch.equal(functional.conv1d_max_pool(**given), expected)
+
+
 @pytest.mark.parametrize("taps", [1, 2, 5, 7, 8])
 @pytest.mark.parametrize("channels", [70, 128, 150, 177])
 def test_how_weights_are_read_changes_no_bit(isa, channels, taps):

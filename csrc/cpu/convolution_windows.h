@@ -50,7 +50,7 @@ class ConvolutionWindows {
     static constexpr bool are_screened = false;
     using Otherwise = ConvolutionWindows<Vector, VectorProduct<Vector>>;
 
-    // are_even: the panels of filters.
+    // are_even: whether panels of filters are (PanelLayout).
     explicit ConvolutionWindows(const ConvolutionForward<T>& call, bool are_even = false)
         : call_(call),
           shape_(call.shape),

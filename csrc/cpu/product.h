@@ -210,7 +210,8 @@ struct PanelLayout {
     int64_t depth;
     int64_t units;
     int64_t groups;
-    int64_t even_panels = 0;  // their number, where they are even
+    int64_t even_panels =
+        0;  // 0, or the number of panels, over which the vectors are spread evenly
 
     // Two threads that share the panels have alike to do, where each column takes its time. (With
     // an odd number of panels they have as it is: the second has one more, and the last is in it.)

@@ -37,8 +37,8 @@
 // windows lie, 37 to 49 from whole lines, 13 if all is in L1.
 //
 // Panels of filters are even, so that two threads share 100 filters of a sentence as 48 and 52, not
-// as 64 and 36: of 20 words 0.93 of the time, a bank of 3, 4 and 5 0.88. (Where tiles alone take
-// the time, that of partly filled ones too, it gains nothing.)
+// as 64 and 36: of 20 words 0.93 to 0.96 of the time, a bank of 3, 4 and 5 0.88 to 0.93. (By
+// vectors, and in one plane of bfloat16, nothing was gained so.)
 //
 // Tried without gain: windows fetched ahead (none), two or four with a filter at once (within 2 %),
 // segment after segment (none). In that loop: some filters at a time (none), and 32 channels after
@@ -95,7 +95,7 @@ class ScreenedWindows {
     explicit ScreenedWindows(const ConvolutionForward<T>& call)
         : call_(call),
           shape_(call.shape),
-          tiles_(call, true),
+          tiles_(call, are_screened),
           filters_(call, tiles_.depths(), tiles_.layout()),
           can_read_(is_read_in_place<T>(shape_, call.input)),
           in_place_(can_read_ && (are_lines(call.input) || !pays_to_copy())),

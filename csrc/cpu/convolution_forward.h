@@ -13,7 +13,8 @@
 // screened_windows.h); the stretches of the batch (window_stretches.h); the maxima of samples that
 // are cut, 2 F for each part; two marks for each sample where windows are not multiplied by vectors
 // one by one; and for each thread, with windowed pooling, screened windows or weights that are
-// packed meanwhile, the convolution of one stretch for one panel of filters.
+// packed meanwhile, the convolution of one stretch for one panel of filters, or for some that pass
+// together; the maxima of these.
 //
 // Cost: 2 N W F k C FLOPs, W being the windows of a sample, or as many less as windows together
 // save; where pools overlap, up to a third more, for the windows that two stretches share; in tiles
@@ -58,6 +59,8 @@ class ConvolutionForwardKernel {
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
     static constexpr T minus_infinity = -static_cast<T>(__builtin_inf());
+    // Of what is kept of a stretch's convolution, at most, where that is of several panels.
+    static constexpr int64_t kept_bytes = 128 << 10;
 
  public:
     explicit ConvolutionForwardKernel(const ConvolutionForward<T>& arguments,
@@ -170,14 +173,15 @@ class ConvolutionForwardKernel {
             if (stretches == 1 && groups == granted && !cuts_samples) {
                 // No thread reads what another has packed, so none waits: 1 to 3 % of the time of
                 // one sentence. (If that cannot be multiplied, all is computed otherwise.)
-                if (are_plain) stretch(stretches_->segments(0), packs, mine);
+                if (are_plain) stretch(stretches_->segments(0), packs, {}, mine);
                 return;
             }
             barrier.wait(granted);
             if (!are_plain) return;
             for (int64_t item = shared.take(thread); item >= 0; item = shared.take(thread)) {
-                stretch(stretches_->segments(item % stretches),
-                        part_of(panels, 1, item / stretches, groups), mine);
+                const int64_t i = item % stretches;
+                stretch(stretches_->segments(i), part_of(panels, 1, item / stretches, groups),
+                        i + 1 < stretches ? stretches_->segments(i + 1) : Range{}, mine);
             }
             if (!cuts_samples) return;
             barrier.wait(granted);
@@ -205,9 +209,10 @@ class ConvolutionForwardKernel {
                 }
                 if (shape_.pool_size == 0) {
                     const int64_t vectors = layout_.units_of(panel);
-                    max_over_time(segments, panel, [&](int64_t first, int) {
-                        return mine.convolution + first * vectors;
-                    });
+                    max_over_time(segments, {panel, panel + 1}, mine.maxima,
+                                  [&](int64_t first, int, int64_t) {
+                                      return mine.convolution + first * vectors;
+                                  });
                 } else {
                     pool_from_memory(segments, panel, mine.convolution);
                 }
@@ -221,12 +226,26 @@ class ConvolutionForwardKernel {
 
     // A thread's own scratch.
     struct Private {
-        Vector* convolution;  // of a stretch, for one panel
+        Vector* convolution;  // of a stretch, for the panels that pass together
+        Vector* maxima;       // of these, and their windows
         T* panel;             // of weights, while they are packed
         Left* input;          // of a stretch
+        int64_t together;     // panels
     };
+    int64_t kept_elements() const {
+        return checked_product({windows_.computed_rows(), panel_width});
+    }
+    // Panels that a tile of rows is multiplied with before the next one is.
+    int64_t panels_together(bool keeps_convolution) const {
+        if (!windows_.rows_stay()) return 1;
+        const int64_t fitting = kept_bytes / int64_t{sizeof(T)} / larger(1, kept_elements());
+        return keeps_convolution ? larger(1, smaller(layout_.panels(), fitting)) : layout_.panels();
+    }
     int64_t convolution_elements(bool is_kept) const {
-        return is_kept ? checked_product({windows_.computed_rows(), panel_width}) : 0;
+        return is_kept ? checked_product({panels_together(true), kept_elements()}) : 0;
+    }
+    int64_t maxima_elements(bool keeps_convolution) const {
+        return panels_together(keeps_convolution) * 2 * panel_width;
     }
     // Whole cache lines, so that what follows begins one.
     int64_t panel_elements() const {
@@ -234,47 +253,62 @@ class ConvolutionForwardKernel {
     }
     int64_t private_elements(bool keeps_convolution) const {
         constexpr int64_t lefts = sizeof(T) / sizeof(Left);
-        const int64_t count = convolution_elements(keeps_convolution) + panel_elements() +
+        const int64_t count = convolution_elements(keeps_convolution) +
+                              maxima_elements(keeps_convolution) + panel_elements() +
                               divide_rounding_up(windows_.left_elements(), lefts);
         return divide_rounding_up(count, 64) * 64;  // threads do not share cache lines
     }
     Private private_of(T* memory, bool keeps_convolution) const {
         Private mine{};
         mine.convolution = reinterpret_cast<Vector*>(memory);
-        mine.panel = memory + convolution_elements(keeps_convolution);
+        T* const maxima = memory + convolution_elements(keeps_convolution);
+        mine.maxima = reinterpret_cast<Vector*>(maxima);
+        mine.panel = maxima + maxima_elements(keeps_convolution);
+        mine.together = panels_together(keeps_convolution);
         void* rest = mine.panel + panel_elements();
         mine.input = static_cast<Left*>(rest);
         return mine;
     }
 
     // The maxima of a part of a sample, and their windows.
-    int64_t maxima_elements() const { return layout_.vectors() * Vector::width; }
-    int64_t part_elements() const { return 2 * maxima_elements(); }
+    int64_t part_maxima() const { return layout_.vectors() * Vector::width; }
+    int64_t part_elements() const { return 2 * part_maxima(); }
     T* maxima_of_part(int64_t part) const { return parts_ + part * part_elements(); }
 
     // Segment after segment, or the rows of all of them one after another.
-    void stretch(Range segments, Range panels, const Private& mine) const {
+    // What the next ones read is fetched meanwhile.
+    void stretch(Range segments, Range panels, Range next, const Private& mine) const {
+        const int64_t tiles =
+            divide_rounding_up(stretches_->rows(segments), Windows::most_rows) * panels.count();
+        const Fetching fetching = windows_.fetching(next, tiles);
+        int64_t turn = 0;
+        const auto fetch = [&](int64_t) { fetching(turn++); };
         const int64_t together = Windows::joins_segments ? segments.count() : 1;
         for (int64_t i = segments.begin; i < segments.end; i += together) {
             const Range of_rows{i, i + together};
             const auto rows = windows_.ready(of_rows, mine.input, left_out_);
-            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            for (int64_t panel = panels.begin; panel < panels.end; panel += mine.together) {
+                const Range passing{panel, smaller(panels.end, panel + mine.together)};
                 if (Windows::are_screened && are_left_out(of_rows)) break;
                 Vector sums[Windows::most_rows * panel_vectors];
-                const auto sums_of = [&](int64_t first, int tile) {
-                    windows_.convolve(sums, tile, rows, of_rows, first, packed_, panel);
+                const auto sums_of = [&](int64_t first, int tile, int64_t of_panel) {
+                    windows_.convolve(sums, tile, rows, of_rows, first, packed_, of_panel, fetch);
                     return sums;
                 };
-                if constexpr (Windows::are_screened) {
-                    convolve_into_memory(rows, of_rows, panel, mine.convolution);
-                    screened_maxima(rows, of_rows, panel, mine.convolution);
-                } else if (shape_.pool_size == 0) {
-                    max_over_time(of_rows, panel, sums_of);
-                } else if (is_each_window()) {
-                    each_window(of_rows, panel, sums_of);
+                if (shape_.pool_size == 0 && !Windows::are_screened) {
+                    max_over_time(of_rows, passing, mine.maxima, sums_of);
+                } else if (shape_.pool_size > 0 && is_each_window()) {
+                    each_window(of_rows, passing, sums_of);
                 } else {
-                    convolve_into_memory(rows, of_rows, panel, mine.convolution);
-                    pool_from_memory(of_rows, panel, mine.convolution);
+                    convolve_into_memory(rows, of_rows, passing, mine.convolution, fetch);
+                    for (int64_t i = passing.begin; i < passing.end; ++i) {
+                        const Vector* const convolution = kept(mine.convolution, i - passing.begin);
+                        if constexpr (Windows::are_screened) {
+                            screened_maxima(rows, of_rows, i, convolution);
+                        } else {
+                            pool_from_memory(of_rows, i, convolution);
+                        }
+                    }
                 }
             }
         }
@@ -296,41 +330,53 @@ class ConvolutionForwardKernel {
         }
     }
 
-    // The maxima of segments over their windows, for one panel.
-    //   sums_of(first, tile): the convolution of a tile of rows
+    // The maxima of segments over their windows, for some panels.
+    //   maxima: panel after panel, the greatest so far and their windows
+    //   sums_of(first, tile, panel): the convolution of a tile of rows
     template <class SumsOf>
-    void max_over_time(Range segments, int64_t panel, SumsOf&& sums_of) const {
-        const int64_t vectors = layout_.units_of(panel);
+    void max_over_time(Range segments, Range panels, Vector* maxima, SumsOf&& sums_of) const {
         const int64_t first_row = stretches_->segment(segments.begin).row;
-        Vector best[panel_vectors], winner[panel_vectors];
-        int64_t current = segments.begin;
-        begin_maxima(stretches_->segment(current).windows.begin, best, winner);
+        const auto best_of = [&](int64_t panel) {
+            return maxima + (panel - panels.begin) * 2 * panel_vectors;
+        };
+        const auto begin = [&](int64_t segment, int64_t panel) {
+            Vector* const best = best_of(panel);
+            begin_maxima(stretches_->segment(segment).windows.begin, best, best + panel_vectors);
+        };
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            begin(segments.begin, panel);
+        }
+        int64_t of_tile = segments.begin;
         windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            const Vector* sums = sums_of(first, tile);
-            while (current < segments.end) {
-                const WindowSegment& segment = stretches_->segment(current);
-                const int64_t begins = segment.row - first_row;
-                const int64_t ends = begins + segment.windows.count();
-                const int64_t end = smaller(ends, first + tile);
-                const int64_t begin_row = larger(begins, first);
-                if (begin_row < end) {
-                    Pooled::template take<panel_vectors>(
-                        end - begin_row, vectors,
-                        [&](int64_t row, int64_t v) {
-                            return sums[(begin_row - first + row) * vectors + v];
-                        },
-                        [&](int64_t row, int64_t) {
-                            return Vector::from_integer(segment.windows.begin + begin_row - begins +
-                                                        row);
-                        },
-                        best, winner);
-                }
-                if (ends > first + tile) break;
-                take_maxima(segment, panel, best, winner);
-                if (++current < segments.end) {
-                    begin_maxima(stretches_->segment(current).windows.begin, best, winner);
+            int64_t current = of_tile;
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                const int64_t vectors = layout_.units_of(panel);
+                const Vector* sums = sums_of(first, tile, panel);
+                Vector *const best = best_of(panel), *const winner = best + panel_vectors;
+                for (current = of_tile; current < segments.end;) {
+                    const WindowSegment& segment = stretches_->segment(current);
+                    const int64_t begins = segment.row - first_row;
+                    const int64_t ends = begins + segment.windows.count();
+                    const int64_t end = smaller(ends, first + tile);
+                    const int64_t begin_row = larger(begins, first);
+                    if (begin_row < end) {
+                        Pooled::template take<panel_vectors>(
+                            end - begin_row, vectors,
+                            [&](int64_t row, int64_t v) {
+                                return sums[(begin_row - first + row) * vectors + v];
+                            },
+                            [&](int64_t row, int64_t) {
+                                return Vector::from_integer(segment.windows.begin + begin_row -
+                                                            begins + row);
+                            },
+                            best, winner);
+                    }
+                    if (ends > first + tile) break;
+                    take_maxima(segment, panel, best, winner);
+                    if (++current < segments.end) begin(current, panel);
                 }
             }
+            of_tile = current;
         });
     }
 
@@ -343,30 +389,34 @@ class ConvolutionForwardKernel {
                             const Vector* winner) { take_maxima(segment, panel, best, winner); });
     }
 
-    // Pools of one window, for one panel.
+    // Pools of one window, for some panels.
     template <class SumsOf>
-    void each_window(Range segments, int64_t panel, SumsOf&& sums_of) const {
-        const int64_t vectors = layout_.units_of(panel);
+    void each_window(Range segments, Range panels, SumsOf&& sums_of) const {
         const int64_t first_row = stretches_->segment(segments.begin).row;
-        int64_t current = segments.begin;
+        int64_t of_tile = segments.begin;
         windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            const Vector* sums = sums_of(first, tile);
-            for (; current < segments.end; ++current) {
-                const WindowSegment& segment = stretches_->segment(current);
-                const int64_t begins = segment.row - first_row;
-                const int64_t ends = begins + segment.windows.count();
-                const int64_t end = smaller(ends, first + tile);
-                for (int64_t row = larger(begins, first); row < end; ++row) {
-                    const int64_t window = segment.windows.begin + row - begins;
-                    const Vector winner = Vector::from_integer(window);
-                    for (int64_t v = 0; v < vectors; ++v) {
-                        const int64_t filter = layout_.first_column(panel) + v * Vector::width;
-                        pooled_.finish(segment.sample, window, filter,
-                                       sums[(row - first) * vectors + v], winner);
+            int64_t current = of_tile;
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                const int64_t vectors = layout_.units_of(panel);
+                const Vector* sums = sums_of(first, tile, panel);
+                for (current = of_tile; current < segments.end; ++current) {
+                    const WindowSegment& segment = stretches_->segment(current);
+                    const int64_t begins = segment.row - first_row;
+                    const int64_t ends = begins + segment.windows.count();
+                    const int64_t end = smaller(ends, first + tile);
+                    for (int64_t row = larger(begins, first); row < end; ++row) {
+                        const int64_t window = segment.windows.begin + row - begins;
+                        const Vector winner = Vector::from_integer(window);
+                        for (int64_t v = 0; v < vectors; ++v) {
+                            const int64_t filter = layout_.first_column(panel) + v * Vector::width;
+                            pooled_.finish(segment.sample, window, filter,
+                                           sums[(row - first) * vectors + v], winner);
+                        }
                     }
+                    if (ends > first + tile) break;
                 }
-                if (ends > first + tile) break;
             }
+            of_tile = current;
         });
     }
 
@@ -380,7 +430,7 @@ class ConvolutionForwardKernel {
             } else {
                 T* part = maxima_of_part(segment.part) + filter;
                 best[v].store(part);
-                winner[v].store(part + maxima_elements());
+                winner[v].store(part + part_maxima());
             }
         }
     }
@@ -397,27 +447,31 @@ class ConvolutionForwardKernel {
             }
             for (int64_t filter = 0; filter < shape_.filters; filter += Vector::width) {
                 const T* part = maxima_of_part(first.part) + filter;
-                Vector best = Vector::load(part), winner = Vector::load(part + maxima_elements());
+                Vector best = Vector::load(part), winner = Vector::load(part + part_maxima());
                 const auto later = [&](int64_t row) { return part + (row + 1) * part_elements(); };
                 Pooled::template take<1>(
                     end - i - 1, 1, [&](int64_t row, int64_t) { return Vector::load(later(row)); },
-                    [&](int64_t row, int64_t) {
-                        return Vector::load(later(row) + maxima_elements());
-                    },
+                    [&](int64_t row, int64_t) { return Vector::load(later(row) + part_maxima()); },
                     &best, &winner);
                 pooled_.finish(first.sample, 0, filter, best, winner);
             }
         }
     }
 
-    template <class Rows>
-    void convolve_into_memory(const Rows& rows, Range segments, int64_t panel,
-                              Vector* convolution) const {
-        const int64_t vectors = layout_.units_of(panel);
+    template <class Rows, class Meanwhile>
+    void convolve_into_memory(const Rows& rows, Range segments, Range panels, Vector* convolution,
+                              Meanwhile&& meanwhile) const {
         windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            windows_.convolve(convolution + first * vectors, tile, rows, segments, first, packed_,
-                              panel);
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                windows_.convolve(
+                    kept(convolution, panel - panels.begin) + first * layout_.units_of(panel), tile,
+                    rows, segments, first, packed_, panel, meanwhile);
+            }
         });
+    }
+    // Of the panels that pass together one's convolution.
+    Vector* kept(Vector* convolution, int64_t i) const {
+        return convolution + i * (kept_elements() / Vector::width);
     }
 
     void pool_from_memory(Range segments, int64_t panel, const Vector* convolution) const {

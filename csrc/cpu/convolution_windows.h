@@ -9,18 +9,25 @@
 // packed weights, F k C; for each thread one stretch of input as it is multiplied, if copied, and
 // in tiles a panel of weights.
 //
-// Tried without gain, in tiles: all panels while two tiles of rows stay in L1; stretches of two to
-// four times the bytes, also where the weights do not fit in L2; fetching the next stretch's input
-// meanwhile (each within 2 %, C 128 to 512, one and three planes); copying it meanwhile, position
-// by position between the products (three planes: N 64, L 512, C 128 8 % faster, 50 sentences of
-// 512 words 5 %, but of 56 words 3 % slower, in one plane 6 %); in one plane two tiles of rows at a
-// time by half or a third of the depths, so that the columns stay in L1 (C 300 4 % slower to 24 %
-// faster, C 256 14 % slower); in three planes neighbouring windows together (winograd_windows.h),
-// their sums cut into planes: errors half as large, but, on a noisy machine, N 64, L 512, C 128 8
-// to 18 % faster, 50 sentences of 56 words at half the speed to 9 % faster, one of them at 0.6 of
-// it. The weights of all terms, 1.5 MB of 100 filters of 3, fill L2, and 1.75 times as many numbers
-// are cut (of random numbers a core of family 6 model 167 multiplies 420 GFLOP/s from L1, 330 from
-// L2, 230 from L3).
+// In one plane a panel of more than 512 depths does not stay in L1 while rows pass: two tiles of
+// rows do, while panels pass (rows_stay). Measured, time over that before, of one thread (family 6,
+// model 207, bfloat16, over time): 50 sentences of 56 words, C 300, F 100, k 3 0.94, k 5 0.97, N
+// 32, L 512, C 300, F 256, k 3 0.93; but of fewer depths, N 64, L 512, C 128, 1.03. Products alone,
+// k 3: 24.3 us a stretch of 168 rows to 21.0, of which the tile unit needs 17.6. In tiles the next
+// stretch's input is fetched into L2 meanwhile: N 64, L 512, C 128, F 128, k 3 0.93 to 0.95, N 32
+// 0.95, 50 sentences of 56 words 0.99 to 1.
+//
+// Tried without gain, in tiles: stretches of two to four times the bytes, also where the weights do
+// not fit in L2 (within 2 %, C 128 to 512, one and three planes); copying the next stretch's input
+// meanwhile, position by position between the products (three planes: N 64, L 512, C 128 8 %
+// faster, 50 sentences of 512 words 5 %, but of 56 words 3 % slower, in one plane 6 %); in one
+// plane two tiles of rows at a time by half or a third of the depths, so that the columns stay in
+// L1 (C 300 4 % slower to 24 % faster, C 256 14 % slower); in three planes neighbouring windows
+// together (winograd_windows.h), their sums cut into planes: errors half as large, but, on a noisy
+// machine, N 64, L 512, C 128 8 to 18 % faster, 50 sentences of 56 words at half the speed to 9 %
+// faster, one of them at 0.6 of it. The weights of all terms, 1.5 MB of 100 filters of 3, fill L2,
+// and 1.75 times as many numbers are cut (of random numbers a core of family 6 model 167 multiplies
+// 420 GFLOP/s from L1, 330 from L2, 230 from L3).
 #pragma once
 
 #include <cstdint>
@@ -96,6 +103,9 @@ class ConvolutionWindows {
         return Product::pays_for(windows, rows_apart);
     }
 
+    // Whether a tile of rows is multiplied with several panels before the next one is.
+    bool rows_stay() const { return Product::rows_stay(layout_.depth); }
+
     // The stretches that windows will be of; what follows is called after this.
     void take(const WindowStretches& stretches) {
         stretches_ = &stretches;
@@ -167,8 +177,10 @@ class ConvolutionWindows {
     }
 
     // The convolution of `tile` rows from `row` on with one panel of filters, without bias.
+    // meanwhile: in tiles, called for each of their blocks of depths.
+    template <class Meanwhile>
     void convolve(Vector* sums, int tile, const SampleRows<Left>& rows, Range segments, int64_t row,
-                  const Packed* packed, int64_t panel) const {
+                  const Packed* packed, int64_t panel, Meanwhile&& meanwhile) const {
         const int64_t vectors = layout_.units_of(panel);
         const Packed* weights = Product::panel(packed, layout_, panel);
         const int64_t channels = shape_.channels;
@@ -176,7 +188,7 @@ class ConvolutionWindows {
         if constexpr (Product::in_tiles) {
             const int64_t stride = window_stride() * rows.stride;
             Product::multiply(sums, tile, vectors, rows.rows + row * stride, stride, plane_,
-                              offsets_.data(), weights, layout_.depth);
+                              offsets_.data(), weights, layout_.depth, meanwhile);
         } else {
             const int64_t window = stretches_->segment(segments.begin).windows.begin + row;
             const int64_t start = window_start(shape_, window);
@@ -199,6 +211,30 @@ class ConvolutionWindows {
                 Product::multiply(sums, tile, vectors, pointers, of_tap, channels);
             }
         }
+    }
+
+    // Asks for what these segments read, where it lies in one piece, while so many tiles of rows
+    // are multiplied with panels.
+    Fetching fetching(Range segments, int64_t tiles) const {
+        const SequenceView& input = call_.input;
+        const bool is_one_piece = shape_.channels <= input.stride_length &&
+                                  input.stride_channel == 1 &&
+                                  input.stride_batch == shape_.length * input.stride_length;
+        if (!Product::in_tiles || segments.count() == 0 || !is_one_piece) return {nullptr, 0};
+        const auto at = [&](const WindowSegment& segment, int64_t position) {
+            const int64_t inside = larger(0, smaller(position, shape_.length));
+            const int64_t number =
+                segment.sample * input.stride_batch + inside * input.stride_length;
+            return static_cast<const char*>(input.numbers.from(number).data);
+        };
+        const WindowSegment& first = stretches_->segment(segments.begin);
+        const WindowSegment& last = stretches_->segment(segments.end - 1);
+        const char* const begin = at(first, positions_of(shape_, first).begin);
+        const int64_t bytes = at(last, positions_of(shape_, last).end) - begin;
+        // Between them may lie samples that are multiplied otherwise.
+        Fetching result(begin, smaller(bytes, Product::cache_bytes / 4));
+        result.in_turns(tiles * divide_rounding_up(Product::vectors, 2) * depths_.blocks());
+        return result;
     }
 
     // Positions from a window to the next, where there is one.

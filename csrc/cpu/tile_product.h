@@ -31,8 +31,9 @@
 // rows by a panel that stays or the panel by a single tile of rows, is loaded with the hint that L1
 // need not keep it. Measured, GFLOP/s of one core, 512 rows (64 rows) by 1024 columns of 512
 // depths, plain: 1780 (2160), with the hint 2360 (2450); of 1024 depths 1490 (1610), at 512 a time
-// 2000 (2240). Windows of a convolution that share rows are not loaded so (10 % slower). Three
-// planes gain nothing by either.
+// 2000 (2240). Windows of a convolution that share rows are not loaded so (10 % slower), but their
+// panels are where it is rows that stay (rows_stay; convolution_windows.h). Three planes gain
+// nothing by either.
 //
 // Tried without gain: to round by cutting off (two planes then err by 2.3e-5).
 #pragma once
@@ -96,6 +97,12 @@ struct TileProduct : TilePanels<planes> {
     static constexpr int64_t least_windows = 24;
     static bool pays_for(int64_t windows, int64_t apart) {
         return planes < 3 || (windows >= least_windows && windows >= 3 * apart);
+    }
+
+    // Whether, of a product of so many depths, it is rather a tile of rows that stays in L1 while
+    // panels pass than a panel while rows do.
+    static constexpr bool rows_stay(int64_t depth) {
+        return whole_tiles && planes == 1 && blocks(depth) > blocks_together;
     }
 
     // Whether a recurrence is faster in tiles than by vectors: not a single step, which would pack
@@ -274,9 +281,11 @@ struct TileProduct : TilePanels<planes> {
     // panel of plain numbers. Block b of a row's depths begins offsets[b] numbers behind its first,
     // plane p lies `plane` numbers behind plane p - 1. All that is read must be plain, up to whole
     // blocks of depths; whole tiles of rows can be read, and sums has room for them.
+    // meanwhile: called for each block of depths of a pair of vectors.
+    template <class Meanwhile = Nothing>
     static void multiply(Vector* sums, int count, int64_t vectors, const Left* left, int64_t stride,
-                         int64_t plane, const int64_t* offsets, const Packed* panel,
-                         int64_t depth) {
+                         int64_t plane, const int64_t* offsets, const Packed* panel, int64_t depth,
+                         Meanwhile&& meanwhile = {}) {
         constexpr int64_t bytes = sizeof(Left);
         const char* source[2] = {reinterpret_cast<const char*>(left),
                                  reinterpret_cast<const char*>(left + tile_rows * stride)};
@@ -284,7 +293,7 @@ struct TileProduct : TilePanels<planes> {
         multiply_tiles(sums, count, vectors,
                        LeftTiles<decltype(offset)>{
                            {source[0], source[1]}, plane * bytes, stride * bytes, offset},
-                       panel, depth);
+                       panel, depth, meanwhile);
     }
 
     // Stores numbers that lie side by side as a left operand's planes, `plane` numbers apart, and
@@ -467,14 +476,20 @@ struct TileProduct : TilePanels<planes> {
         }
     }
 
-    template <class Left>
+    template <class Left, class Meanwhile>
     static void multiply_tiles(Vector* sums, int count, int64_t vectors, const Left& left,
-                               const Packed* panel, int64_t depth) {
+                               const Packed* panel, int64_t depth, Meanwhile&& meanwhile) {
         for (int64_t v = 0; v < vectors; v += 2) {
             const int64_t pair = smaller(2, vectors - v);
-            multiply_pair<ReadOnce::neither>({sums + v, vectors, nullptr, 0}, count, pair, left,
-                                             columns_at(panel, v, pair, depth, 0), depth, 0,
-                                             Nothing());
+            const Sums of_pair{sums + v, vectors, nullptr, 0};
+            const Packed* columns = columns_at(panel, v, pair, depth, 0);
+            if (rows_stay(depth)) {
+                multiply_pair<ReadOnce::columns>(of_pair, count, pair, left, columns, depth, 0,
+                                                 meanwhile);
+            } else {
+                multiply_pair<ReadOnce::neither>(of_pair, count, pair, left, columns, depth, 0,
+                                                 meanwhile);
+            }
         }
     }
 

@@ -21,6 +21,7 @@ struct VectorProduct {
     static constexpr bool in_tiles = false;
     static constexpr int64_t depths_at_once = 1;
     static constexpr bool whole_tiles = false;
+    static constexpr bool rows_stay(int64_t) { return false; }
     // A core's own cache: most have as much or more.
     static constexpr int64_t cache_bytes = 1 << 20;
     // Whether products are added to what the sums hold, or take its place.

@@ -71,6 +71,8 @@ class WinogradWindows {
     static constexpr bool joins_segments = true;
     static constexpr bool can_pack_meanwhile = true;
     static constexpr bool are_screened = false;
+    static constexpr bool rows_stay() { return false; }
+    static Fetching fetching(Range, int64_t) { return {nullptr, 0}; }
     using Otherwise = ConvolutionWindows<Vector, VectorProduct<Vector>>;
 
     explicit WinogradWindows(const ConvolutionForward<T>& call)
@@ -221,8 +223,9 @@ class WinogradWindows {
 
     // The convolution of `tile` rows from `row` on with one panel of filters, without bias; rows
     // that are multiplied with them are written too.
+    template <class Meanwhile>
     void convolve(Vector* sums, int tile, const SampleRows<Left>& rows, Range segments, int64_t row,
-                  const Packed* packed, int64_t panel) const {
+                  const Packed* packed, int64_t panel, Meanwhile&&) const {
         constexpr int most = most_sums<Vector>;
         const int64_t vectors = layout_.units_of(panel), channels = shape_.channels;
         const int groups = static_cast<int>(divide_rounding_up(tile, together_));

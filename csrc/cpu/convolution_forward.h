@@ -11,7 +11,7 @@
 //
 // Scratch, owned by the call: what the windows need (convolution_windows.h, winograd_windows.h,
 // screened_windows.h); the stretches of the batch (window_stretches.h); the maxima of samples that
-// are cut, 2 F for each part; two marks for each sample where windows are not multiplied by vectors
+// are cut (part_maxima.h); two marks for each sample where windows are not multiplied by vectors
 // one by one; and for each thread, with windowed pooling, screened windows or weights that are
 // packed meanwhile, the convolution of one stretch for one panel of filters, or for some that pass
 // together; the maxima of these.
@@ -22,7 +22,8 @@
 // windows, from L1 while it fits, else from L2. Limit: the multiply-add rate.
 //
 // Tried without gain, in tiles: the maxima of a tile of rows while the next is multiplied (up to
-// 4 % slower).
+// 4 % slower); of even rows and of odd ones apart, so that they wait less for each other (within
+// 2 %).
 #pragma once
 
 #include <atomic>
@@ -32,6 +33,7 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "convolution_windows.h"
+#include "part_maxima.h"
 #include "pooled_output.h"
 #include "vector_product.h"
 #include "window_stretches.h"
@@ -155,10 +157,10 @@ class ConvolutionForwardKernel {
         const int64_t private_count = private_elements(keeps_convolution);
         const Scratch<T> privates(checked_product({private_count, threads}));
         const bool cuts_samples = shape_.pool_size == 0 && stretches_->part_count() > 0;
-        const Scratch<T> parts(
-            cuts_samples ? checked_product({stretches_->part_count(), part_elements()}) : 0);
+        const PartMaxima<Vector> parts(cuts_samples ? stretches_->part_count() : 0,
+                                       layout_.vectors());
         packed_ = packed.data();
-        parts_ = parts.data();
+        parts_ = &parts;
 
         SharedItems shared(items, threads);
         std::atomic<bool> are_plain{true};
@@ -185,7 +187,8 @@ class ConvolutionForwardKernel {
             }
             if (!cuts_samples) return;
             barrier.wait(granted);
-            join_parts(part_of(stretches_->segment_count(), 1, thread, granted));
+            parts.join(*stretches_, part_of(stretches_->segment_count(), 1, thread, granted),
+                       shape_.filters, pooled_);
         });
         return are_plain;
     }
@@ -271,10 +274,6 @@ class ConvolutionForwardKernel {
     }
 
     // The maxima of a part of a sample, and their windows.
-    int64_t part_maxima() const { return layout_.vectors() * Vector::width; }
-    int64_t part_elements() const { return 2 * part_maxima(); }
-    T* maxima_of_part(int64_t part) const { return parts_ + part * part_elements(); }
-
     // Segment after segment, or the rows of all of them one after another.
     // What the next ones read is fetched meanwhile.
     void stretch(Range segments, Range panels, Range next, const Private& mine) const {
@@ -330,12 +329,38 @@ class ConvolutionForwardKernel {
         }
     }
 
+    // Calls piece(panel, segment, rows, sums, is_last) for what each segment has of every tile of
+    // rows, maybe none, and each panel: the segment's rows, counted from its first, their
+    // convolution, and whether no tile has more of them.
+    //   sums_of(first, tile, panel): the convolution of a tile of rows
+    template <class SumsOf, class Piece>
+    void for_each_piece(Range segments, Range panels, SumsOf&& sums_of, Piece&& piece) const {
+        const int64_t first_row = stretches_->segment(segments.begin).row;
+        int64_t of_tile = segments.begin;
+        windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
+            int64_t current = of_tile;
+            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+                const Vector* sums = sums_of(first, tile, panel);
+                for (current = of_tile; current < segments.end; ++current) {
+                    const WindowSegment& segment = stretches_->segment(current);
+                    const int64_t begins = segment.row - first_row;
+                    const int64_t ends = begins + segment.windows.count();
+                    const Range rows{larger(begins, first), smaller(ends, first + tile)};
+                    piece(panel, current, Range{rows.begin - begins, rows.end - begins},
+                          sums +
+                              (rows.count() > 0 ? rows.begin - first : 0) * layout_.units_of(panel),
+                          ends <= first + tile);
+                    if (ends > first + tile) break;
+                }
+            }
+            of_tile = current;
+        });
+    }
+
     // The maxima of segments over their windows, for some panels.
     //   maxima: panel after panel, the greatest so far and their windows
-    //   sums_of(first, tile, panel): the convolution of a tile of rows
     template <class SumsOf>
     void max_over_time(Range segments, Range panels, Vector* maxima, SumsOf&& sums_of) const {
-        const int64_t first_row = stretches_->segment(segments.begin).row;
         const auto best_of = [&](int64_t panel) {
             return maxima + (panel - panels.begin) * 2 * panel_vectors;
         };
@@ -346,38 +371,26 @@ class ConvolutionForwardKernel {
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             begin(segments.begin, panel);
         }
-        int64_t of_tile = segments.begin;
-        windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            int64_t current = of_tile;
-            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                const int64_t vectors = layout_.units_of(panel);
-                const Vector* sums = sums_of(first, tile, panel);
-                Vector *const best = best_of(panel), *const winner = best + panel_vectors;
-                for (current = of_tile; current < segments.end;) {
-                    const WindowSegment& segment = stretches_->segment(current);
-                    const int64_t begins = segment.row - first_row;
-                    const int64_t ends = begins + segment.windows.count();
-                    const int64_t end = smaller(ends, first + tile);
-                    const int64_t begin_row = larger(begins, first);
-                    if (begin_row < end) {
-                        Pooled::template take<panel_vectors>(
-                            end - begin_row, vectors,
-                            [&](int64_t row, int64_t v) {
-                                return sums[(begin_row - first + row) * vectors + v];
-                            },
-                            [&](int64_t row, int64_t) {
-                                return Vector::from_integer(segment.windows.begin + begin_row -
-                                                            begins + row);
-                            },
-                            best, winner);
-                    }
-                    if (ends > first + tile) break;
-                    take_maxima(segment, panel, best, winner);
-                    if (++current < segments.end) begin(current, panel);
-                }
-            }
-            of_tile = current;
-        });
+        for_each_piece(segments, panels, sums_of,
+                       [&](int64_t panel, int64_t i, Range rows, const Vector* sums, bool is_last) {
+                           const WindowSegment& segment = stretches_->segment(i);
+                           Vector *const best = best_of(panel), *const winner =
+                                                                    best + panel_vectors;
+                           const int64_t vectors = layout_.units_of(panel);
+                           if (rows.count() > 0) {
+                               const int64_t first_window = segment.windows.begin + rows.begin;
+                               Pooled::template take<panel_vectors>(
+                                   rows.count(), vectors,
+                                   [&](int64_t row, int64_t v) { return sums[row * vectors + v]; },
+                                   [&](int64_t row, int64_t) {
+                                       return Vector::from_integer(first_window + row);
+                                   },
+                                   best, winner);
+                           }
+                           if (!is_last) return;
+                           take_maxima(segment, panel, best, winner);
+                           if (i + 1 < segments.end) begin(i + 1, panel);
+                       });
     }
 
     // The same of windows of which only some are multiplied as precisely as is wanted.
@@ -392,32 +405,20 @@ class ConvolutionForwardKernel {
     // Pools of one window, for some panels.
     template <class SumsOf>
     void each_window(Range segments, Range panels, SumsOf&& sums_of) const {
-        const int64_t first_row = stretches_->segment(segments.begin).row;
-        int64_t of_tile = segments.begin;
-        windows_.for_each_tile(stretches_->rows(segments), [&](int64_t first, int tile) {
-            int64_t current = of_tile;
-            for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-                const int64_t vectors = layout_.units_of(panel);
-                const Vector* sums = sums_of(first, tile, panel);
-                for (current = of_tile; current < segments.end; ++current) {
-                    const WindowSegment& segment = stretches_->segment(current);
-                    const int64_t begins = segment.row - first_row;
-                    const int64_t ends = begins + segment.windows.count();
-                    const int64_t end = smaller(ends, first + tile);
-                    for (int64_t row = larger(begins, first); row < end; ++row) {
-                        const int64_t window = segment.windows.begin + row - begins;
-                        const Vector winner = Vector::from_integer(window);
-                        for (int64_t v = 0; v < vectors; ++v) {
-                            const int64_t filter = layout_.first_column(panel) + v * Vector::width;
-                            pooled_.finish(segment.sample, window, filter,
-                                           sums[(row - first) * vectors + v], winner);
-                        }
-                    }
-                    if (ends > first + tile) break;
-                }
-            }
-            of_tile = current;
-        });
+        for_each_piece(segments, panels, sums_of,
+                       [&](int64_t panel, int64_t i, Range rows, const Vector* sums, bool) {
+                           const WindowSegment& segment = stretches_->segment(i);
+                           const int64_t vectors = layout_.units_of(panel);
+                           const int64_t first = layout_.first_column(panel);
+                           for (int64_t row = 0; row < rows.count(); ++row) {
+                               const int64_t window = segment.windows.begin + rows.begin + row;
+                               const Vector winner = Vector::from_integer(window);
+                               for (int64_t v = 0; v < vectors; ++v) {
+                                   pooled_.finish(segment.sample, window, first + v * Vector::width,
+                                                  sums[row * vectors + v], winner);
+                               }
+                           }
+                       });
     }
 
     // The maxima of a segment: a sample's, or those of a part of it.
@@ -428,32 +429,7 @@ class ConvolutionForwardKernel {
             if (segment.part < 0) {
                 pooled_.finish(segment.sample, 0, filter, best[v], winner[v]);
             } else {
-                T* part = maxima_of_part(segment.part) + filter;
-                best[v].store(part);
-                winner[v].store(part + part_maxima());
-            }
-        }
-    }
-
-    // The maxima of those samples that are cut whose first parts are among these segments.
-    void join_parts(Range segments) const {
-        for (int64_t i = segments.begin; i < segments.end; ++i) {
-            const WindowSegment& first = stretches_->segment(i);
-            if (first.part < 0 || first.windows.begin > 0) continue;
-            int64_t end = i;
-            while (end < stretches_->segment_count() &&
-                   stretches_->segment(end).sample == first.sample) {
-                ++end;
-            }
-            for (int64_t filter = 0; filter < shape_.filters; filter += Vector::width) {
-                const T* part = maxima_of_part(first.part) + filter;
-                Vector best = Vector::load(part), winner = Vector::load(part + part_maxima());
-                const auto later = [&](int64_t row) { return part + (row + 1) * part_elements(); };
-                Pooled::template take<1>(
-                    end - i - 1, 1, [&](int64_t row, int64_t) { return Vector::load(later(row)); },
-                    [&](int64_t row, int64_t) { return Vector::load(later(row) + part_maxima()); },
-                    &best, &winner);
-                pooled_.finish(first.sample, 0, filter, best, winner);
+                parts_->put(segment.part, filter, best[v], winner[v]);
             }
         }
     }
@@ -506,7 +482,7 @@ class ConvolutionForwardKernel {
     const Pooled pooled_;
     const WindowStretches* stretches_ = nullptr;
     typename Windows::Packed* packed_ = nullptr;
-    T* parts_ = nullptr;           // the maxima of parts of samples
+    const PartMaxima<Vector>* parts_ = nullptr;
     uint8_t* left_out_ = nullptr;  // by sample: whether it is left to others
 };
 

@@ -1,0 +1,42 @@
+"""Windows of so many numbers that in matrix tiles rows stay in L1, not panels of filters.
+
+See csrc/cpu/convolution_windows.h. What is asked of the results holds for all instruction sets.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convolutions import LAYOUTS, assert_right, converted, laid_out, tensors
+from seqkernels import functional
+
+# More than 512 numbers a window, three panels of filters, the last of them narrow, and samples that
+# end within a tile of rows.
+SIZES = (5, 176, 61, 70, 3)
+LENGTHS = torch.tensor([61, 2, 17, 40, 33])
+poolings = pytest.mark.parametrize(
+    "pooling", [{}, {"pool_size": 1}, {"pool_size": 2}, {"pool_size": 3, "pool_stride": 2}], ids=str
+)
+
+
+@poolings
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "ragged"])
+def test_they_are_right(isa, dtype, channels_last, pooling, lengths):
+    arguments = laid_out(tensors(SIZES), channels_last) | pooling
+    assert_right(arguments | {"activation": "relu", "lengths": lengths}, dtype)
+
+
+@poolings
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16], ids=str)
+def test_neither_threads_nor_other_samples_change_a_bit(isa, set_threads, pooling, narrow):
+    batch, channels, _, filters, taps = SIZES
+    given = converted(laid_out(tensors((batch, channels, 700, filters, taps)), True), narrow)
+    given |= pooling
+    alone = [
+        functional.conv1d_max_pool(**given | {"input": sample[None]}) for sample in given["input"]
+    ]
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        assert torch.equal(functional.conv1d_max_pool(**given), torch.cat(alone)), threads

@@ -29,6 +29,35 @@ def test_they_are_right(isa, dtype, channels_last, pooling, lengths):
 
 
 @poolings
+def test_strides_and_padding(isa, dtype, pooling):
+    how = {"stride": 2, "dilation": 3, "padding": 4}
+    assert_right(laid_out(tensors(SIZES), True) | pooling | how, dtype)
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_concerns_its_sample_only(isa, narrow, value):
+    given = converted(laid_out(tensors(SIZES), True), narrow)
+    before = functional.conv1d_max_pool(**given)
+    given["input"][2, 30, 7] = value
+    found = functional.conv1d_max_pool(**given)
+    others = torch.arange(len(found)) != 2
+    assert torch.equal(found[others], before[others])
+    assert not found[2].isfinite().all()
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("filters", [70, 161])
+def test_threads_of_one_sample_change_no_bit(isa, set_threads, narrow, filters):
+    _, channels, length, _, taps = SIZES
+    given = converted(laid_out(tensors((1, channels, length, filters, taps)), True), narrow)
+    expected = functional.conv1d_max_pool(**given)
+    for threads in (2, 3, 5):
+        set_threads(threads)
+        assert torch.equal(functional.conv1d_max_pool(**given), expected), threads
+
+
+@poolings
 @pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16], ids=str)
 def test_neither_threads_nor_other_samples_change_a_bit(isa, set_threads, pooling, narrow):
     batch, channels, _, filters, taps = SIZES

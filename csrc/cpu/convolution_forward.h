@@ -57,6 +57,7 @@ class ConvolutionForwardKernel {
     using Product = typename Windows::Product;
     using T = typename Vector::Element;
     using Left = typename Windows::Left;
+    using Packed = typename Windows::Packed;
     using Pooled = PooledOutput<Vector>;
     static constexpr int panel_vectors = Product::vectors;
     static constexpr int64_t panel_width = panel_vectors * Vector::width;
@@ -111,7 +112,7 @@ class ConvolutionForwardKernel {
     }
 
     bool are_weights_plain(int threads) const {
-        const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
+        const Scratch<Packed> packed(windows_.packed_elements());
         const Scratch<T> panels(checked_product({panel_elements(), threads}));
         std::atomic<bool> are_plain{true};
         run_parallel(threads, [&](int thread, int granted) {
@@ -151,7 +152,7 @@ class ConvolutionForwardKernel {
             smaller(panels, stretches == 1 ? threads : divide_rounding_up(4 * threads, stretches));
         const int64_t items = checked_product({stretches, groups});
 
-        const Scratch<typename Windows::Packed> packed(windows_.packed_elements());
+        const Scratch<Packed> packed(windows_.packed_elements());
         const bool keeps_convolution =
             Windows::are_screened || (shape_.pool_size > 0 && !is_each_window());
         const int64_t private_count = private_elements(keeps_convolution);
@@ -238,11 +239,16 @@ class ConvolutionForwardKernel {
     int64_t kept_elements() const {
         return checked_product({windows_.computed_rows(), panel_width});
     }
-    // Panels that a tile of rows is multiplied with before the next one is.
+    // Panels that a tile of rows is multiplied with before the next one is: so many that they and
+    // what is kept of their convolution come from L2.
     int64_t panels_together(bool keeps_convolution) const {
         if (!windows_.rows_stay()) return 1;
-        const int64_t fitting = kept_bytes / int64_t{sizeof(T)} / larger(1, kept_elements());
-        return keeps_convolution ? larger(1, smaller(layout_.panels(), fitting)) : layout_.panels();
+        const int64_t panels = larger(1, layout_.panels());
+        const int64_t packed = windows_.packed_elements() / panels * int64_t{sizeof(Packed)};
+        const int64_t kept = kept_elements() * int64_t{sizeof(T)};
+        const int64_t passing = Product::cache_bytes / 2 / larger(1, packed);
+        const int64_t keeping = keeps_convolution ? kept_bytes / larger(1, kept) : panels;
+        return larger(1, smaller(panels, smaller(passing, keeping)));
     }
     int64_t convolution_elements(bool is_kept) const {
         return is_kept ? checked_product({panels_together(true), kept_elements()}) : 0;
@@ -273,7 +279,6 @@ class ConvolutionForwardKernel {
         return mine;
     }
 
-    // The maxima of a part of a sample, and their windows.
     // Segment after segment, or the rows of all of them one after another.
     // What the next ones read is fetched meanwhile.
     void stretch(Range segments, Range panels, Range next, const Private& mine) const {
@@ -300,12 +305,12 @@ class ConvolutionForwardKernel {
                     each_window(of_rows, passing, sums_of);
                 } else {
                     convolve_into_memory(rows, of_rows, passing, mine.convolution, fetch);
-                    for (int64_t i = passing.begin; i < passing.end; ++i) {
-                        const Vector* const convolution = kept(mine.convolution, i - passing.begin);
+                    for (int64_t p = passing.begin; p < passing.end; ++p) {
+                        const Vector* const convolution = kept(mine.convolution, p - passing.begin);
                         if constexpr (Windows::are_screened) {
-                            screened_maxima(rows, of_rows, i, convolution);
+                            screened_maxima(rows, of_rows, p, convolution);
                         } else {
-                            pool_from_memory(of_rows, i, convolution);
+                            pool_from_memory(of_rows, p, convolution);
                         }
                     }
                 }
@@ -445,7 +450,8 @@ class ConvolutionForwardKernel {
             }
         });
     }
-    // Of the panels that pass together one's convolution.
+
+    // Where the convolution of the i-th of the panels that pass together is kept.
     Vector* kept(Vector* convolution, int64_t i) const {
         return convolution + i * (kept_elements() / Vector::width);
     }
@@ -481,7 +487,7 @@ class ConvolutionForwardKernel {
     const PanelLayout<Vector>& layout_;
     const Pooled pooled_;
     const WindowStretches* stretches_ = nullptr;
-    typename Windows::Packed* packed_ = nullptr;
+    Packed* packed_ = nullptr;
     const PartMaxima<Vector>* parts_ = nullptr;
     uint8_t* left_out_ = nullptr;  // by sample: whether it is left to others
 };

@@ -384,7 +384,7 @@ class Fetching {
           lines_(divide_rounding_up(bytes, cache_line_bytes)) {}
     void in_turns(int64_t turns) { share_ = turns == 0 ? 0 : (lines_ << share_bits) / turns; }
     void operator()(int64_t turn) const {
-        const int64_t end = ((turn + 1) * share_) >> share_bits;
+        const int64_t end = smaller(lines_, ((turn + 1) * share_) >> share_bits);
         for (int64_t line = (turn * share_) >> share_bits; line < end; ++line) {
             __builtin_prefetch(memory_ + line * cache_line_bytes, 0, 2);
         }

@@ -31,9 +31,9 @@
 // rows by a panel that stays or the panel by a single tile of rows, is loaded with the hint that L1
 // need not keep it. Measured, GFLOP/s of one core, 512 rows (64 rows) by 1024 columns of 512
 // depths, plain: 1780 (2160), with the hint 2360 (2450); of 1024 depths 1490 (1610), at 512 a time
-// 2000 (2240). Windows of a convolution that share rows are not loaded so (10 % slower), but their
-// panels are where it is rows that stay (rows_stay; convolution_windows.h). Three planes gain
-// nothing by either.
+// 2000 (2240). Windows of a convolution that share rows are not loaded so (10 % slower), but a
+// panel that does not stay is (rows_stay; convolution_windows.h). Three planes gain nothing by
+// either.
 //
 // Tried without gain: to round by cutting off (two planes then err by 2.3e-5).
 #pragma once
@@ -101,7 +101,7 @@ struct TileProduct : TilePanels<planes> {
 
     // Whether, of a product of so many depths, it is rather a tile of rows that stays in L1 while
     // panels pass than a panel while rows do.
-    static constexpr bool rows_stay(int64_t depth) {
+    static bool rows_stay(int64_t depth) {
         return whole_tiles && planes == 1 && blocks(depth) > blocks_together;
     }
 

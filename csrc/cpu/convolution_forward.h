@@ -279,8 +279,8 @@ class ConvolutionForwardKernel {
         return mine;
     }
 
-    // Segment after segment, or the rows of all of them one after another.
-    // What the next ones read is fetched meanwhile.
+    // Segment after segment, or the rows of all of them one after another; what the next stretch
+    // reads is fetched meanwhile.
     void stretch(Range segments, Range panels, Range next, const Private& mine) const {
         const int64_t tiles =
             divide_rounding_up(stretches_->rows(segments), Windows::most_rows) * panels.count();

@@ -13,10 +13,10 @@
 // rows mostly do, while as many panels pass as L2 holds (rows_stay). Measured, time over that
 // before, of one thread (family 6, model 207, bfloat16, over time): 50 sentences of 56 words, C
 // 300, F 100, k 3 0.94, k 5 0.97, N 32, L 512, C 300, F 256, k 3 0.93; but of fewer depths, N 64, L
-// 512, C 128, 1.03; and of 1000 filters of 1500 numbers, 3 MB, all panels at a time 1.5. Products
-// alone, k 3: 24.3 us a stretch of 168 rows to 21.0, of which the tile unit needs 17.6. In tiles
-// the next stretch's input is fetched into L2 meanwhile: N 64, L 512, C 128, F 128, k 3 0.93 to
-// 0.95, N 32 0.95, 50 sentences of 56 words 0.99 to 1.
+// 512, C 128, 1.03; and of two threads, 1000 filters of 1500 numbers, 3 MB, all panels at a time
+// 1.5. Products alone, k 3: 24.3 us a stretch of 168 rows to 21.0, of which the tile unit needs
+// 17.6. In tiles the next stretch's input is fetched into L2 meanwhile: N 64, L 512, C 128, F 128,
+// k 3 0.93 to 0.95, N 32 0.95, 50 sentences of 56 words 0.99 to 1 (with AVX512_BF16 no difference).
 //
 // Tried without gain, in tiles: stretches of two to four times the bytes, also where the weights do
 // not fit in L2 (within 2 %, C 128 to 512, one and three planes); copying the next stretch's input

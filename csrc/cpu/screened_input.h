@@ -208,7 +208,7 @@ class ScreenedInput {
         for (; channel + Vector::width <= channels; channel += Vector::width) {
             if (copies) {
                 // The lines that the next position goes to are in L2, and stores would wait for
-                // them (56 positions of 300 channels: 3.9 us, fetched before 2.7).
+                // them (this loop alone, 56 positions of 300 channels: 3.9 us, so 2.7).
                 __builtin_prefetch(kept + pitch_ + channel, 1);
                 if (channel % tile_depth == 0) __builtin_prefetch(target + pitch + channel, 1);
             }

@@ -11,7 +11,9 @@
 // two 745, three 413. Of zeros three planes reach 500: the processor slows down by what the numbers
 // are.
 // Tried without gain: prefetching the next block of the panel (up to 4 % slower; rows, 10 to 25 %);
-// tiles of one by four and of four by one (10 % slower).
+// tiles of one by four and of four by one (10 % slower; a convolution's, of 64 rows that stay in L1
+// while columns pass, products alone: of up to 300 channels 2 to 5 % faster, of 512 a third
+// slower).
 #pragma once
 
 #include <cstdint>

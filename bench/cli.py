@@ -107,8 +107,8 @@ def _add_run(commands) -> None:
     add("--no-verify", action="store_true", help="time even what may be wrong")
     add("--seed", type=int, default=0, help="of the random order of the providers")
     add("-o", "--output", default="table", help="some of table, md, csv, json, jsonl")
-    add("--save", metavar="FILE", help="everything measured, for compare, plot and page")
-    add("--record", action="store_true", help="save as the record of this machine and version")
+    add("--save", metavar="FILE", help="everything measured, for compare and plot")
+    add("--record", action="store_true", help="put the rows into this machine's record")
     _add_records(run)
 
 
@@ -214,7 +214,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from .compare import load
+    from .documents import load
     from .plot import plot
 
     _require("matplotlib")

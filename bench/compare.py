@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from . import report
 from .cases import UsageError
-from .run import FORMAT
+from .documents import Document, by_key, load
 from .statistics import difference_by_chance, geometric_mean, least_probability
 
-KEY = ("operation", "pass", "dtype", "threads", "device", "precision", "cold")
 
-
-def load(path: str) -> dict[str, Any]:
-    """A document that ``run --save`` wrote."""
-    try:
-        document = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a saved run: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UsageError(f"{path}: not a saved run of format {FORMAT}")
-    return document
-
-
-def by_key(document: dict[str, Any]) -> dict[tuple, dict[str, Any]]:
-    """The rows of a document by what they measure; of several of one, the last."""
-    return {
-        (*(row[name] for name in KEY), tuple(sorted(row["shape"].items()))): row
-        for row in document["rows"]
-    }
-
-
-def differences(
-    before: dict[str, Any], after: dict[str, Any], provider: str
-) -> list[dict[str, Any]]:
+def differences(before: Document, after: Document, provider: str) -> list[dict[str, Any]]:
     """The rows that both have: times, their ratio (above 1: the second is faster), p-value."""
     old_rows, found = by_key(before), []
     for key, new in by_key(after).items():
@@ -77,7 +52,7 @@ def significant(rows: list[dict[str, Any]], level: float) -> list[bool]:
     return found
 
 
-def lost(before: dict[str, Any], after: dict[str, Any], provider: str) -> list[str]:
+def lost(before: Document, after: Document, provider: str) -> list[str]:
     """The rows of both for which the provider had a time and has none any more."""
     old_rows = by_key(before)
     return [
@@ -110,7 +85,8 @@ def compare(arguments: argparse.Namespace) -> int:
     missing = len(set(by_key(before)) ^ set(by_key(after)))
     if missing:
         write(f"{missing} rows are in one of the files only\n")
-    if before["environment"] != after["environment"]:
+    environments = [run["environment"] for run in (*before["runs"], *after["runs"])]
+    if any(environment != environments[0] for environment in environments):
         write("the machines or libraries differ: see `environment` in the files\n")
     gone = lost(before, after, provider)
     for text in gone:

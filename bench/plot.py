@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from . import report
+from .documents import Document
 from .files import replacing
 from .measure import Row
 
@@ -18,7 +18,7 @@ LINES = ("-", "--", ":", "-.")
 SIZES = ("T", "L", "N", "H", "C", "F", "k")
 
 
-def plot(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
+def plot(document: Document, directory: Path, stem: str) -> list[Path]:
     """Draw every picture that the document has the rows for; returns the files written."""
     import matplotlib
 
@@ -64,7 +64,7 @@ def _close(figure) -> None:
     matplotlib.pyplot.close(figure)
 
 
-def _speed_up(document: dict[str, Any]):
+def _speed_up(document: Document):
     """A bar for each row: the best peer's time over ours."""
     rows = [row for row in document["rows"] if report.ratio(row)]
     if not rows:
@@ -87,7 +87,7 @@ def _speed_up(document: dict[str, Any]):
     return figure
 
 
-def _over_size(document: dict[str, Any], size: str):
+def _over_size(document: Document, size: str):
     """Time over one size, log-log: a panel for each set of rows that differ in that size only."""
     groups: dict[tuple, list[Row]] = {}
     for row in document["rows"]:
@@ -147,8 +147,19 @@ def _styles(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
     return {name: style for name, *style in zip([*ours, *peers], colours, lines, strict=True)}
 
 
-def _roofline(document: dict[str, Any]):
-    """FLOP/s over FLOPs per byte that a row must move, below the rates measured in the run."""
+def _highest_rates(rows: Iterable[Row], document: Document) -> dict[str, dict[str, float]]:
+    """Of each rate the highest that was measured in the runs of the rows."""
+    found: dict[str, dict[str, float]] = {"product": {}, "peak": {}, "bandwidth": {}}
+    for row in rows:
+        rates = report.peaks_of(row, document)
+        for kind, highest in found.items():
+            for name, rate in rates[kind].items():
+                highest[name] = max(rate, highest.get(name, 0.0))
+    return found
+
+
+def _roofline(document: Document):
+    """FLOP/s over FLOPs per byte that a row must move, below the rates measured in the runs."""
     rows = [row for row in document["rows"] if report.ours_in(row)]
     kinds: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -159,7 +170,7 @@ def _roofline(document: dict[str, Any]):
         return None
     figure, panels = _figure(5, 3.8, len(kinds))
     for axes, ((dtype, threads, device), members) in zip(panels, kinds.items(), strict=True):
-        rates = report.peaks_of(members[0], document)
+        rates = _highest_rates(members, document)
         peak, product = rates["peak"][dtype], rates["product"][dtype]
         intensities = [row["flops"] / row["bytes"] for row in members]
         ends = [min([0.25, *intensities]) / 2, max([256.0, *intensities]) * 2]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .documents import Document, run_of
 from .measure import Row
 from .statistics import geometric_mean
 
@@ -78,15 +79,15 @@ def conditions(row: dict[str, Any]) -> list[str]:
     return parts
 
 
-def peaks_of(row: Row, document: dict[str, Any]) -> dict[str, Any]:
+def peaks_of(row: Row, document: Document) -> dict[str, Any]:
     """The rates measured in the same run on as many threads of the same device."""
-    for peaks in document.get("peaks", ()):
+    for peaks in run_of(row, document)["peaks"]:
         if (peaks["threads"], peaks["device"]) == (row["threads"], row["device"]):
             return peaks
     return {"product": {}, "peak": {}, "bandwidth": {}}
 
 
-def limits(row: Row, document: dict[str, Any]) -> tuple[float | None, float | None]:
+def limits(row: Row, document: Document) -> tuple[float | None, float | None]:
     """FLOP/s and bytes per second that the row cannot exceed, None for what was not measured.
 
     The bandwidth is that of the nearest cache which holds all that the row must move. At a lower
@@ -94,7 +95,7 @@ def limits(row: Row, document: dict[str, Any]) -> tuple[float | None, float | No
     """
     rates = peaks_of(row, document)
     peak = rates["peak"].get(row["dtype"]) if row["precision"] == "highest" else None
-    sizes = document["environment"]["caches"]
+    sizes = run_of(row, document)["environment"]["caches"]
     for level, bandwidth in rates["bandwidth"].items():
         # A level-2 cache belongs to a core, and each thread has its own.
         room = sizes.get(level, 0) * (row["threads"] if level == "L2" else 1)
@@ -103,12 +104,7 @@ def limits(row: Row, document: dict[str, Any]) -> tuple[float | None, float | No
     return peak, None
 
 
-def is_noisy(result: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether the median's error stayed above what was asked for, however long it was measured."""
-    return result.get("noise", 0) > document["method"].get("max_noise", math.inf)
-
-
-def lines(row: Row, document: dict[str, Any]) -> list[dict[str, str]]:
+def lines(row: Row, document: Document) -> list[dict[str, str]]:
     """What the table says of a row: a line for each provider that ran, the quickest first."""
     times = measured(row)
     peer = best_peer(row)
@@ -131,7 +127,7 @@ def _is_wrong(row: Row, name: str) -> bool:
 
 
 def _line(
-    row: Row, name: str, peer: str | None, times: dict[str, float], document: dict[str, Any]
+    row: Row, name: str, peer: str | None, times: dict[str, float], document: Document
 ) -> dict[str, str]:
     result = row["results"][name]
     line = dict.fromkeys(COLUMNS, "")
@@ -143,7 +139,8 @@ def _line(
             line["error"] += f": {result['error']:.1e}, allowed {result['allowed']:.1e}"
         return line
     line["time"] = duration(times[name])
-    line["±"] = duration(result["deviation"]) + (" (noisy)" if is_noisy(result, document) else "")
+    is_noisy = result.get("noise", 0) > run_of(row, document)["method"].get("max_noise", math.inf)
+    line["±"] = duration(result["deviation"]) + (" (noisy)" if is_noisy else "")
     if peer is not None and name != peer:
         line["against best peer"] = _comparison(times[peer] / times[name])
     elif name == peer:
@@ -241,7 +238,7 @@ def _mean_line(mean: dict[str, Any]) -> str:
     )
 
 
-def _table(document: dict[str, Any]) -> str:
+def _table(document: Document) -> str:
     from rich.console import Console
     from rich.table import Table
 
@@ -265,7 +262,7 @@ def _table(document: dict[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def _markdown(document: dict[str, Any]) -> str:
+def _markdown(document: Document) -> str:
     parts = []
     for row in document["rows"]:
         parts += [f"**{title(row)}**", "", markdown_table(COLUMNS, lines(row, document)), ""]
@@ -284,17 +281,17 @@ def markdown_table(columns: Iterable[str], rows: Iterable[dict[str, str]]) -> st
     return "\n".join(text)
 
 
-def flat(document: dict[str, Any]) -> list[dict[str, Any]]:
+def flat(document: Document) -> list[dict[str, Any]]:
     """A record for each provider of each row, the shape in one word."""
     records = []
     for row in document["rows"]:
-        key = {name: row[name] for name in row if name not in ("results", "shape")}
+        key = {name: row[name] for name in row if name not in ("results", "run", "shape")}
         key["shape"] = " ".join(f"{name}={value}" for name, value in row["shape"].items())
         records += [key | {"provider": name} | result for name, result in row["results"].items()]
     return records
 
 
-def _csv(document: dict[str, Any]) -> str:
+def _csv(document: Document) -> str:
     records = flat(document)
     for record in records:
         record.pop("samples", None)
@@ -306,15 +303,15 @@ def _csv(document: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def _json(document: dict[str, Any]) -> str:
+def _json(document: Document) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _jsonl(document: dict[str, Any]) -> str:
+def _jsonl(document: Document) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in flat(document))
 
 
-_WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
+_WRITERS: dict[str, Callable[[Document], str]] = {
     "table": _table,
     "md": _markdown,
     "csv": _csv,
@@ -323,6 +320,6 @@ _WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def text(document: dict[str, Any], format: str) -> str:
+def text(document: Document, format: str) -> str:
     """The document in one of FORMATS."""
     return _WRITERS[format](document)

@@ -34,13 +34,13 @@ from .cases import (
     unique,
     values,
 )
+from .documents import FORMAT, Document, load, merged
 from .files import check_writable, write_text
 from .measure import Judge, measure
 from .operations import OPERATIONS
 from .providers import Provider, select
 from .timing import Method
 
-FORMAT = 3
 INTERRUPTED = 130
 
 
@@ -157,18 +157,19 @@ def run(arguments: argparse.Namespace) -> int:
     maximum = max(3 * arguments.min_time, arguments.max_time)
     method = Method(arguments.min_time, maximum, arguments.max_noise / 100, arguments.cold)
     threads_before = torch.get_num_threads()
-    document: dict[str, Any] = {
-        "format": FORMAT,
+    described = {
         "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": f"{PROGRAM} {shlex.join(arguments.given)}",
         "environment": environment.describe(),
         "method": vars(method) | {"verified": not arguments.no_verify},
         "peaks": [],
-        "rows": [],
     }
-    paths = _saved_to(document, arguments, todo)
-    for path in paths:
+    document: Document = {"format": FORMAT, "runs": [described], "rows": []}
+    saved = Path(arguments.save) if arguments.save else None
+    record = _record(described["environment"], arguments, todo)
+    for path in filter(None, (saved, record)):
         check_writable(path)
+    earlier = load(record) if record and record.exists() else None
     interrupted = False
     try:
         _measure_all(todo, providers, method, arguments, document)
@@ -176,10 +177,10 @@ def run(arguments: argparse.Namespace) -> int:
         interrupted = True
     finally:
         torch.set_num_threads(threads_before)
-        if len(document["rows"]) < len(todo):  # half a record is none
-            paths = paths[: 1 if arguments.save else 0]
-        for path in paths:
-            write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        if saved:
+            _write(saved, document)
+        if record and len(document["rows"]) == len(todo):  # half a suite is no record
+            _write(record, merged(earlier, document) if earlier else document)
     for format in formats:
         sys.stdout.write(report.text(document, format))
     if interrupted:
@@ -189,16 +190,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.wrong(rows) or report.ours_failed(rows) else 0
 
 
-def _saved_to(
-    document: dict[str, Any], arguments: argparse.Namespace, todo: list[Case]
-) -> list[Path]:
-    """The file named, then the record."""
-    paths = [Path(arguments.save)] if arguments.save else []
-    if arguments.record:
-        on_gpu = any(case.device == "cuda" for case in todo)
-        name = environment.machine_name(document["environment"], "cuda" if on_gpu else "cpu")
-        paths.append(Path(arguments.records) / f"{name}.json")
-    return paths
+def _record(
+    described: dict[str, Any], arguments: argparse.Namespace, todo: list[Case]
+) -> Path | None:
+    """The file of the record that the rows are to go into."""
+    if not arguments.record:
+        return None
+    on_gpu = any(case.device == "cuda" for case in todo)
+    name = environment.machine_name(described, "cuda" if on_gpu else "cpu")
+    return Path(arguments.records) / f"{name}.json"
+
+
+def _write(path: Path, document: Document) -> None:
+    write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _measure_all(
@@ -206,7 +210,7 @@ def _measure_all(
     providers: list[Provider],
     method: Method,
     arguments: argparse.Namespace,
-    document: dict[str, Any],
+    document: Document,
 ) -> None:
     from rich.console import Console
     from rich.progress import (
@@ -232,7 +236,7 @@ def _measure_all(
             dtypes[case.threads, case.device].add(case.dtype)
         for (threads, device), names in dtypes.items():
             rates = environment.measure_peaks(threads, device, tuple(sorted(names)))
-            document["peaks"].append(rates)
+            document["runs"][0]["peaks"].append(rates)
         for case in todo:
             what = f"{case.operation} {case.shape_text()} {case.pass_name}"
 
@@ -241,6 +245,7 @@ def _measure_all(
 
             row = measure(case, providers, judge, method, order, step)
             row["command"] += _options(arguments)
+            row["run"] = 0
             document["rows"].append(row)
             progress.advance(task)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.run import FORMAT
+from bench.documents import FORMAT
 
 ENVIRONMENT = {
     "seqkernels": "1.2.3",
@@ -52,19 +52,19 @@ def row(results: dict, hidden: int = 8, pass_name: str = "inference") -> dict:
         "bytes": 1e4,
         "command": "seqkernels-bench run --op lstm",
         "results": results,
+        "run": 0,
     }
 
 
-def document(*rows: dict) -> dict:
-    return {
-        "format": FORMAT,
-        "measured": "2026-01-02",
+def document(*rows: dict, measured: str = "2026-01-02") -> dict:
+    run = {
+        "measured": measured,
         "command": "python -m bench run",
         "environment": ENVIRONMENT,
         "method": {"max_noise": 0.02, "verified": True},
         "peaks": [PEAKS],
-        "rows": list(rows),
     }
+    return {"format": FORMAT, "runs": [run], "rows": list(rows)}
 
 
 PEAKS = {

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench import calls, environment, measure, providers
 from bench.cli import main
+from bench.documents import load, merged
 from bench.files import replacing, write_text
 from bench.providers.torch_recurrence import Layer
 from bench_rows import ENVIRONMENT, PEAKS, document, measured, row
@@ -79,7 +81,7 @@ def test_every_format(capsys):
     assert all(float(record["median"]) > 0 for record in records)
     saved = json.loads(printed("json"))
     assert saved["rows"][0]["shape"] == {"N": 2, "T": 3, "H": 8}
-    assert saved["peaks"] == [PEAKS]
+    assert saved["runs"][0]["peaks"] == [PEAKS]
     lines = [json.loads(line) for line in printed("jsonl").splitlines()]
     assert {line["status"] for line in lines} == {"measured"}
 
@@ -279,6 +281,34 @@ def test_a_record_has_the_name_of_its_machine_and_version(monkeypatch, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["imaginary-9000-2-cores-avx2-1.2.3.json"]
 
 
+def test_a_record_takes_in_the_rows_of_later_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
+    target = ["--record", "--records", str(tmp_path)]
+    both = ["--op", "lstm", "--shapes", "N=1,2", "T=3", "H=8", "--threads", "1"]
+    assert main(["run", *both, *QUICK, *OURS, *target]) == 0
+    (path,) = tmp_path.iterdir()
+    earlier = json.loads(path.read_text())
+    assert main(["run", *TINY, *QUICK, *OURS, *target]) == 0
+    found = json.loads(path.read_text())
+    assert [row["shape"]["N"] for row in found["rows"]] == [1, 2]
+    assert [row["run"] for row in found["rows"]] == [0, 1]
+    assert found["rows"][0] == earlier["rows"][0]
+    assert found["rows"][1]["results"] != earlier["rows"][1]["results"]
+    assert ["N=1,2" in run["command"] for run in found["runs"]] == [True, False]
+
+
+def test_a_record_that_cannot_be_read_is_named_before_anything_is_measured(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
+    record = tmp_path / "imaginary-9000-2-cores-avx2-1.2.3.json"
+    record.write_text('{"format": 1}')
+    monkeypatch.setattr("bench.run.measure", None)
+    assert main(["run", *TINY, *QUICK, *OURS, "--record", "--records", str(tmp_path)]) == 2
+    assert f"{record}: not a saved run of format" in capsys.readouterr().err
+    assert record.read_text() == '{"format": 1}'
+
+
 def test_an_interrupt_keeps_what_was_measured(capsys, monkeypatch, tmp_path):
     real, rows = measure.measure, []
 
@@ -473,6 +503,16 @@ def test_pictures_and_page(capsys, tmp_path):
     for line in text.splitlines():
         if line.startswith("!["):
             assert (target.parent / line.partition("(")[2].rstrip(")")).exists()
+    assert "Run 1" not in text
     before = {path: path.read_bytes() for path in sorted((tmp_path / "docs").rglob("*.*"))}
     assert main(["page", "--records", str(records), "--target", str(target)]) == 0
     assert before == {path: path.read_bytes() for path in before}
+    again = document(rows[0], measured="2026-01-03")
+    Path(file).write_text(json.dumps(merged(load(file), again)))
+    assert main(["page", "--records", str(records), "--target", str(target)]) == 0
+    text = target.read_text()
+    assert "Run 2: seqkernels 1.2.3 (avx2, commit 0123456789ab)" in text
+    assert [line[-4:] for line in text.splitlines() if line.startswith("| N=1 T=2 H=")] == [
+        " 2 |",
+        *[" 1 |"] * 3,
+    ]

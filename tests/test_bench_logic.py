@@ -11,13 +11,13 @@ import random
 import pytest
 import torch
 
-from bench import compare, memory, report, timing, verify
+from bench import compare, documents, memory, report, timing, verify
 from bench.cases import Case, UsageError, load_suite, parse_shapes, product, suite_names, values
 from bench.environment import machine_name
 from bench.operations import OPERATIONS
 from bench.providers import ours
 from bench.statistics import deviation, difference_by_chance, geometric_mean, median, noise
-from bench_rows import document, measured, row
+from bench_rows import PEAKS, document, measured, row
 
 
 @pytest.mark.parametrize(
@@ -290,6 +290,32 @@ def test_a_result_of_torchs_that_is_not_finite_excuses_nothing():
     assert not judged(1e-4, torch_error=math.inf).right
     assert not judged(1e-4, torch_error=math.nan).right
     assert not judged(0.0, dtype=torch.float64).right
+
+
+def test_a_later_run_replaces_the_rows_that_it_has():
+    small, large = row({"seqkernels": measured(1.0)}), row({"seqkernels": measured(2.0)}, hidden=16)
+    other = row({"seqkernels": measured(3.0)}, pass_name="training")
+    first = document(small, large, measured="2026-01-01")
+    again = small | {"results": {"seqkernels": measured(4.0)}}
+    second = documents.merged(first, document(again, other, measured="2026-01-02"))
+    assert [r["results"]["seqkernels"]["median"] for r in second["rows"]] == [4.0, 2.0, 3.0]
+    assert [documents.run_of(r, second)["measured"][-1] for r in second["rows"]] == ["2", "1", "2"]
+    third = documents.merged(second, document(large, measured="2026-01-03"))
+    assert [run["measured"][-1] for run in third["runs"]] == ["2", "3"]
+    assert [row["run"] for row in third["rows"]] == [0, 1, 0]
+    assert first == document(small, large, measured="2026-01-01")
+
+
+def test_rates_and_noise_are_those_of_a_rows_own_run():
+    noisy = row({"seqkernels": measured(1e-3, noise=0.03)})
+    both = documents.merged(document(noisy), document(noisy | {"threads": 2}))
+    both["runs"][1] |= {
+        "peaks": [PEAKS | {"threads": 2, "peak": {"float32": 4e9}}],
+        "method": {"max_noise": 0.05, "verified": True},
+    }
+    first, second = (report.lines(r, both)[0] for r in both["rows"])
+    assert [line["% of peak"] for line in (first, second)] == ["10", "25"]
+    assert ["noisy" in line["±"] for line in (first, second)] == [True, False]
 
 
 def test_a_record_is_named_by_what_was_measured():

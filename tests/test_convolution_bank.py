@@ -136,6 +136,31 @@ def test_threads_change_no_bit(isa):
         assert all(map(torch.equal, found[0], other))
 
 
+UNUSUAL = {"plain": 1.0, "large": 2.0**60, "infinite": torch.inf, "not a number": torch.nan}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unusual", UNUSUAL)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_few_windows_go_side_by_side_to_the_same_bits(
+    isa, set_threads, threads, batch, unusual, dtype
+):
+    """Of 100 filters each, in parts; a number may decide how all of one convolution's go."""
+    sizes = (batch, 21, 33, (100, 70, 100), (3, 4, 5))
+    arguments = arguments_of(sizes, ragged=batch > 1, channels_last=True)
+    arguments["weights"][1][68, 0, 0] *= UNUSUAL[unusual]
+    given = converted(arguments, dtype) | {"activation": "relu"}
+    set_threads(1)
+    expected = results(in_turns, given)
+    set_threads(threads)
+    with torch.no_grad():
+        found = [functional.conv1d_max_pool_bank(**given)]
+    found += results(functional.conv1d_max_pool_bank, given)
+    for mine, other in zip(found, [expected[0], *expected], strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_sample_is_computed_as_if_it_were_alone():
     given = converted(arguments_of(CASES["kim"][0], True, True), torch.float32)
     lengths = given["lengths"]

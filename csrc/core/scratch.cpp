@@ -25,9 +25,16 @@ constexpr bool keeps_blocks = false;  // so that a use after the call, or beyond
 constexpr bool keeps_blocks = true;
 #endif
 
+// Something that is another for every thread that lives.
+const void* this_thread() {
+    thread_local const char mark = 0;
+    return &mark;
+}
+
 struct Block {
     void* memory;
     int64_t bytes;
+    const void* thread;  // that gave it back
 };
 
 // The blocks that are free, the longest unused first. There are only a few of them: a call's
@@ -38,6 +45,28 @@ struct Pool {
     int64_t bytes = 0;
 
     Pool() { blocks.reserve(most_kept_blocks); }
+
+    // Takes the pool, unless it is busy for long: a child process forked while another thread had
+    // it finds it busy for ever, and does without.
+    std::unique_lock<std::mutex> take() {
+        constexpr int most_tries = 200;
+        std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+        for (int i = 1; !lock && i < most_tries; ++i) static_cast<void>(lock.try_lock());
+        return lock;
+    }
+
+    // The place of a block of so many bytes: one that this thread had last, whose cache may still
+    // hold it, or else another's; -1 if there is none.
+    int64_t find(int64_t of_bytes) const {
+        int64_t found = -1;
+        for (std::size_t place = blocks.size(); place-- > 0;) {
+            const Block& block = blocks[place];
+            if (block.bytes != of_bytes) continue;
+            if (block.thread == this_thread()) return static_cast<int64_t>(place);
+            if (found < 0) found = static_cast<int64_t>(place);
+        }
+        return found;
+    }
 
     Block remove(std::size_t place) {
         const Block block = blocks[place];
@@ -86,12 +115,9 @@ void* take_scratch(int64_t bytes) {
     const int64_t size = rounded(bytes);
     if (keeps_blocks && size >= least_kept_bytes) {
         Pool& kept = pool();
-        // Who finds the pool busy does without: a child process forked at that moment finds it
-        // busy for ever.
-        const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock);
-        for (std::size_t place = lock ? kept.blocks.size() : 0; place-- > 0;) {
-            if (kept.blocks[place].bytes == size) return kept.remove(place).memory;
-        }
+        const std::unique_lock<std::mutex> lock = kept.take();
+        const int64_t place = lock ? kept.find(size) : -1;
+        if (place >= 0) return kept.remove(static_cast<std::size_t>(place)).memory;
     }
     return allocate(size);
 }
@@ -103,7 +129,7 @@ void return_scratch(void* memory, int64_t bytes) {
         return;
     }
     Pool& kept = pool();
-    const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock);
+    const std::unique_lock<std::mutex> lock = kept.take();
     if (!lock) {
         std::free(memory);
         return;
@@ -111,7 +137,7 @@ void return_scratch(void* memory, int64_t bytes) {
     while (kept.blocks.size() == most_kept_blocks || kept.bytes + size > most_kept_bytes) {
         std::free(kept.remove(0).memory);
     }
-    kept.blocks.push_back({memory, size});
+    kept.blocks.push_back({memory, size, this_thread()});
     kept.bytes += size;
 }
 

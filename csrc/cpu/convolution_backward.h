@@ -15,7 +15,7 @@
 // winograd_input_gradient.h and winograd_weight_gradient.h, with tiles
 // tile_convolution_input_gradient.h and tile_convolution_weight_gradient.h.
 //
-// Convolutions of one input whose gradients are added up: convolution_bank.h.
+// Convolutions of one input whose gradients are added up: convolution_bank_input_gradient.h.
 //
 // Scratch, owned by the call: g, N P F; its sums, N F; and that of the two parts:
 // convolution_input_gradient.h and convolution_weight_gradient.h, over time

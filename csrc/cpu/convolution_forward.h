@@ -76,16 +76,13 @@ class ConvolutionForwardKernel {
           pooled_(arguments) {}
 
     void run(int threads) {
-        if (!compute_samples(threads, false)) otherwise(marks_, threads);
+        if (!run_if_plain(threads, false)) otherwise(marks_, threads);
     }
 
     // The same, but returns false, with nothing of use computed, where there are weights that
-    // cannot be multiplied so, whether or not a sample can.
-    bool run_if_plain(int threads) { return compute_samples(threads, true); }
-
- private:
-    // judges: whether weights that no sample is multiplied with are judged too.
-    bool compute_samples(int threads, bool judges) {
+    // cannot be multiplied so. judges: whether weights that no sample is multiplied with are judged
+    // too.
+    bool run_if_plain(int threads, bool judges) {
         if (shape_.batch == 0 || shape_.filters == 0 || shape_.pooled == 0) return true;
         const StretchRule rule = windows_.rule(threads);
         const Scratch<uint8_t> left_out(Product::is_partial ? shape_.batch : 0);
@@ -111,6 +108,7 @@ class ConvolutionForwardKernel {
         return true;
     }
 
+ private:
     bool are_weights_plain(int threads) const {
         const Scratch<Packed> packed(windows_.packed_elements());
         const Scratch<T> panels(checked_product({panel_elements(), threads}));
@@ -498,21 +496,29 @@ void convolution_forward_of(const ConvolutionForward<typename Windows::Vector::E
     ConvolutionForwardKernel<Windows>(arguments, marks).run(threads);
 }
 
+// Calls function(windows), windows being a null pointer to those that a shape's convolution is made
+// of.
+template <class Vector, class Product, class Function>
+auto with_windows_of(const ConvolutionShape& shape, Function&& function) {
+    if constexpr (Product::in_tiles && Product::left_planes > 1) {
+        using Screened = ScreenedWindows<typename Product::Unit, Product::left_planes>;
+        if (Screened::pays_for(shape)) return function(static_cast<Screened*>(nullptr));
+    }
+    if constexpr (!Product::in_tiles && std::is_same_v<typename Vector::Element, float>) {
+        if (WinogradPlan::pays_for(shape)) {
+            return function(static_cast<WinogradWindows<Vector>*>(nullptr));
+        }
+    }
+    return function(static_cast<ConvolutionWindows<Vector, Product>*>(nullptr));
+}
+
 template <class Vector, class Product = VectorProduct<Vector>>
 void convolution_forward(const ConvolutionForward<typename Vector::Element>& arguments,
                          int threads) {
-    if constexpr (Product::in_tiles && Product::left_planes > 1) {
-        using Screened = ScreenedWindows<typename Product::Unit, Product::left_planes>;
-        if (Screened::pays_for(arguments.shape)) {
-            return convolution_forward_of<Screened>(arguments, nullptr, threads);
-        }
-    }
-    if constexpr (!Product::in_tiles && std::is_same_v<typename Vector::Element, float>) {
-        if (WinogradPlan::pays_for(arguments.shape)) {
-            return convolution_forward_of<WinogradWindows<Vector>>(arguments, nullptr, threads);
-        }
-    }
-    convolution_forward_of<ConvolutionWindows<Vector, Product>>(arguments, nullptr, threads);
+    with_windows_of<Vector, Product>(arguments.shape, [&](auto* windows) {
+        using Windows = std::remove_pointer_t<decltype(windows)>;
+        convolution_forward_of<Windows>(arguments, nullptr, threads);
+    });
 }
 
 }  // namespace seqkernels

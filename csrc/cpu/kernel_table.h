@@ -2,7 +2,8 @@
 #pragma once
 
 #include "convolution_backward.h"
-#include "convolution_bank.h"
+#include "convolution_bank_forward.h"
+#include "convolution_bank_input_gradient.h"
 #include "convolution_forward.h"
 #include "kernels.h"
 #include "machine_rates.h"
@@ -33,8 +34,8 @@ void tanh_of(const typename Vector::Element* source, typename Vector::Element* t
 template <class Vector>
 constexpr Kernels<typename Vector::Element> kernels_for() {
     return {{convolution_forward<Vector>, convolution_backward<Vector>,
-             convolution_bank_input_gradient<Vector>, recurrence_forward<Vector>,
-             recurrence_backward<Vector>},
+             convolution_bank_forward<Vector>, convolution_bank_input_gradient<Vector>,
+             recurrence_forward<Vector>, recurrence_backward<Vector>},
             sigmoid_of<Vector>,
             tanh_of<Vector>,
             multiply_add_chains<Vector>,

@@ -307,7 +307,11 @@ inline void pack_columns(typename Vector::Element* target, int64_t line, const P
         T* row = copied + lane * pack_depth;
         const Number* from = source + lane * stride_row;
         const int64_t here = lane < present ? depth : 0;
-        for (int64_t k = 0; k < here; ++k) row[k] = widen(from[k * stride_depth]);
+        if (stride_depth == 1) {
+            convert_numbers<Vector>(from, row, here);
+        } else {
+            for (int64_t k = 0; k < here; ++k) row[k] = widen(from[k * stride_depth]);
+        }
         for (int64_t k = here; k < divide_rounding_up(depth, 4) * 4; ++k) row[k] = 0;
     }
     transpose(std::integral_constant<int, transposed_columns<T>>(), copied, pack_depth, {0, depth});

@@ -20,7 +20,8 @@
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 #include "convolution_backward.h"
-#include "convolution_bank.h"
+#include "convolution_bank_forward.h"
+#include "convolution_bank_input_gradient.h"
 #include "convolution_forward.h"
 #include "product.h"
 #include "recurrence_backward.h"
@@ -266,7 +267,8 @@ template <class Vector, class Narrow, class Product = VectorProduct<Vector>,
           void (*backward)(const ConvolutionBackward<Narrow>&,
                            int) = convolution_backward<Vector, Narrow>>
 constexpr SixteenBitKernels<Narrow> sixteen_bit_kernels() {
-    return {{sixteen_bit_convolution_forward<Vector, Narrow, Product>, backward,
+    constexpr auto forward = sixteen_bit_convolution_forward<Vector, Narrow, Product>;
+    return {{forward, backward, convolution_bank_in_turns<Narrow, forward>,
              convolution_bank_input_gradient<Vector, Narrow>,
              sixteen_bit_recurrence_forward<Vector, Narrow, Product>,
              sixteen_bit_recurrence_backward<Vector, Narrow, Product, Gradient>},

@@ -1,6 +1,7 @@
 // The kernels of dense products in tiles, for a table of kernels by vectors of AVX-512.
 #pragma once
 
+#include "convolution_bank_forward.h"
 #include "screened_windows.h"
 #include "sixteen_bit.h"
 #include "tile_convolution_input_gradient.h"
@@ -49,6 +50,7 @@ void multiply_in_tiles(Operations<float>& operations) {
     using Product = TileProduct<Unit, planes>;
     operations.convolution_forward = convolution_forward<Vector, Product>;
     operations.convolution_backward = convolution_backward_in_tiles<Unit, planes, float>;
+    operations.convolution_bank_forward = convolution_bank_forward<Vector, Product>;
     operations.recurrence_forward = recurrence_forward<Vector, Product>;
     operations.recurrence_backward =
         recurrence_backward<Vector, Product, TileWeightGradient<Unit, planes>>;

@@ -73,8 +73,8 @@ struct Avx512Vector<float> {
         columns[3].value = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
     }
     // The same of whole cache lines.
-    static void load_transposed(const float* source, int64_t stride_row,
-                                Avx512Vector (&columns)[16]) {
+    [[gnu::always_inline]] static void load_transposed(const float* source, int64_t stride_row,
+                                                       Avx512Vector (&columns)[16]) {
         // quads[i + j], i a multiple of 4: of columns j, 4 + j, 8 + j and 12 + j the numbers of
         // rows i to i + 3.
         __m512 quads[16];

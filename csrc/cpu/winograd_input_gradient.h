@@ -121,7 +121,7 @@ class WinogradInputGradient {
         call.output_stride_pooled = shape_.channels;
         call.output_stride_filter = 1;
         call.output = sums_from(samples.begin);
-        return ConvolutionForwardKernel<WinogradWindows<Vector>>(call).run_if_plain(threads);
+        return ConvolutionForwardKernel<WinogradWindows<Vector>>(call).run_if_plain(threads, true);
     }
 
     // Where the sums of samples from the n'th on are made.

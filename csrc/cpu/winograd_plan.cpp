@@ -51,6 +51,7 @@ WinogradPlan::WinogradPlan(const ConvolutionShape& shape)
         add_filter(1, even, differences, 0, 2);
         add_filter(2, odd, differences, 1, 2);
     }
+    scale_parts();
     // What a plane is made from is wanted too; it comes before it.
     for (auto plane = planes_.rbegin(); plane->from != numbers; ++plane) {
         for (int64_t residue = 0; residue < together(); ++residue) {
@@ -119,6 +120,9 @@ bool WinogradPlan::has_single_terms() const {
     return true;
 }
 bool WinogradPlan::reads_numbers() const { return scheme_ != Scheme::four_of_three_taps; }
+float WinogradPlan::scale(int filter, int part) const {
+    return scales_[static_cast<std::size_t>(filter * parts() + part)];
+}
 int64_t WinogradPlan::taps() const { return taps_; }
 int64_t WinogradPlan::channels() const { return channels_; }
 int64_t WinogradPlan::depth() const { return checked_product({term_count(), channels_}); }
@@ -179,6 +183,17 @@ void WinogradPlan::add_term(int filter, int part, int plane, int64_t position,
                             const Shares& shares) {
     planes_[static_cast<std::size_t>(plane)].wanted |= 1u << position % together();
     terms_.push_back({filter, part, plane, position, shares});
+}
+
+void WinogradPlan::scale_parts() {
+    scales_.assign(static_cast<std::size_t>(filters() * parts()), 1);
+    if (!has_single_terms()) return;
+    for (Term& term : terms_) {
+        if (term.shares.count > 1) continue;
+        scales_[static_cast<std::size_t>(term.filter * parts() + term.part)] =
+            term.shares.of[0].scale;
+        term.shares.of[0].scale = 1;
+    }
 }
 
 }  // namespace seqkernels

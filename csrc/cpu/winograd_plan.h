@@ -102,6 +102,9 @@ class WinogradPlan {
     const Term& term(int index) const;  // filter after filter
     // Whether each part is the sum of one term.
     bool has_single_terms() const;
+    // What a part is times, when windows are made of it. A part that is the sum of one term, of one
+    // tap, is multiplied with the tap as it is, and the tap's scale is the part's.
+    float scale(int filter, int part) const;
     // Whether plane 0 is multiplied too, or others are made from it.
     bool reads_numbers() const;
     int64_t taps() const;
@@ -118,12 +121,14 @@ class WinogradPlan {
                     int64_t step);
     void add_four_of_three_taps(const std::vector<Shares>& taps);
     void add_term(int filter, int part, int plane, int64_t position, const Shares& shares);
+    void scale_parts();
 
     const int64_t taps_;
     const int64_t channels_;
     const Scheme scheme_;
     std::vector<Plane> planes_;
     std::vector<Term> terms_;
+    std::vector<float> scales_;
 };
 
 }  // namespace seqkernels

@@ -353,10 +353,12 @@ class WinogradWeightGradient {
         for (int64_t f = filters.begin; f < filters.end; ++f) {
             std::memset(mine.gradients, 0, static_cast<std::size_t>(taps * pitch) * sizeof(T));
             for (int t = 0; t < plan_.term_count(); ++t) {
-                const WinogradPlan::Shares& shares = plan_.term(t).shares;
+                const WinogradPlan::Term& term = plan_.term(t);
+                const WinogradPlan::Shares& shares = term.shares;
+                const float of_part = plan_.scale(term.filter, term.part);
                 for (int s = 0; s < shares.count; ++s) {
                     T* const target = mine.gradients + shares.of[s].tap * pitch;
-                    const Vector scale = Vector::broadcast(shares.of[s].scale);
+                    const Vector scale = Vector::broadcast(of_part * shares.of[s].scale);
                     for (int64_t c = 0; c < channels; c += Vector::width) {
                         multiply_add(scale, Vector::load(sums_of(t, f) + c),
                                      Vector::load(target + c))

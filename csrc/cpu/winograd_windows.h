@@ -37,6 +37,15 @@
 // (planes of C numbers in place of whole cache lines: 50 sentences, k 5, 7 % slower; judging
 // whether positions are alike takes 1 to 2 %)
 //
+// Of one sentence packing is half of the work. Where a term is one tap its numbers are multiplied
+// as they were transposed, and whole lines are transposed without leaving registers: time over that
+// before, k 3, 4 and 5, of 20 words on one thread 0.90, 0.88 and 0.90, on two 0.93, 0.87 and 0.89,
+// of 56 words, k 3, 0.91 (AMD family 25, model 17, AVX-512).
+//
+// Tried without gain, of one sentence there: four sums of taps in one pass over them (up to 5 %
+// slower), panels of half as many vectors (within 2 %), fetching the next channels' weights into
+// L1 or L2 (up to 5 % slower).
+//
 // Tried without gain: three taps by twos of windows (N 64, L 512, C 128 8 % slower); fetching what
 // follows a stretch in memory while tiles are multiplied, or the panel (2 % slower to 3 % faster).
 // The last 4 filters of 100 channel by channel, not as a vector of zeros: 4 % faster, but other
@@ -81,7 +90,12 @@ class WinogradWindows {
           plan_(shape_),
           layout_{shape_.filters, plan_.depth(), Product::vectors, 1},
           together_(plan_.together()),
-          input_(call, plan_) {}
+          input_(call, plan_),
+          places_(packed_channels * plan_.taps()) {
+        for (int64_t i = 0; i < packed_channels * plan_.taps(); ++i) {
+            places_.data()[i] = i % plan_.taps() * packed_channels + i / plan_.taps();
+        }
+    }
 
     const PanelLayout<Vector>& layout() const { return layout_; }
 
@@ -143,8 +157,8 @@ class WinogradWindows {
                 const auto place = [=](int t, int64_t channel) {
                     return target + (t * shape_.channels + channel) * line;
                 };
-                const auto done = [](int, Range) {};
-                are_plain = pack_panel_of<units>(panel, scratch, place, done) && are_plain;
+                const auto done = [](int, Range, const T*) {};
+                are_plain = pack_panel_of<units, true>(panel, scratch, place, done) && are_plain;
             });
         }
         return are_plain;
@@ -167,7 +181,7 @@ class WinogradWindows {
         for (int64_t m = 0; m < groups; ++m) {
             first_of[m] = rows.at(position_of(segments, m * together_));
         }
-        const auto multiply = [&](int t, Range channels) {
+        const auto multiply = [&](int t, Range channels, const T* weights) {
             const WinogradPlan::Term& term = plan_.term(t);
             const int64_t offset =
                 term.plane * plane_ + term.position * rows.stride + channels.begin;
@@ -175,14 +189,14 @@ class WinogradWindows {
             seqkernels::for_each_tile(groups, Tile<Vector>::rows, [&](int64_t first, int tile) {
                 const Left* pointers[Tile<Vector>::rows] = {};
                 for (int m = 0; m < tile; ++m) pointers[m] = first_of[first + m] + offset;
-                multiply_accumulate(part + first * vectors, tile, vectors, pointers, 1, packed,
+                multiply_accumulate(part + first * vectors, tile, vectors, pointers, 1, weights,
                                     channels.count());
             });
         };
         bool are_plain = true;
         with_constant<Product::vectors>(vectors, [&](auto units) {
             const auto place = [=](int, int64_t) { return packed; };
-            are_plain = pack_panel_of<units>(panel, scratch, place, multiply);
+            are_plain = pack_panel_of<units, false>(panel, scratch, place, multiply);
         });
         for (int64_t i = 0; i < count; ++i) {
             Vector shared[2];
@@ -284,7 +298,9 @@ class WinogradWindows {
     void write_windows(const Vector* parts, int64_t line, int filter, Vector* shared,
                        Vector* window, int64_t vectors) const {
         using Plan = WinogradPlan;
-        const auto part = [=](int which) { return parts[which * line]; };
+        const auto part = [=](int which) {
+            return Vector::broadcast(plan_.scale(filter, which)) * parts[which * line];
+        };
         if (plan_.scheme() == Plan::Scheme::four_of_three_taps) {
             const Vector even = part(Plan::a) + part(Plan::b), odd = part(Plan::a) - part(Plan::b);
             const Vector of_even = part(Plan::c) + part(Plan::e);
@@ -313,8 +329,9 @@ class WinogradWindows {
     static constexpr int64_t packed_channels = 16;
 
     // Packs a panel of that many vectors, some channels of a term at place(term, first channel),
-    // and calls done(term, channels) when they are there.
-    template <int units, class PlaceOf, class Done>
+    // and calls done(term, channels, weights) when they are there: or elsewhere, where a term is
+    // one tap as it is, which need not be copied.
+    template <int units, bool copies_taps, class PlaceOf, class Done>
     bool pack_panel_of(int64_t panel, T* scratch, PlaceOf&& place, Done&& done) const {
         constexpr int64_t line = units * Vector::width;
         const int64_t taps = plan_.taps();
@@ -323,17 +340,24 @@ class WinogradWindows {
         for (int64_t begin = 0; begin < shape_.channels; begin += packed_channels) {
             const Range channels{begin, smaller(begin + packed_channels, shape_.channels)};
             order_weights(scratch, panel, channels);
-            const int64_t rows = channels.count() * taps;
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int unit = 0; unit < units; ++unit) {
-                    largest[unit] = larger_magnitude(
-                        Vector::load(scratch + row * line + unit * Vector::width), largest[unit]);
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                const T* const rows = scratch + tap * packed_channels * line;
+                for (int64_t c = 0; c < channels.count(); ++c) {
+                    for (int unit = 0; unit < units; ++unit) {
+                        largest[unit] = larger_magnitude(
+                            Vector::load(rows + c * line + unit * Vector::width), largest[unit]);
+                    }
                 }
             }
             for (int t = 0; t < plan_.term_count(); ++t) {
-                add_up<units>(plan_.term(t).shares, scratch, taps, channels.count(),
-                              place(t, channels.begin));
-                done(t, channels);
+                const WinogradPlan::Shares& shares = plan_.term(t).shares;
+                if (!copies_taps && shares.count == 1 && shares.of[0].scale == 1) {
+                    done(t, channels, scratch + shares.of[0].tap * packed_channels * line);
+                    continue;
+                }
+                T* const target = place(t, channels.begin);
+                add_up<units>(shares, scratch, channels.count(), target);
+                done(t, channels, target);
             }
         }
         bool can_be_multiplied = true;
@@ -353,42 +377,43 @@ class WinogradWindows {
         return result;
     }
 
-    // target[(c taps + tap) line + lane]: the weights of some channels, c counted from the first.
+    // target[(tap packed_channels + c) line + lane]: the weights of some channels, c counted from
+    // the first.
     void order_weights(T* target, int64_t panel, Range channels) const {
         const ConvolutionWeight& weight = call_.weight;
         const int64_t taps = plan_.taps();
         const Stored first = weight.numbers.from(channels.begin * weight.stride_channel);
         if (weight.stride_tap == 1 && weight.stride_channel == taps) {
+            const int64_t* const places = places_.data();
             pack_panel(target, layout_, panel, channels.count() * taps,
-                       {first, weight.stride_filter, 1});
+                       {first, weight.stride_filter, 1}, [=](int64_t i) { return places[i]; });
             return;
         }
         for (int64_t tap = 0; tap < taps; ++tap) {
             pack_panel(
                 target, layout_, panel, channels.count(),
                 {first.from(tap * weight.stride_tap), weight.stride_filter, weight.stride_channel},
-                [=](int64_t channel) { return channel * taps + tap; });
+                [=](int64_t channel) { return tap * packed_channels + channel; });
         }
     }
 
     // target[c line + lane] = the taps of each channel, added up.
     template <int units>
-    static void add_up(const WinogradPlan::Shares& shares, const T* weights, int64_t taps,
-                       int64_t channels, T* target) {
+    static void add_up(const WinogradPlan::Shares& shares, const T* weights, int64_t channels,
+                       T* target) {
         constexpr int64_t line = units * Vector::width;
         with_constant<WinogradPlan::most_shares>(shares.count, [&](auto count) {
             const T* from[count];
             Vector scales[count];
             for (int s = 0; s < count; ++s) {
-                from[s] = weights + shares.of[s].tap * line;
+                from[s] = weights + shares.of[s].tap * packed_channels * line;
                 scales[s] = Vector::broadcast(shares.of[s].scale);
             }
             for (int64_t c = 0; c < channels; ++c) {
                 for (int64_t i = 0; i < line; i += Vector::width) {
-                    Vector sum = scales[0] * Vector::load(from[0] + c * taps * line + i);
+                    Vector sum = scales[0] * Vector::load(from[0] + c * line + i);
                     for (int s = 1; s < count; ++s) {
-                        sum = multiply_add(scales[s], Vector::load(from[s] + c * taps * line + i),
-                                           sum);
+                        sum = multiply_add(scales[s], Vector::load(from[s] + c * line + i), sum);
                     }
                     sum.store(target + c * line + i);
                 }
@@ -402,6 +427,7 @@ class WinogradWindows {
     const PanelLayout<Vector> layout_;
     const int64_t together_;
     const WinogradInput<Vector> input_;
+    const Scratch<int64_t> places_;  // of a channel's tap, in the order of filters, in that of taps
     const WindowStretches* stretches_ = nullptr;
     int64_t plane_ = 0;  // numbers of one
 };

@@ -124,10 +124,9 @@ void bank_forward(const TensorView& input, const TensorViews& weights, const Ten
             first += own;
         }
         const pybind11::gil_scoped_release release;
-        const Operations<T>& kernels = active_kernels().at<T>(place.precision);
-        for (const ConvolutionForward<T>& call : calls) {
-            kernels.convolution_forward(call, place.threads);
-        }
+        active_kernels()
+            .at<T>(place.precision)
+            .convolution_bank_forward(calls.data(), static_cast<int64_t>(count), place.threads);
     });
 }
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "check.h"
+#include "core/parallel.h"
 #include "core/scratch.h"
 
 namespace seqkernels::testing {
@@ -33,6 +34,30 @@ TEST(scratch_is_kept_and_released) {
     }
     CHECK((release_scratch() >= 8 << 20) == keeps_blocks);
     CHECK(release_scratch() == 0);
+}
+
+TEST(a_thread_gets_its_own_scratch_again) {
+    release_scratch();
+    void* memory[2][2] = {};
+    bool are_two = false;
+    for (int call = 0; call < 2; ++call) {
+        Barrier barrier;
+        run_parallel(2, [&](int thread, int threads) {
+            if (call > 0 && thread == 0) barrier.wait(threads);  // the other way round
+            {
+                const Scratch<char> scratch(100000);
+                memory[call][thread] = scratch.data();
+                if (call == 0) barrier.wait(threads);  // each has one
+            }
+            if (call > 0 && thread != 0) barrier.wait(threads);
+            if (thread == 0) are_two = threads == 2;
+        });
+    }
+    if (keeps_blocks && are_two) {
+        CHECK(memory[0][0] != memory[0][1]);
+        CHECK(memory[1][0] == memory[0][0] && memory[1][1] == memory[0][1]);
+    }
+    release_scratch();
 }
 
 TEST(scratch_kept_is_bounded) {

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import report
 from .cases import UsageError
-from .documents import Document, by_key, load
+from .documents import Document, by_key, load, run_of
 from .statistics import difference_by_chance, geometric_mean, least_probability
 
 
@@ -64,6 +64,16 @@ def lost(before: Document, after: Document, provider: str) -> list[str]:
     ]
 
 
+def _environments_differ(before: Document, after: Document) -> bool:
+    """Whether a row of both was measured in one environment there, in another here."""
+    old_rows = by_key(before)
+    return any(
+        run_of(old_rows[key], before)["environment"] != run_of(new, after)["environment"]
+        for key, new in by_key(after).items()
+        if key in old_rows
+    )
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Print the rows and the geometric mean; 1 if ``--fail-below`` says so, else 0."""
     before, after = load(arguments.before), load(arguments.after)
@@ -85,8 +95,7 @@ def compare(arguments: argparse.Namespace) -> int:
     missing = len(set(by_key(before)) ^ set(by_key(after)))
     if missing:
         write(f"{missing} rows are in one of the files only\n")
-    environments = [run["environment"] for run in (*before["runs"], *after["runs"])]
-    if any(environment != environments[0] for environment in environments):
+    if _environments_differ(before, after):
         write("the machines or libraries differ: see `environment` in the files\n")
     gone = lost(before, after, provider)
     for text in gone:

@@ -28,6 +28,12 @@ def load(path: str | Path) -> Document:
         raise UsageError(f"{path}: not a saved run: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UsageError(f"{path}: not a saved run of format {FORMAT}")
+    try:
+        are_whole = all(0 <= row["run"] < len(document["runs"]) for row in document["rows"])
+    except (KeyError, TypeError):
+        are_whole = False
+    if not are_whole:
+        raise UsageError(f"{path}: not a saved run: expected rows that name one of its runs")
     return document
 
 
@@ -36,12 +42,14 @@ def run_of(row: Row, document: Document) -> Run:
     return document["runs"][row["run"]]
 
 
+def key(described: dict[str, Any]) -> tuple:
+    """What a row, or a case as it describes itself, measures."""
+    return (*(described[name] for name in KEY), tuple(sorted(described["shape"].items())))
+
+
 def by_key(document: Document) -> dict[tuple, Row]:
     """The rows of a document by what they measure; of several of one, the last."""
-    return {
-        (*(row[name] for name in KEY), tuple(sorted(row["shape"].items()))): row
-        for row in document["rows"]
-    }
+    return {key(row): row for row in document["rows"]}
 
 
 def merged(earlier: Document, later: Document) -> Document:

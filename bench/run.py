@@ -34,7 +34,7 @@ from .cases import (
     unique,
     values,
 )
-from .documents import FORMAT, Document, load, merged
+from .documents import FORMAT, Document, by_key, key, load, merged
 from .files import check_writable, write_text
 from .measure import Judge, measure
 from .operations import OPERATIONS
@@ -169,7 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
     record = _record(described["environment"], arguments, todo)
     for path in filter(None, (saved, record)):
         check_writable(path)
-    earlier = load(record) if record and record.exists() else None
+    if record and record.exists():
+        _refuse_to_lose_peers(load(record), todo, providers, record)
     interrupted = False
     try:
         _measure_all(todo, providers, method, arguments, document)
@@ -180,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
         if saved:
             _write(saved, document)
         if record and len(document["rows"]) == len(todo):  # half a suite is no record
-            _write(record, merged(earlier, document) if earlier else document)
+            _write(record, merged(load(record), document) if record.exists() else document)
     for format in formats:
         sys.stdout.write(report.text(document, format))
     if interrupted:
@@ -199,6 +200,22 @@ def _record(
     on_gpu = any(case.device == "cuda" for case in todo)
     name = environment.machine_name(described, "cuda" if on_gpu else "cpu")
     return Path(arguments.records) / f"{name}.json"
+
+
+def _refuse_to_lose_peers(
+    earlier: Document, todo: list[Case], providers: list[Provider], record: Path
+) -> None:
+    """Raise ``UsageError`` where rows of a record would be replaced by ones without its peers."""
+    names = {provider.name for provider in providers}
+    old_rows = by_key(earlier)
+    for case in todo:
+        row = old_rows.get(key(case.describe()))
+        for name in report.measured(row) if row else ():
+            if name not in names:
+                raise UsageError(
+                    f"--record: expected --provider with {name}, which {record} has for "
+                    f"{report.title(row)}"
+                )
 
 
 def _write(path: Path, document: Document) -> None:

@@ -297,16 +297,31 @@ def test_a_record_takes_in_the_rows_of_later_runs(monkeypatch, tmp_path):
     assert ["N=1,2" in run["command"] for run in found["runs"]] == [True, False]
 
 
+def test_a_record_does_not_lose_its_peers(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
+    target = ["--record", "--records", str(tmp_path)]
+    assert main(["run", *TINY, *QUICK, *OURS, *target]) == 0
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    assert main(["run", *TINY, *QUICK, "--provider", "seqkernels", *target]) == 2
+    message = f"--record: expected --provider with torch:layer, which {path} has for lstm, N=2"
+    assert message in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format": 1}', '{"format": 4, "runs": [], "rows": [{"run": 0}]}']
+)
 def test_a_record_that_cannot_be_read_is_named_before_anything_is_measured(
-    capsys, monkeypatch, tmp_path
+    capsys, monkeypatch, tmp_path, text
 ):
     monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT)
     record = tmp_path / "imaginary-9000-2-cores-avx2-1.2.3.json"
-    record.write_text('{"format": 1}')
+    record.write_text(text)
     monkeypatch.setattr("bench.run.measure", None)
     assert main(["run", *TINY, *QUICK, *OURS, "--record", "--records", str(tmp_path)]) == 2
-    assert f"{record}: not a saved run of format" in capsys.readouterr().err
-    assert record.read_text() == '{"format": 1}'
+    assert f"{record}: not a saved run" in capsys.readouterr().err
+    assert record.read_text() == text
 
 
 def test_an_interrupt_keeps_what_was_measured(capsys, monkeypatch, tmp_path):

@@ -136,20 +136,22 @@ def test_threads_change_no_bit(isa):
         assert all(map(torch.equal, found[0], other))
 
 
-UNUSUAL = {"plain": 1.0, "large": 2.0**60, "infinite": torch.inf, "not a number": torch.nan}
+UNUSUAL = {"plain": 1, "large": 2.0**60, "small": 2.0**-120, "nan": torch.nan}
 
 
+# Of 64 channels windows are multiplied together, of 24 in tiles one by one.
+@pytest.mark.parametrize("channels", [64, 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("unusual", UNUSUAL)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("threads", [2, 3])
 def test_few_windows_go_side_by_side_to_the_same_bits(
-    isa, set_threads, threads, batch, unusual, dtype
+    isa, set_threads, threads, batch, unusual, dtype, channels
 ):
-    """Of 100 filters each, in parts; a number may decide how all of one convolution's go."""
-    sizes = (batch, 21, 33, (100, 70, 100), (3, 4, 5))
+    """In parts of their filters, of which one's numbers may decide how all of them go."""
+    sizes = (batch, 45, channels, (100, 100, 100), (3, 4, 5))
     arguments = arguments_of(sizes, ragged=batch > 1, channels_last=True)
-    arguments["weights"][1][68, 0, 0] *= UNUSUAL[unusual]
+    arguments["weights"][1][98] *= UNUSUAL[unusual]
     given = converted(arguments, dtype) | {"activation": "relu"}
     set_threads(1)
     expected = results(in_turns, given)

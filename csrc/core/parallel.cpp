@@ -38,14 +38,6 @@ void enter(void* argument) {
     region->body(region->context, openmp().thread_number(), openmp().thread_count());
 }
 
-inline void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 // Until when this process's threads do not give their cores away, since what ran there kept them
 // for long.
 std::atomic<std::chrono::steady_clock::rep> crowded_until{0};

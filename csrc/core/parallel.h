@@ -37,6 +37,15 @@ void run_parallel(int threads, Body&& body) {
         &body);
 }
 
+// What a thread does between two looks at what it waits for.
+static inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 // Items shared out among the threads of one region as they get on: each takes those of its own part
 // in turn, call after call the same ones, which its cache may still hold, then what others have
 // left of theirs.

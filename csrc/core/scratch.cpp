@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checked.h"
+#include "parallel.h"
 
 namespace seqkernels {
 namespace {
@@ -46,23 +47,28 @@ struct Pool {
 
     Pool() { blocks.reserve(most_kept_blocks); }
 
-    // Takes the pool, unless it is busy for long: a child process forked while another thread had
-    // it finds it busy for ever, and does without.
+    // Takes the pool, unless it is busy for longer than others need it, some tens of nanoseconds:
+    // who does not get it does without. (A child process forked while another thread had the pool
+    // finds it busy for ever.)
     std::unique_lock<std::mutex> take() {
-        constexpr int most_tries = 200;
+        constexpr int most_tries = 64;
         std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
-        for (int i = 1; !lock && i < most_tries; ++i) static_cast<void>(lock.try_lock());
+        for (int i = 1; !lock && i < most_tries; ++i) {
+            relax();
+            static_cast<void>(lock.try_lock());
+        }
         return lock;
     }
 
     // The place of a block of so many bytes: one that this thread had last, whose cache may still
     // hold it, or else another's; -1 if there is none.
     int64_t find(int64_t of_bytes) const {
+        const void* const own = this_thread();
         int64_t found = -1;
         for (std::size_t place = blocks.size(); place-- > 0;) {
             const Block& block = blocks[place];
             if (block.bytes != of_bytes) continue;
-            if (block.thread == this_thread()) return static_cast<int64_t>(place);
+            if (block.thread == own) return static_cast<int64_t>(place);
             if (found < 0) found = static_cast<int64_t>(place);
         }
         return found;

@@ -8,7 +8,10 @@
 // of fresh memory, page after page, may take longer than the work done in it (32 MiB: 2.6 ms to
 // write, 28 ms the first time, on a virtual machine). They are asked for in huge pages, of which a
 // sequential reader needs fewer translations than there are places to keep them: an LSTM of N 1 to
-// 32 takes 1 % (H 512) to 11 % (H 2048) less time.
+// 32 takes 1 % (H 512) to 11 % (H 2048) less time. A thread gets the blocks that it gave back, if
+// there are some: threads that make calls of their own side by side then do not write to what is in
+// each other's caches (three convolutions of one sentence of 20 words, 100 and 128 filters each,
+// AMD family 25, model 17: 155 to 150 us, 182 to 165).
 #pragma once
 
 #include <cstdint>

@@ -6,10 +6,11 @@
 //
 // Shapes, ownership, scratch and cost: convolution_forward.h. Every part makes the input ready.
 //
-// Measured, side by side, times over those one after the other, two threads (AMD family 25, model
-// 17, AVX-512, C 300, three times 100 filters, of 3, 4 and 5): one sentence of 7 words 0.88, 20
-// 0.94, 56 0.98, 200 0.88, 512 0.93; 8 of 20 words 0.92; 50 of 20 1.01, of 56 1.05. Called again
-// and again with nothing else between: one of 20 words 0.85, of 56 0.95.
+// Measured, side by side, times over those one after the other, calls of both in turns, two threads
+// (AMD family 25, model 17, AVX-512, C 300, three times 100 filters, of 3, 4 and 5): one sentence
+// of 7 words 0.88, 20 0.94, 56 0.98, 200 0.89, 512 0.93; 8 of 20 words 0.92. Beyond 512 windows it
+// does not pay: 50 of 20 words 1.01, of 56 1.05. In a loop of its own, where the scratch of a call
+// is still in the caches of the threads that had it: one of 20 words 0.85, of 56 0.95.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,7 @@ class ConvolutionBankForward {
 
     void run() const {
         ConvolutionBankParts parts(threads_);
-        if (!goes_side_by_side(parts)) {
+        if (!can_be_cut() || !share_out(parts)) {
             constexpr auto forward = convolution_forward<Vector, Product>;
             return convolution_bank_in_turns<T, forward>(calls_, count_, threads_);
         }
@@ -47,23 +48,27 @@ class ConvolutionBankForward {
                 return compute(static_cast<const Call*>(context)[call], filters);
             },
             calls_);
-        // With weights that cannot be multiplied as others are, those of no filter are.
+        // Where weights of one filter cannot be multiplied as others are, those of none are.
         for (int64_t i = 0; i < count_; ++i) {
             if (!parts.is_computed(i)) convolution_forward<Vector, Product>(calls_[i], threads_);
         }
     }
 
  private:
-    bool goes_side_by_side(ConvolutionBankParts& parts) const {
-        constexpr int64_t most_windows = 512;
+    bool can_be_cut() const {
         if (threads_ == 1 || count_ == 1) return false;
         for (int64_t i = 0; i < count_; ++i) {
             const ConvolutionShape& shape = calls_[i].shape;
-            const bool are_few =
-                shape.windows(shape.length) <= most_windows / larger(1, shape.batch);
-            // Winners lie sample after sample.
-            const bool can_be_cut = calls_[i].argmax == nullptr || shape.batch == 1;
-            if (!are_few || !can_be_cut || !are_apart(shape)) return false;
+            if (!ConvolutionBankParts::takes(shape, calls_[i].argmax != nullptr)) return false;
+            if (!are_apart(shape)) return false;
+        }
+        return true;
+    }
+
+    // Returns whether the threads have about as much to do.
+    bool share_out(ConvolutionBankParts& parts) const {
+        for (int64_t i = 0; i < count_; ++i) {
+            const ConvolutionShape& shape = calls_[i].shape;
             parts.add(i, shape.filters, Vector::width, Product::vectors, shape.kernel_size);
         }
         return parts.share_out();

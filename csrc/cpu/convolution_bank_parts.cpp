@@ -11,6 +11,12 @@ ConvolutionBankParts::ConvolutionBankParts(int threads) : threads_(threads) {}
 
 ConvolutionBankParts::~ConvolutionBankParts() = default;
 
+bool ConvolutionBankParts::takes(const ConvolutionShape& shape, bool has_winners) {
+    constexpr int64_t most_windows = 512;
+    const bool are_few = shape.windows(shape.length) <= most_windows / larger(1, shape.batch);
+    return are_few && (!has_winners || shape.batch == 1);
+}
+
 void ConvolutionBankParts::add(int64_t call, int64_t filters, int64_t vector_filters,
                                int64_t panel_vectors, int64_t cost) {
     const int64_t panel_filters = panel_vectors * vector_filters;
@@ -34,6 +40,7 @@ bool ConvolutionBankParts::share_out() {
         part.thread = static_cast<int>(least - costs.begin());
         *least += part.cost;
     }
+    // A trade: one after the other, the convolutions' own threads have 4 and 3 of 7 vectors to do.
     constexpr double most_uneven = 1.15;
     const auto all = std::accumulate(costs.begin(), costs.end(), int64_t{0});
     const auto most = *std::max_element(costs.begin(), costs.end());

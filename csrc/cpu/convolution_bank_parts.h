@@ -5,6 +5,7 @@
 #include <exception>
 #include <vector>
 
+#include "../core/convolution.h"
 #include "../core/range.h"
 
 namespace seqkernels {
@@ -13,6 +14,9 @@ class ConvolutionBankParts {
  public:
     explicit ConvolutionBankParts(int threads);
     ~ConvolutionBankParts();
+
+    // Whether a call is small enough, and can be cut: winners lie sample after sample.
+    static bool takes(const ConvolutionShape& shape, bool has_winners);
 
     // The filters of a call, in as many parts as there are threads if so many panels of vectors
     // are in them. cost: of a vector of filters

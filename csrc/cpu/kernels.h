@@ -84,11 +84,11 @@ struct Operations {
 
     void (*convolution_forward)(const ConvolutionForward<T>&, int threads);
     void (*convolution_backward)(const ConvolutionBackward<T>&, int threads);
-    // Of several calls over the same input and lengths, all pooled over time: all of them; and the
-    // sum of their gradients of the input, into the grad_input of the first, nothing where that is
-    // null.
+    // Several calls over the same input and lengths, all pooled over time.
     void (*convolution_bank_forward)(const ConvolutionForward<T>* calls, int64_t count,
                                      int threads);
+    // Of several such calls the sum of their gradients of the input, into the grad_input of the
+    // first; nothing where that is null.
     void (*convolution_bank_input_gradient)(const ConvolutionBackward<T>* calls, int64_t count,
                                             int threads);
     void (*recurrence_forward)(const RecurrenceForward<T>&, int threads);

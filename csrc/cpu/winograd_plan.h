@@ -72,6 +72,7 @@ class WinogradPlan {
     enum Part { both, difference, first, second };
     enum PartOfFour { a, b, c, d, e, first_of_four, last_of_four };
     static constexpr int most_parts = 7;
+    static constexpr int most_filters = 3;
 
     // Products of a plane's channels that are added to a part.
     struct Term {

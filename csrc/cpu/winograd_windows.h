@@ -31,7 +31,8 @@
 // Measured, times faster than windows one by one, two threads (AMD family 26, AVX-512; AVX2):
 //   50 sentences of 56 words, C 300, F 100: k 3 1.37; 1.44, k 4 1.29; 1.39, k 5 1.41; 1.49
 //   50 of 20 words, k 3: 1.23; 1.35. One of 56 words: k 3 0.98; 0.98, k 5 1.00; 1.00 (in other
-//   runs up to 1.12 and 1.29; with its weights packed first a tenth slower); of 20 0.88; 0.81
+//   runs up to 1.12 and 1.29; with its weights packed first a tenth slower); of 20 0.88; 0.81 (all
+//   of these before packing was made faster, as said below)
 //   N 64, L 512, C 128, F 128: k 2 1.06; 1.15, k 3 1.37; 1.49
 //   N 16, L 1014, C 70, F 256, k 7 1.36; 1.43. N 32, L 512, C 300, F 256, k 3 1.47; 1.56
 // (planes of C numbers in place of whole cache lines: 50 sentences, k 5, 7 % slower; judging
@@ -94,6 +95,11 @@ class WinogradWindows {
           places_(packed_channels * plan_.taps()) {
         for (int64_t i = 0; i < packed_channels * plan_.taps(); ++i) {
             places_.data()[i] = i % plan_.taps() * packed_channels + i / plan_.taps();
+        }
+        for (int filter = 0; filter < plan_.filters(); ++filter) {
+            for (int part = 0; part < plan_.parts(); ++part) {
+                scales_[filter][part] = plan_.scale(filter, part);
+            }
         }
     }
 
@@ -299,7 +305,7 @@ class WinogradWindows {
                        Vector* window, int64_t vectors) const {
         using Plan = WinogradPlan;
         const auto part = [=](int which) {
-            return Vector::broadcast(plan_.scale(filter, which)) * parts[which * line];
+            return Vector::broadcast(scales_[filter][which]) * parts[which * line];
         };
         if (plan_.scheme() == Plan::Scheme::four_of_three_taps) {
             const Vector even = part(Plan::a) + part(Plan::b), odd = part(Plan::a) - part(Plan::b);
@@ -329,8 +335,8 @@ class WinogradWindows {
     static constexpr int64_t packed_channels = 16;
 
     // Packs a panel of that many vectors, some channels of a term at place(term, first channel),
-    // and calls done(term, channels, weights) when they are there: or elsewhere, where a term is
-    // one tap as it is, which need not be copied.
+    // and calls done(term, channels, weights) when they are there; or, without copies_taps, of a
+    // term that is one tap, whose scale is its part's, when that tap is in scratch.
     template <int units, bool copies_taps, class PlaceOf, class Done>
     bool pack_panel_of(int64_t panel, T* scratch, PlaceOf&& place, Done&& done) const {
         constexpr int64_t line = units * Vector::width;
@@ -351,7 +357,7 @@ class WinogradWindows {
             }
             for (int t = 0; t < plan_.term_count(); ++t) {
                 const WinogradPlan::Shares& shares = plan_.term(t).shares;
-                if (!copies_taps && shares.count == 1 && shares.of[0].scale == 1) {
+                if (!copies_taps && shares.count == 1) {
                     done(t, channels, scratch + shares.of[0].tap * packed_channels * line);
                     continue;
                 }
@@ -427,7 +433,10 @@ class WinogradWindows {
     const PanelLayout<Vector> layout_;
     const int64_t together_;
     const WinogradInput<Vector> input_;
-    const Scratch<int64_t> places_;  // of a channel's tap, in the order of filters, in that of taps
+    // Where in scratch the numbers of some channels go, each channel's taps side by side: the place
+    // of each, tap after tap.
+    const Scratch<int64_t> places_;
+    T scales_[WinogradPlan::most_filters][WinogradPlan::most_parts];
     const WindowStretches* stretches_ = nullptr;
     int64_t plane_ = 0;  // numbers of one
 };

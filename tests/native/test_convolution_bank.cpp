@@ -38,6 +38,18 @@ TEST(parts_are_every_filter_once) {
     }
 }
 
+TEST(few_windows_go_in_parts) {
+    const auto takes = [](int64_t batch, int64_t length, bool has_winners) {
+        const ConvolutionShape shape =
+            shape_of(batch, length, 64, 100, 3, 1, 0, 1, 0, 0, Activation::relu);
+        return ConvolutionBankParts::takes(shape, has_winners);
+    };
+    CHECK(takes(1, 514, true) && !takes(1, 515, true));
+    CHECK(takes(8, 66, false) && !takes(8, 67, false));
+    CHECK(!takes(8, 66, true));
+    CHECK(takes(1, 2, true) && takes(0, 20, false));
+}
+
 TEST(what_a_part_throws_is_thrown) {
     ConvolutionBankParts parts = kim(2);
     parts.share_out();
@@ -56,15 +68,19 @@ TEST(what_a_part_throws_is_thrown) {
 }
 
 template <class Kernels>
-void check_bank(const Kernels& kernels, int64_t batch, bool has_winners, double largest) {
+void check_bank(const Kernels& kernels, int64_t channels, int64_t batch, bool has_winners,
+                double scale) {
     using T = typename Kernels::Number;
     std::vector<Problem> problems;
     for (const int64_t taps : {3, 4, 5}) {
         const ConvolutionShape shape =
-            shape_of(batch, 15, 33, 100, taps, 1, 1, 1, 0, 0, Activation::relu);
+            shape_of(batch, 30, channels, 100, taps, 1, 1, 1, 0, 0, Activation::relu);
         problems.emplace_back(Case{shape, false, batch > 1});
     }
-    problems[1].weight[problems[1].weight.size() - 7] *= largest;
+    // One of the last filters has other numbers.
+    std::vector<double>& weight = problems[1].weight;
+    const std::size_t of_filter = weight.size() / 100;
+    for (std::size_t i = 0; i < of_filter; ++i) weight[98 * of_filter + i] *= scale;
     const auto input = converted<T>(problems[0].input);
     const auto run = [&](bool at_once) {
         std::vector<std::vector<T>> weights, biases;
@@ -106,12 +122,13 @@ TEST(a_bank_is_its_convolutions_in_turns) {
     for_each_isa([](const std::string&, const KernelTable& table) {
         for (const int64_t batch : {1, 3}) {
             for (const bool has_winners : {false, true}) {
-                for (const double largest : {1.0, 0x1p60}) {
-                    check_bank(table.float32, batch, has_winners, largest);
+                for (const double scale : {1.0, 0x1p60, 0x1p-120}) {
+                    check_bank(table.float32, 64, batch, has_winners, scale);
                 }
             }
-            check_bank(table.float64, batch, true, 1);
-            check_bank(table.bfloat16, batch, true, 1);
+            check_bank(table.float32, 24, batch, false, 1);
+            check_bank(table.float64, 64, batch, batch == 1, 1);
+            check_bank(table.bfloat16, 64, batch, true, 1);
         }
     });
 }

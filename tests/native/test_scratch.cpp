@@ -38,22 +38,27 @@ TEST(scratch_is_kept_and_released) {
 
 TEST(a_thread_gets_its_own_scratch_again) {
     release_scratch();
+    constexpr int64_t bytes = 100000;
     void* memory[2][2] = {};
-    bool are_two = false;
-    for (int call = 0; call < 2; ++call) {
-        Barrier barrier;
-        run_parallel(2, [&](int thread, int threads) {
-            if (call > 0 && thread == 0) barrier.wait(threads);  // the other way round
-            {
-                const Scratch<char> scratch(100000);
-                memory[call][thread] = scratch.data();
-                if (call == 0) barrier.wait(threads);  // each has one
+    Barrier barrier;
+    int granted = 0;
+    run_parallel(2, [&](int thread, int threads) {
+        if (thread == 0) granted = threads;
+        for (const int call : {0, 1}) {
+            // In the second call the other way round.
+            for (int turn = 0; turn < threads; ++turn) {
+                if (turn == (call == 0 ? thread : threads - 1 - thread)) {
+                    memory[call][thread] = take_scratch(bytes);
+                }
+                barrier.wait(threads);
             }
-            if (call > 0 && thread != 0) barrier.wait(threads);
-            if (thread == 0) are_two = threads == 2;
-        });
-    }
-    if (keeps_blocks && are_two) {
+            for (int turn = 0; turn < threads; ++turn) {
+                if (turn == thread) return_scratch(memory[call][thread], bytes);
+                barrier.wait(threads);
+            }
+        }
+    });
+    if (keeps_blocks && granted == 2) {
         CHECK(memory[0][0] != memory[0][1]);
         CHECK(memory[1][0] == memory[0][0] && memory[1][1] == memory[0][1]);
     }

@@ -74,6 +74,10 @@ def machine_name(environment: dict[str, Any], device: str) -> str:
     return f"{words}-{environment['seqkernels']}"
 
 
+# What runs leave in a checkout changes nothing that is measured.
+_RESULTS = (":(top,exclude)bench/records", ":(top,exclude)docs")
+
+
 def _commit() -> str | None:
     """The commit of the checkout that this runs from, and whether files differ from it."""
     git = ("git", "-C", str(Path(__file__).parent))
@@ -83,7 +87,7 @@ def _commit() -> str | None:
             for words in (
                 ("ls-files", "--error-unmatch", __file__),
                 ("rev-parse", "--short=12", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ":/", *_RESULTS),
             )
         ]
     except (OSError, subprocess.CalledProcessError):

@@ -467,6 +467,21 @@ def test_compare(capsys, tmp_path):
     assert main(["compare", before, after, "--fail-below", "0.5"]) == 0
     assert main(["compare", before, after, "--fail-below", "0.9"]) == 1
     assert main(["compare", after, after, "--fail-below", "1"]) == 0
+    assert "the machines or libraries differ" not in capsys.readouterr().out
+
+
+def test_compare_says_where_rows_of_both_were_measured_otherwise(capsys, tmp_path):
+    fast, slow = (row({"seqkernels": measured(*samples)}) for samples in (FAST, SLOW))
+    other = document(slow | {"pass": "training"})
+    other["runs"][0]["environment"] = ENVIRONMENT | {"torch": "2.12.0"}
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(merged(document(fast), other)))
+    for name in (saved(tmp_path / "plain.json", fast), str(mixed)):
+        assert main(["compare", str(mixed), name]) == 0
+        assert "the machines or libraries differ" not in capsys.readouterr().out
+    after = saved(tmp_path / "after.json", slow | {"pass": "training"})
+    assert main(["compare", str(mixed), after]) == 0
+    assert "the machines or libraries differ" in capsys.readouterr().out
 
 
 def test_compare_does_not_fail_a_row_that_differs_by_chance(tmp_path):

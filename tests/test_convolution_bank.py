@@ -139,7 +139,7 @@ def test_threads_change_no_bit(isa):
 UNUSUAL = {"plain": 1, "large": 2.0**60, "small": 2.0**-120, "nan": torch.nan}
 
 
-# Of 64 channels windows are multiplied together, of 24 in tiles one by one.
+# By vectors, windows of 64 channels are multiplied together, of 24 one by one.
 @pytest.mark.parametrize("channels", [64, 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("unusual", UNUSUAL)

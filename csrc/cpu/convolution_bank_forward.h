@@ -76,10 +76,12 @@ class ConvolutionBankForward {
 
     // Whether no filter's numbers decide how another one is multiplied, but for weights that cannot
     // be multiplied as others are.
-    static bool are_apart(const ConvolutionShape& shape) {
-        return with_windows_of<Vector, Product>(shape, [](auto* windows) {
-            return !std::remove_pointer_t<decltype(windows)>::are_screened;
-        });
+    static bool are_apart([[maybe_unused]] const ConvolutionShape& shape) {
+        if constexpr (can_be_screened<Product>) {
+            return !ScreenedWindows<typename Product::Unit, Product::left_planes>::pays_for(shape);
+        } else {
+            return true;
+        }
     }
 
     // Some filters of a call, by one thread; they are multiplied as they would be among all.

@@ -496,11 +496,15 @@ void convolution_forward_of(const ConvolutionForward<typename Windows::Vector::E
     ConvolutionForwardKernel<Windows>(arguments, marks).run(threads);
 }
 
+// Whether maxima over time may be found among products less precise than wanted.
+template <class Product>
+constexpr bool can_be_screened = Product::in_tiles && Product::left_planes > 1;
+
 // Calls function(windows), windows being a null pointer to those that a shape's convolution is made
 // of.
 template <class Vector, class Product, class Function>
 auto with_windows_of(const ConvolutionShape& shape, Function&& function) {
-    if constexpr (Product::in_tiles && Product::left_planes > 1) {
+    if constexpr (can_be_screened<Product>) {
         using Screened = ScreenedWindows<typename Product::Unit, Product::left_planes>;
         if (Screened::pays_for(shape)) return function(static_cast<Screened*>(nullptr));
     }
